@@ -1,0 +1,32 @@
+# One command per task; each sets up what it needs in .venv, from nothing but Python and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint slow build clean
+
+demo: $(READY)          ## invented chest phantom: train a small network for two minutes, predict, draw build/demo/coronal.png
+	$(BIN)/python examples/demo.py --output build/demo
+
+test: $(READY)          ## all tests but the slow ones
+	$(BIN)/python -m pytest
+
+slow: $(READY)          ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)          ## style, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+build: $(READY)         ## wheel and source distribution in dist/
+	$(BIN)/python -m build
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

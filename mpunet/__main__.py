@@ -1,0 +1,49 @@
+"""The console command: ``mpunet`` and ``python -m mpunet``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from mpunet import __version__
+
+__all__ = ["main"]
+
+USAGE = """\
+usage: mpunet [--version] [--debug] {fit,validate,test,predict} [options]
+
+Thin-slice CT from thick-slice CT. Research software, not a medical device.
+
+  fit       train a network:           mpunet fit --config examples/mpunet.yaml --data.train_dir DIR --data.val_dir DIR
+  validate  measure on whole volumes:  mpunet validate --ckpt_path CKPT --data.val_dir DIR
+  test      likewise, on test data:    mpunet test --ckpt_path CKPT --data.test_dir DIR
+  predict   thin slices of a folder:   mpunet predict --ckpt_path CKPT --data.predict_dir SCANS --writer.output_dir THIN
+
+`mpunet COMMAND --help` lists the options. --debug shows the traceback of an error.
+Exit status: 0 done, 1 some volumes failed, 2 wrong usage or bad input."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line with ``args`` (by default the process's) and return the exit status."""
+    words = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"mpunet {__version__}")
+        return 0
+    from mpunet.cli import run  # Lightning takes seconds to import: not for --help and --version
+
+    try:
+        return run(words)
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        print(f"mpunet: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

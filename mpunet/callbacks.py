@@ -1,0 +1,63 @@
+"""Lightning callbacks for training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torchvision.io import write_png
+
+from mpunet.data.datamodule import VolumeCase
+from mpunet.models import DepthInterpolation
+from mpunet.pictures import coronal, side_by_side
+
+__all__ = ["CoronalSamples"]
+
+
+class CoronalSamples(L.Callback):
+    """Coronal pictures of validation cases: thick, cubic, the network's, and the truth, in the lung window.
+
+    They go to TensorBoard where that is the logger, and as PNG files into ``samples`` below the run's folder in any case.
+
+    Args:
+        cases: how many of the validation cases, the first ones.
+        row: where along the height (front to back), 0 to 1.
+    """
+
+    def __init__(self, cases: int = 1, row: float = 0.5) -> None:
+        self.cases = cases
+        self.row = row
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: VolumeCase,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the case."""
+        if batch["index"] >= self.cases or trainer.sanity_checking or trainer.log_dir is None:
+            return
+        thick = batch["thick"].float().cpu()
+        ratio = (len(batch["thin"]) - 1) // (len(thick) - 1)
+        cubic = DepthInterpolation(len(thick), ratio, "cubic")(thick[None, None])[0, 0]
+        volumes = [thick, cubic, outputs["image"], batch["thin"]]
+        height = int(self.row * (thick.shape[1] - 1))
+        planes = [np.asarray(v[:, height : height + 1].float().cpu()) for v in volumes]
+        spacing = batch["spacing"]
+        pictures = [
+            coronal(plane, (spacing[0] * (ratio if i == 0 else 1), spacing[1], spacing[2])) for i, plane in enumerate(planes)
+        ]
+        picture = torch.from_numpy(side_by_side(pictures))[None]
+        folder = Path(trainer.log_dir) / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        name = batch["name"].replace("/", "_")
+        write_png(picture, str(folder / f"{name}-step{trainer.global_step:07d}.png"))
+        for logger in trainer.loggers:
+            if hasattr(logger.experiment, "add_image"):
+                logger.experiment.add_image(f"coronal/{name}", picture, trainer.global_step)

@@ -1,0 +1,94 @@
+"""The commands that need a model: ``LightningCLI`` with mpunet's module, data module, writer and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from mpunet.data.datamodule import ThickThinDataModule
+from mpunet.inference.writer import ThinVolumeWriter
+from mpunet.module import MPUNetModule
+from mpunet.weights import read_checkpoint
+
+__all__ = ["MPUNetCLI", "SaveConfig", "run"]
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the configuration beside the logs: ``config.yaml`` of a fit is not overwritten by a later test, predict writes none."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save under the stage's name."""
+        if stage == "predict":
+            return
+        if stage != "fit":
+            self.config_filename = f"config_{stage}.yaml"
+        super().setup(trainer, pl_module, stage)
+
+
+class MPUNetCLI(LightningCLI):
+    """``mpunet fit | validate | test | predict``."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.words = list(args)
+        super().__init__(
+            MPUNetModule,
+            ThickThinDataModule,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": "mpunet"},
+            args=self.words,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The sections beside model, data and trainer: ``writer`` for predict, ``checkpoint`` for fit."""
+        parser.add_lightning_class_args(ThinVolumeWriter, "writer")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "model.net": {"class_path": "mpunet.models.MPUNet"},
+                "model.objective": {"class_path": "mpunet.losses.Objective"},
+                "checkpoint.monitor": "val/psnr",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "step={step}-psnr={val/psnr:.2f}",
+                "checkpoint.auto_insert_metric_name": False,
+            }
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Predict writes its volumes and nothing else."""
+        if self.subcommand == "predict":
+            config = self.config["predict"]
+            config["return_predictions"] = False
+            if config["trainer"]["logger"] is None:
+                config["trainer"]["logger"] = False
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's, which takes the model from the checkpoint; but a file that is none, or another geometry, is told clearly."""
+        subcommand = self.config["subcommand"]
+        path = self.config[subcommand].get("ckpt_path")
+        if path and path not in ("best", "last", "hpc", "registry"):
+            hparams = read_checkpoint(path)["hyper_parameters"]
+            given = self.parser.parse_args(self.words, defaults=False)[subcommand].get("model.net.init_args") or {}
+            inside = hparams["net"].get("init_args", {})
+            for key in ("n_thick", "ratio"):
+                if key in given and key in inside and given[key] != inside[key]:
+                    raise ValueError(
+                        f"{Path(path)} is a checkpoint for {key} = {inside[key]}, but {key} = {given[key]} was asked for. "
+                        f"Leave model.net.{key} out, or train a network for it."
+                    )
+        super()._parse_ckpt_path()
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one of the commands and return the exit status: 1 if volumes failed in predict, else 0."""
+    cli = MPUNetCLI(args)
+    callbacks: Any = cli.trainer.callbacks  # type: ignore[attr-defined]
+    return int(any(callback.failures for callback in callbacks if isinstance(callback, ThinVolumeWriter)))

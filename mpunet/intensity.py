@@ -1,0 +1,32 @@
+"""HU to [0, 1] and back: the window [-1024, 3071] of 12-bit CT, as in the paper (Section 4.1)."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+__all__ = ["HU_MAX", "HU_MIN", "HU_RANGE", "from_hu", "round_hu", "to_hu"]
+
+HU_MIN = -1024.0
+HU_MAX = 3071.0
+HU_RANGE = HU_MAX - HU_MIN
+
+Array = TypeVar("Array", Tensor, npt.NDArray[np.floating])
+
+
+def from_hu(hu: Array) -> Array:
+    """Intensity in [0, 1] of values in HU; HU outside [-1024, 3071] are clipped."""
+    return (hu.clip(HU_MIN, HU_MAX) - HU_MIN) / HU_RANGE
+
+
+def to_hu(intensity: Array) -> Array:
+    """HU of intensities in [0, 1]; not clipped."""
+    return intensity * HU_RANGE + HU_MIN
+
+
+def round_hu(hu: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
+    """HU clipped to [-1024, 3071] and rounded to int16, as files store it."""
+    return np.rint(hu.clip(HU_MIN, HU_MAX)).astype(np.int16)

@@ -1,0 +1,25 @@
+"""Losses: each a function and a thin module of the same idea; :class:`Objective` adds them up."""
+
+from __future__ import annotations
+
+from mpunet.losses.contrast_aware import ContrastAware, contrast_aware_loss, contrast_aware_weight
+from mpunet.losses.feature_matching import FeatureMatching, VGG16Features, VGGLayer, feature_matching_loss
+from mpunet.losses.mask import MaskCrossEntropy, mask_cross_entropy
+from mpunet.losses.objective import Objective, StreamOutput
+from mpunet.losses.region import RegionL1, region_l1
+
+__all__ = [
+    "ContrastAware",
+    "FeatureMatching",
+    "MaskCrossEntropy",
+    "Objective",
+    "RegionL1",
+    "StreamOutput",
+    "VGG16Features",
+    "VGGLayer",
+    "contrast_aware_loss",
+    "contrast_aware_weight",
+    "feature_matching_loss",
+    "mask_cross_entropy",
+    "region_l1",
+]

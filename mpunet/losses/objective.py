@@ -1,0 +1,164 @@
+"""The training objective: the weighted sum of the losses, each part reported."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mpunet.config import Configurable
+from mpunet.losses.contrast_aware import ContrastAware
+from mpunet.losses.feature_matching import FeatureMatching, VGGLayer
+from mpunet.losses.mask import mask_cross_entropy
+from mpunet.losses.region import region_l1
+
+__all__ = ["Objective", "StreamOutput"]
+
+
+class StreamOutput(Protocol):
+    """What the objective needs of a network's output; all (B, 1, N, H, W), None for a stream that the network does not have."""
+
+    @property
+    def image(self) -> Tensor:
+        """The composed image, intensity in [0, 1]."""
+
+    @property
+    def mask_logits(self) -> Tensor | None:
+        """Log odds that a voxel is lung."""
+
+    @property
+    def inner(self) -> Tensor | None:
+        """The inner-lung stream, intensity in [0, 1]."""
+
+    @property
+    def outer(self) -> Tensor | None:
+        """The outer-lung stream, intensity in [0, 1]."""
+
+
+class Objective(Configurable, nn.Module):
+    """Weighted sum of the losses on a multi-stream output. The paper names the parts; their weights are ours.
+
+    ======= ===================================== ===================================
+    part    loss                                  on
+    ======= ===================================== ===================================
+    mask    cross entropy                         mask logits
+    inner   contrast-aware (Eq. 2), or L1         inner-lung stream, inside the lung
+    outer   L1                                    outer-lung stream, outside the lung
+    feature feature matching (Eq. 3)              composed image
+    image   L1 (ours)                             composed image
+    ======= ===================================== ===================================
+
+    A part is taken if its weight is above 0 and the output has its stream. A network with only one of the inner and outer
+    streams (the paper's ablation) has no regions to split: that stream is its image, so its loss is taken on the whole of it.
+
+    All arguments are plain values, so that they can stand in a YAML file and in a checkpoint.
+
+    Args:
+        mask: weight of the mask's cross entropy.
+        inner: weight of the inner-lung stream's loss.
+        outer: weight of the outer-lung stream's L1.
+        feature: weight of feature matching; VGG-16 is loaded only if this is above 0.
+        image: weight of L1 on the composed image; the part for networks without streams.
+        inner_loss: the inner-lung stream's loss; "l1" is the paper's ablation of Eq. 2.
+        alpha: of Eq. 2, added to the target's intensity; above 0.
+        gamma: of Eq. 2, the exponent; at least 0.
+        beta: of Eq. 2, the scale; above 0.
+        sigma: standard deviation in voxels of the Gaussian that smooths the weight of Eq. 2; 0 = none.
+        detach_weight: take the weight of Eq. 2 as a constant in the gradient.
+        feature_layers: see :class:`~mpunet.losses.VGG16Features`.
+        feature_weights: path of a file with VGG-16's weights; None = torchvision's.
+        feature_chunk: slices that feature matching takes at a time.
+
+    Raises:
+        ValueError: if a weight is negative or not finite, or all are 0.
+
+    >>> from types import SimpleNamespace
+    >>> zeros = torch.zeros(1, 1, 2, 4, 4)
+    >>> output = SimpleNamespace(image=zeros, mask_logits=None, inner=None, outer=None)
+    >>> Objective(image=2.0)(output, thin=zeros + 0.25, lung=zeros)
+    {'loss': tensor(0.5000), 'image': tensor(0.2500)}
+    """
+
+    def __init__(
+        self,
+        *,
+        mask: float = 1.0,
+        inner: float = 1.0,
+        outer: float = 1.0,
+        feature: float = 0.0,
+        image: float = 0.0,
+        inner_loss: Literal["contrast_aware", "l1"] = "contrast_aware",
+        alpha: float = 0.5,
+        gamma: float = 0.5,
+        beta: float = 5.0,
+        sigma: float = 0.0,
+        detach_weight: bool = False,
+        feature_layers: Sequence[VGGLayer] = ("relu2_2", "relu3_3"),
+        feature_weights: str | None = None,
+        feature_chunk: int = 4,
+    ) -> None:
+        super().__init__()
+        self.weights = {"mask": mask, "inner": inner, "outer": outer, "feature": feature, "image": image}
+        if not all(math.isfinite(weight) and weight >= 0 for weight in self.weights.values()) or not any(self.weights.values()):
+            raise ValueError(f"Expected weights of losses of at least 0, and one above 0, got {self.weights}.")
+        if inner_loss not in ("contrast_aware", "l1"):
+            raise ValueError(f"Expected inner_loss to be 'contrast_aware' or 'l1', got {inner_loss!r}.")
+        self.inner_loss = inner_loss
+        self.contrast_aware = ContrastAware(alpha=alpha, gamma=gamma, beta=beta, sigma=sigma, detach_weight=detach_weight)
+        self.feature_args = (tuple(feature_layers), feature_weights, feature_chunk)
+        self.feature_matching: FeatureMatching | None = None
+
+    def prepare(self) -> None:
+        """Load VGG-16 if features are to be matched. The first call of the objective does so too; call this to fail early.
+
+        Not done on construction, as a checkpoint's objective is built for prediction too, where nobody needs VGG-16.
+        """
+        if self.weights["feature"] and self.feature_matching is None:
+            layers, weights, chunk = self.feature_args
+            self.feature_matching = FeatureMatching(layers, weights, chunk=chunk)
+
+    def forward(self, output: StreamOutput, thin: Tensor, lung: Tensor) -> dict[str, Tensor]:
+        """The objective and its parts.
+
+        Args:
+            output: the network's, intensity in [0, 1]; see :class:`StreamOutput`.
+            thin: (B, 1, N, H, W), the true thin slices, intensity in [0, 1].
+            lung: (B, 1, N, H, W), {0, 1}, float or bool.
+
+        Returns:
+            Scalars: "loss", to minimise, and under its name each part that was taken, before its weight. A value that is not
+            finite is handed on as it is.
+
+        Raises:
+            ValueError: if no part with a weight above 0 has its stream in the output, or shapes differ.
+        """
+        parts = self._parts(output, thin, lung.to(thin.dtype))
+        if not parts:
+            wanted = [name for name, weight in self.weights.items() if weight > 0]
+            raise ValueError(
+                f"No loss to take: only {', '.join(wanted)} have a weight above 0, and the network's output has no such stream; "
+                "set the weight of image or feature above 0."
+            )
+        total = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
+        return {"loss": total, **parts}
+
+    def _parts(self, output: StreamOutput, thin: Tensor, lung: Tensor) -> dict[str, Tensor]:
+        streams = output.inner is not None and output.outer is not None
+        inner_region, outer_region = (lung, 1 - lung) if streams else (None, None)
+        parts = {}
+        if self.weights["mask"] and output.mask_logits is not None:
+            parts["mask"] = mask_cross_entropy(output.mask_logits, lung)
+        if self.weights["inner"] and output.inner is not None:
+            inner_loss = self.contrast_aware if self.inner_loss == "contrast_aware" else region_l1
+            parts["inner"] = inner_loss(output.inner, thin, inner_region)
+        if self.weights["outer"] and output.outer is not None:
+            parts["outer"] = region_l1(output.outer, thin, outer_region)
+        self.prepare()
+        if self.feature_matching is not None:
+            parts["feature"] = self.feature_matching.to(thin.device)(output.image, thin)
+        if self.weights["image"]:
+            parts["image"] = region_l1(output.image, thin)
+        return parts

@@ -1,0 +1,57 @@
+"""What every thick-to-thin network here shares: its geometry and its output."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from mpunet.config import Configurable
+from mpunet.geometry import thin_depth
+
+__all__ = ["ThickToThin", "ThickToThinOutput"]
+
+
+class ThickToThinOutput(NamedTuple):
+    """What a network returns; each tensor (B, 1, N, H, W), N = (n - 1) * r + 1.
+
+    Attributes:
+        image: the thin slices, intensity in [0, 1] (not clipped).
+        mask_logits: logits of the lung mask; None where the network has no such stream.
+        inner: inner-lung voxels X_i; None likewise.
+        outer: outer-lung voxels X_o; None likewise.
+    """
+
+    image: Tensor
+    mask_logits: Tensor | None = None
+    inner: Tensor | None = None
+    outer: Tensor | None = None
+
+
+class ThickToThin(Configurable, nn.Module):
+    """Base of the networks: (B, 1, n, H, W) in [0, 1] to a :class:`ThickToThinOutput`.
+
+    A subclass takes plain values only, so that checkpoints and YAML files can hold its arguments.
+
+    Attributes:
+        n_thick: thick slices that go in.
+        ratio: thick spacing / thin spacing.
+        multiple: H and W must be multiples of this.
+    """
+
+    n_thick: int
+    ratio: int
+    multiple: int = 1
+
+    def check_input(self, thick: Tensor) -> None:
+        """Raise ValueError unless ``thick`` is (B, 1, n, H, W) with H and W multiples of ``multiple``."""
+        if thick.ndim != 5 or thick.shape[1] != 1 or thick.shape[2] != self.n_thick or any(s % self.multiple for s in thick.shape[3:]):
+            raise ValueError(
+                f"Expected thick slices of shape (B, 1, {self.n_thick}, H, W) with H and W multiples of {self.multiple}, "
+                f"got {tuple(thick.shape)}. Whole volumes of any size go through mpunet.Reconstructor."
+            )
+
+    @property
+    def n_thin(self) -> int:
+        """Thin slices that come out."""
+        return thin_depth(self.n_thick, self.ratio)

@@ -1,0 +1,78 @@
+"""The multi-stream head (Section 3.2): lung mask, inner-lung and outer-lung voxels over shared features, composed to one image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mpunet.models.base import ThickToThinOutput
+from mpunet.models.blocks import Activation, ConvLayer, Norm
+
+__all__ = ["MultiStreamHead", "Stream", "compose"]
+
+Stream = Literal["mask", "inner", "outer"]
+
+
+def compose(mask_logits: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
+    """X = M ⊙ X_i + (1 - M) ⊙ X_o with the soft mask M = sigmoid(logits); all (B, 1, N, H, W)."""
+    return torch.lerp(outer, inner, mask_logits.sigmoid())
+
+
+class MultiStreamHead(nn.Module):
+    """One branch of 3D convolutions per stream.
+
+    With all three streams the image is composed of X_i and X_o. For the ablation streams can be left out: a lone ``inner`` or
+    ``outer`` stream is the image itself, and ``mask`` beside it an auxiliary task. ``inner`` with ``outer`` needs ``mask``.
+
+    Args:
+        channels: channels of the shared features.
+        streams: which streams to build.
+        hidden: channels inside each branch; as ``channels`` by default.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        streams: Sequence[Stream] = ("mask", "inner", "outer"),
+        hidden: int | None = None,
+        norm: Norm = "none",
+        activation: Activation = "leaky_relu",
+    ) -> None:
+        super().__init__()
+        chosen = set(streams)
+        if chosen not in ({"mask", "inner", "outer"}, {"inner"}, {"outer"}, {"mask", "inner"}, {"mask", "outer"}):
+            raise ValueError(
+                f"Expected streams mask + inner + outer, or inner or outer alone or with mask, got {list(streams)}: "
+                "two image streams cannot be composed without a mask, and a mask alone is no image."
+            )
+        width = hidden or channels
+        self.branches = nn.ModuleDict(
+            {
+                stream: nn.Sequential(
+                    ConvLayer(channels, width, norm=norm, activation=activation), nn.Conv3d(width, 1, kernel_size=3, padding=1)
+                )
+                for stream in ("mask", "inner", "outer")
+                if stream in chosen
+            }
+        )
+        for branch in self.branches.values():
+            last = branch[-1]
+            # Near zero, so that a network with a residual starts out as the interpolation that it refines.
+            nn.init.normal_(last.weight, std=1e-3)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, features: Tensor, base: Tensor | None = None) -> ThickToThinOutput:
+        """Features (B, C, N, H, W), and the interpolated input (B, 1, N, H, W) if the image streams are to predict a residual to it."""
+        # Streams leave the half precision of autocast here: bfloat16 has steps of 8 to 16 HU around soft tissue.
+        out = {name: branch(features).float() for name, branch in self.branches.items()}
+        if base is not None:
+            out.update({name: base + out[name] for name in ("inner", "outer") if name in out})
+        mask, inner, outer = out.get("mask"), out.get("inner"), out.get("outer")
+        if mask is not None and inner is not None and outer is not None:
+            return ThickToThinOutput(compose(mask, inner, outer), mask, inner, outer)
+        image = inner if inner is not None else out["outer"]
+        return ThickToThinOutput(image, mask, inner, outer)
