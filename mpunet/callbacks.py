@@ -7,8 +7,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
-from torchvision.io import write_png
+from PIL import Image
 
 from mpunet.data.datamodule import VolumeCase
 from mpunet.models import DepthInterpolation
@@ -53,11 +52,11 @@ class CoronalSamples(L.Callback):
         pictures = [
             coronal(plane, (spacing[0] * (ratio if i == 0 else 1), spacing[1], spacing[2])) for i, plane in enumerate(planes)
         ]
-        picture = torch.from_numpy(side_by_side(pictures))[None]
+        picture = side_by_side(pictures)
         folder = Path(trainer.log_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         name = batch["name"].replace("/", "_")
-        write_png(picture, str(folder / f"{name}-step{trainer.global_step:07d}.png"))
+        Image.fromarray(picture).save(folder / f"{name}-step{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
             if hasattr(logger.experiment, "add_image"):
-                logger.experiment.add_image(f"coronal/{name}", picture, trainer.global_step)
+                logger.experiment.add_image(f"coronal/{name}", picture, trainer.global_step, dataformats="HW")

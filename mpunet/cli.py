@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from mpunet.data.datamodule import ThickThinDataModule
@@ -16,6 +18,19 @@ from mpunet.module import MPUNetModule
 from mpunet.weights import read_checkpoint
 
 __all__ = ["MPUNetCLI", "SaveConfig", "run"]
+
+# Warnings of Lightning that tell a user of this command nothing: what they warn of is intended here.
+EXPECTED = (
+    "LightningCLI's args parameter",  # main() takes arguments, so that it can be called from Python
+    "predict returned None",  # for a scan that could not be read
+    "Total length of `DataLoader` across ranks is zero",  # every output is already there
+    "The dirpath has changed",  # predict and test have no checkpoint folder
+    "The 'predict_dataloader' does not have many workers",
+    "The 'train_dataloader' does not have many workers",
+    "The 'val_dataloader' does not have many workers",
+    "The 'test_dataloader' does not have many workers",
+    "Precision bf16-mixed is not supported by the model summary",
+)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -26,7 +41,7 @@ class SaveConfig(SaveConfigCallback):
         if stage == "predict":
             return
         if stage != "fit":
-            self.config_filename = f"config_{stage}.yaml"
+            self.config_filename = f"config_{TrainerFn(stage).value}.yaml"
         super().setup(trainer, pl_module, stage)
 
 
@@ -89,6 +104,8 @@ class MPUNetCLI(LightningCLI):
 
 def run(args: Sequence[str]) -> int:
     """Run one of the commands and return the exit status: 1 if volumes failed in predict, else 0."""
+    for message in EXPECTED:
+        warnings.filterwarnings("ignore", message=f".*{message}")
     cli = MPUNetCLI(args)
     callbacks: Any = cli.trainer.callbacks  # type: ignore[attr-defined]
     return int(any(callback.failures for callback in callbacks if isinstance(callback, ThinVolumeWriter)))

@@ -12,6 +12,7 @@ another axis keep the same order of the remaining two. Files keep the orientatio
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any, TypeVar
 
 import numpy as np
@@ -101,16 +102,21 @@ def grid_spacing(affine: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def find_slice_axis(affine: npt.ArrayLike) -> int:
-    """The voxel axis along which slices are stacked: the one with the largest spacing.
+    """The voxel axis along which slices are stacked.
 
-    Where spacings do not tell (the largest is within 5 % of another one), it is, among those, the axis nearest to the patient's
-    superior-inferior direction, the usual scan axis of CT.
+    Pixels are square, so it is the axis whose spacing differs (by more than 1 %) from that of the other two, be it larger, as in
+    thick scans, or smaller. Where that does not tell, it is an axis with at least 1.5 times the spacing of the others, or else the
+    axis nearest to the patient's superior-inferior direction, the usual scan axis of CT.
     """
     matrix = _checked_affine(affine)
     spacing = grid_spacing(matrix)
-    superior = np.abs(matrix[2, :3]) / spacing
-    candidates = np.flatnonzero(spacing >= spacing.max() / 1.05)
-    return int(candidates[np.argmax(superior[candidates])])
+    others = np.array([np.delete(spacing, axis) for axis in range(3)])
+    square = others.max(axis=1) <= 1.01 * others.min(axis=1)
+    thick = spacing >= 1.5 * others.max(axis=1)
+    for told in (square, thick):
+        if told.sum() == 1:
+            return int(np.argmax(told))
+    return int(np.argmax(np.abs(matrix[2, :3]) / spacing))
 
 
 def thin_affine(affine: npt.ArrayLike, axis: int, ratio: int) -> Affine:
@@ -194,8 +200,7 @@ class SlabFrame:
 def _nearest_world_axes(matrix: Affine) -> list[int]:
     """For each voxel axis its own nearest world axis (0 = x, 1 = y, 2 = z): the assignment with the largest sum of cosines."""
     cosines = np.abs(matrix[:3, :3]) / grid_spacing(matrix)
-    permutations = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
-    return list(max(permutations, key=lambda p: sum(cosines[p[a], a] for a in range(3))))
+    return list(max(permutations(range(3)), key=lambda world: float(cosines[list(world), range(3)].sum())))
 
 
 def _checked_affine(affine: Any) -> Affine:

@@ -29,4 +29,4 @@ def to_hu(intensity: Array) -> Array:
 
 def round_hu(hu: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
     """HU clipped to [-1024, 3071] and rounded to int16, as files store it."""
-    return np.rint(hu.clip(HU_MIN, HU_MAX)).astype(np.int16)
+    return np.asarray(np.rint(hu.clip(HU_MIN, HU_MAX)), dtype=np.int16)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from math import prod
 
 from mpunet.geometry import thin_depth
@@ -101,14 +102,23 @@ def plan_depths(
     """
     if n_thick < 2 or ratio < 2:
         raise ValueError(f"Expected n_thick and ratio of at least 2, got n_thick={n_thick}, ratio={ratio}.")
+    if stages < 1:
+        raise ValueError(f"Expected at least 1 stage (one more width than stages), got {stages}.")
     if not 0 <= halvings <= stages:
         raise ValueError(f"Expected 0 to {stages} depth halvings (one a stage at most), got {halvings}.")
     span = thin_depth(n_thick, ratio) - 1
     encoder = [Fraction(ratio)] * (stages - halvings + 1) + [Fraction(ratio * 2**i) for i in range(1, halvings + 1)]
     if halvings and encoder[-1] > 2 * span:
-        raise ValueError(f"{n_thick} slices cannot be halved {halvings} times: one slice is left before the last; use fewer halvings.")
+        raise ValueError(
+            f"{n_thick} slices cannot be halved {halvings} times: one slice is left before the last; use fewer halvings."
+        )
     decoder = [Fraction(s).limit_denominator(64) for s in spacings] if spacings else _default_spacings(ratio, stages, halvings)
-    if len(decoder) != stages or decoder[-1] != 1 or any(a < b for a, b in zip([encoder[-1], *decoder], decoder, strict=False)):
+    if not spacings and halvings == stages:
+        raise ValueError(
+            f"Expected fewer depth halvings than stages ({stages}), got {halvings}: up-sampling only undoes them and no stage is left "
+            f"to multiply depth by the ratio {ratio}. Add a stage (a width), use fewer halvings, or give the spacings."
+        )
+    if len(decoder) != stages or decoder[-1] != 1 or any(a < b for a, b in pairwise([encoder[-1], *decoder])):
         raise ValueError(
             f"Expected {stages} grid spacings that start at {encoder[-1]} or less, do not increase and end with 1, "
             f"got {[float(s) for s in decoder]}."
@@ -117,7 +127,7 @@ def plan_depths(
     return DepthSchedule(
         n_thick,
         ratio,
-        halved=tuple(b > a for a, b in zip(encoder, encoder[1:], strict=False)),
+        halved=tuple(b > a for a, b in pairwise(encoder)),
         encoder_depths=tuple(_depth(span, s) for s in encoder),
         up=tuple(_step(span, a, b) for a, b in zip(coarser, decoder, strict=True)),
         shortcuts=tuple(_step(span, a, b) for a, b in zip(encoder[-2::-1], decoder, strict=True)),

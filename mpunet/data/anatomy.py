@@ -65,7 +65,7 @@ class Anatomy:
         outer = (_oval((x - middle) / (60 * shrink + 1e-3), (y - 4 - 0.06 * up) / (87 * shrink + 1e-3)) - 1) * 60 * shrink
         spine = 13 / (1 + np.exp((34 - y) / 6))
         hilum = 11 * np.exp(-(((y - 6) / 24) ** 2) - ((z - 5) / 55) ** 2)
-        below_heart = 14 / (1 + np.exp((z + 48) / 4))
+        below_heart = 14 / ((1 + np.exp((z + 48) / 4)) * (1 + np.exp((y - 20) / 6)))
         inner = 9 + spine + hilum + below_heart - side * x
         return np.asarray(np.maximum(self.size * np.maximum(outer, inner), -0.75 * self.dome(grid, side)))
 
@@ -79,13 +79,13 @@ class Anatomy:
         """Half width and half depth in mm of the line along which ribs run, at height z; its middle is 4 mm behind the centre."""
         up = (z / self.size + 25).clip(0)
         shrink = (1 - (up / 135).clip(0, 0.9) ** 2.6) ** (1 / 2.2)
-        return self.size * 129 * shrink, self.size * 92 * shrink
+        return self.size * 132 * shrink, self.size * 98 * shrink
 
     def cavity(self, grid: Grid) -> Array:
         """Below 0 inside the ribs."""
         z, y, x = grid
         a, b = self.cage(z)
-        return _oval(x / (a - 5), (y - 4) / (b - 5)) - 1
+        return _oval(x / (a - 7), (y - 4) / (b - 7)) - 1
 
     def trunk(self, grid: Grid, margin: float) -> Array:
         """Below 0 inside an oval trunk whose surface is ``margin`` mm outside the ribs where these are widest."""
@@ -96,7 +96,7 @@ class Anatomy:
 
     @property
     def heart(self) -> tuple[Points, Points, Points]:
-        """Centre (3,), semi-axes (3,) in mm and directions (3, 3) of the ellipsoid; the long axis points left, down and forward."""
+        """Ellipsoid: centre (3,) and semi-axes (3,) in mm, directions (3, 3); the long axis points left, down and forward."""
         centre, semi = np.array([-32.0, -24.0, 24.0]), np.array([56.0, 45.0, 42.0])
         return centre * self.size, semi * self.size * self.heart_size, orthonormal(((-0.55, -0.45, 0.70), (0.2, 0.7, 0.6)))
 
@@ -151,7 +151,9 @@ def targets(body: Anatomy, side: int, count: int, depth: float, rng: Rng) -> Poi
     """``count`` points (count, 3) in a lung, at least ``depth`` mm from its surface."""
     low, high = np.array([-90, -90, 5]), np.array([80, 100, 130])
     points = rng.uniform(low, high, (20 * count, 3)) * (1, 1, side)
-    inside = body.lung((points[:, 0], points[:, 1], points[:, 2]), side) < -depth
+    z, y, x = points.T
+    inside = body.lung((z, y, x), side) < -depth
+    inside &= body.lung((z + depth, y, x), side) < 0  # in the apex the field is not quite a distance
     return points[inside][:count]
 
 

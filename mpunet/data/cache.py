@@ -101,7 +101,10 @@ def _build(case: Case, folder: Path, ratio: int, slice_axis: int | None) -> None
     else:
         mask = read_volume(case.lung, slice_axis=thin.slice_axis, check_hu=False)
         if mask.slab.shape != thin.slab.shape or not np.allclose(mask.affine, thin.affine, atol=0.05):
-            raise ValueError(f"The lung mask {case.lung} is not on the grid of {case.thin}: {mask.slab.shape} against {thin.slab.shape}.")
+            raise ValueError(
+                f"The lung mask {case.lung} of shape {mask.slab.shape} is not on the grid of {case.thin}, {thin.slab.shape}, "
+                "or has another affine; resample it (nearest neighbour) onto the thin volume."
+            )
         lung = mask.slab > 0
     used = slice(None)
     if case.thick is not None:
@@ -111,7 +114,7 @@ def _build(case: Case, folder: Path, ratio: int, slice_axis: int | None) -> None
     lung = lung[used]
     np.save(folder / "thin.npy", round_hu(thin.slab[used]))
     np.save(folder / "lung.npy", lung)
-    box = [_extent(lung.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    box = [_extent(np.asarray(lung.any(axis=tuple({0, 1, 2} - {axis})))) for axis in range(3)]
     (folder / "meta.json").write_text(json.dumps({"name": case.name, "lung_box": box, "spacing": spacing.tolist()}))
 
 

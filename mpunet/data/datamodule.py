@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypedDict
 
 import lightning as L
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -74,7 +76,7 @@ class Crops(Dataset[dict[str, Tensor]]):
         return {key: out[key] for key in ("thick", "thin", "lung")}
 
 
-class CropSampler(DistributedSampler[dict[str, Tensor]]):
+class CropSampler(DistributedSampler[int]):
     """Each rank's share of an epoch's items, numbered on from epoch to epoch so that every epoch has crops of its own."""
 
     def __iter__(self) -> Iterator[int]:
@@ -85,7 +87,9 @@ class CropSampler(DistributedSampler[dict[str, Tensor]]):
 class WholeVolumes(Dataset[VolumeCase]):
     """Whole cases, thick slices simulated where there are none."""
 
-    def __init__(self, cases: Sequence[CachedCase], ratio: int, *, profile: Profile = "gaussian", fwhm: float | None = None) -> None:
+    def __init__(
+        self, cases: Sequence[CachedCase], ratio: int, *, profile: Profile = "gaussian", fwhm: float | None = None
+    ) -> None:
         self.cases = cases
         self.ratio = ratio
         self.profile: Profile = profile
@@ -96,9 +100,9 @@ class WholeVolumes(Dataset[VolumeCase]):
 
     def __getitem__(self, index: int) -> VolumeCase:
         case = self.cases[index]
-        thick = case.thick
-        if thick is None:
-            thick = thicken(case.thin, self.ratio, profile=self.profile, fwhm=self.fwhm)
+        thick: npt.NDArray[Any] = (
+            thicken(case.thin, self.ratio, profile=self.profile, fwhm=self.fwhm) if case.thick is None else case.thick
+        )
         depth = thin_depth(len(thick), self.ratio)
         return VolumeCase(
             thick=torch.from_numpy(np.array(thick, np.float32)),
@@ -126,12 +130,15 @@ class ThickThinDataModule(L.LightningDataModule):
         crop: height and width of training crops in voxels (the paper: 256 x 256); multiples of the network's in-plane factor.
         crops_per_epoch: training crops in an epoch, over all ranks.
         batch_size: crops in a batch, per rank.
+        max_thin_spacing: leave out training volumes whose slices stand further apart than this, in mm. A folder that mixes 1 mm
+            and 2.5 mm series would otherwise teach two different tasks.
         lung_rate: share of the crops centred on a lung voxel (our choice).
         flip: random flips along the three axes, and transposition of square crops.
         profile: slice profile of simulated thick slices.
         fwhm: its full width at half maximum in thick spacings; 0.9 for the Gaussian by default.
         stride: thick slices between windows when whole volumes are reconstructed; 1, the paper's, is best and slowest.
         slice_axis: stored axis along which slices are stacked, where spacings do not tell.
+        check_hu: refuse scans to predict whose intensities cannot be HU.
         num_workers: processes that cut crops; by default one per core, up to 8, or none on a machine with two cores or fewer.
         cache_dir: where decompressed volumes are kept; ``$MPUNET_CACHE`` or ``~/.cache/mpunet`` by default.
         seed: seed of the crops.
@@ -153,12 +160,14 @@ class ThickThinDataModule(L.LightningDataModule):
         crop: tuple[int, int] = (256, 256),
         crops_per_epoch: int = 1000,
         batch_size: int = 1,
+        max_thin_spacing: float | None = None,
         lung_rate: float = 0.9,
         flip: bool = True,
         profile: Profile = "gaussian",
         fwhm: float | None = None,
         stride: int = 1,
         slice_axis: int | None = None,
+        check_hu: bool = True,
         num_workers: int | None = None,
         cache_dir: str | None = None,
         seed: int = 0,
@@ -177,12 +186,14 @@ class ThickThinDataModule(L.LightningDataModule):
         self.crop = tuple(crop)
         self.crops_per_epoch = crops_per_epoch
         self.batch_size = batch_size
+        self.max_thin_spacing = max_thin_spacing
         self.lung_rate = lung_rate
         self.flip = flip
         self.profile: Profile = profile
         self.fwhm = fwhm
         self.stride = stride
         self.slice_axis = slice_axis
+        self.check_hu = check_hu
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.num_workers = num_workers if num_workers is not None else 0 if cores <= 2 else min(8, cores)
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
@@ -192,7 +203,7 @@ class ThickThinDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Build the cache, once per node."""
-        if self.predict_dir is None or self._stage() != "predict":
+        if self._stage() != "predict":
             for name in self._parts():
                 for case in self._find(name):
                     self._cached(case)
@@ -207,6 +218,8 @@ class ThickThinDataModule(L.LightningDataModule):
         for name in self._parts(stage):
             if name not in self.cases:
                 self.cases[name] = [open_case(self._cached(case), case.name) for case in self._find(name)]
+                if name == "train":
+                    self.cases[name] = self._thin_enough(self.cases[name])
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Random crops as a :class:`CropBatch`."""
@@ -236,7 +249,8 @@ class ThickThinDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[PredictCase]:
         """Thick volumes of ``predict_dir``; a file that cannot be read comes with its error instead of a volume."""
-        return DataLoader(PredictScans(self.predict_scans, slice_axis=self.slice_axis), batch_size=None)
+        scans = PredictScans(self.predict_scans, slice_axis=self.slice_axis, check_hu=self.check_hu)
+        return DataLoader(scans, batch_size=1, collate_fn=itemgetter(0))
 
     def _whole(self, name: str) -> DataLoader[VolumeCase]:
         volumes = WholeVolumes(self.cases.get(name, []), self._geometry()[1], profile=self.profile, fwhm=self.fwhm)
@@ -251,7 +265,13 @@ class ThickThinDataModule(L.LightningDataModule):
         stage = stage or self._stage() or "fit"
         needed = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}[stage]
         if self.data_dir is not None:
-            return [n for n in needed if self.split[("train", "val", "test").index(n)] > 0]
+            share = dict(zip(("train", "val", "test"), self.split, strict=True))
+            if not share[needed[0]] > 0:
+                raise ValueError(
+                    f"The split {self.split} leaves no case for {stage}: give {needed[0]} a fraction above 0, "
+                    f"or folders of their own ({needed[0]}_dir) instead of data_dir."
+                )
+            return [name for name in needed if share[name] > 0]
         if self.dirs[needed[0]] is None:
             raise ValueError(f"Expected a folder for {stage}: give {needed[0]}_dir, or data_dir to have it split.")
         return [n for n in needed if self.dirs[n] is not None]
@@ -262,6 +282,16 @@ class ThickThinDataModule(L.LightningDataModule):
             return split_by_patient(cases, self.split, seed=self.split_seed)[("train", "val", "test").index(name)]
         folder = self.dirs[name]
         return find_cases(folder, patient_pattern=self.patient_pattern) if folder is not None else []
+
+    def _thin_enough(self, cases: list[CachedCase]) -> list[CachedCase]:
+        limit = self.max_thin_spacing
+        if limit is None:
+            return cases
+        kept = [case for case in cases if case.spacing[0] <= limit]
+        if not kept:
+            found = ", ".join(f"{case.name} {case.spacing[0]:.2f} mm" for case in cases)
+            raise ValueError(f"No training volume has slices at most {limit} mm apart (max_thin_spacing): {found}.")
+        return kept
 
     def _cached(self, case: Case) -> Path:
         return cache_case(case, self.cache_dir, ratio=self._geometry()[1], slice_axis=self.slice_axis)

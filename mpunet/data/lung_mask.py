@@ -26,7 +26,8 @@ GAS_HU = -950.0  # median of a space filled with gas alone: outside air, bowel
 GRID_MM = 2.0
 MIN_LUNG_ML = 50.0
 MIN_SECOND_LUNG = 0.05  # of the larger one's volume
-AIRWAY_ML = (2.0, 150.0)  # trachea and main bronchi, which may come in pieces
+MIN_LUMEN_ML = 2.0
+MAX_OPEN = 0.75  # of what is around an airway or bowel may be air: a bronchus lies in lung in part, emphysema altogether
 LUMEN_RADIUS_MM = 3.0
 RIM_CELLS = 3
 CLOSING_MM = 5.0
@@ -115,16 +116,23 @@ def _lung_air(air: Mask, hu: npt.NDArray[np.float32], mm: Spacing) -> Mask:
 def _gas(air: Mask, hu: npt.NDArray[np.float32], mm: Spacing) -> Mask:
     """Trachea and main bronchi, and bowel that leaks into the lung through a thin diaphragm.
 
-    They are wide lumens at the density of air; one that is wider than airways and not as empty as bowel is emphysema.
+    They are wide lumens at the density of air with a wall around: emphysema, as empty, has lung around. Their rims, blurred to the
+    density of lung, go with them and are reached through air only, so that lung behind the wall stays.
     """
     lumen = air & (hu < LUMEN_HU)
     core = _distance_inside(lumen, mm) > LUMEN_RADIUS_MM
-    labels, count = ndimage.label(_grown(core, LUMEN_RADIUS_MM, mm) & lumen)
-    volume = np.bincount(labels.ravel(), minlength=count + 1) * mm.prod() / 1000
-    gas = [i for i in range(1, count + 1) if volume[i] >= AIRWAY_ML[0]]
-    gas = [i for i in gas if volume[i] <= AIRWAY_ML[1] or np.median(hu[labels == i]) < GAS_HU]
-    # Their rims, blurred to the density of lung, are reached through air only: lung behind a wall stays.
-    return np.asarray(ndimage.binary_dilation(np.isin(labels, gas), mask=air, iterations=RIM_CELLS))
+    labels, _ = ndimage.label(_grown(core, LUMEN_RADIUS_MM, mm) & lumen)
+    gas = np.zeros_like(air)
+    for label in (np.bincount(labels.ravel()) * mm.prod() >= 1000 * MIN_LUMEN_ML).nonzero()[0]:
+        if label == 0:
+            continue
+        box = _box(labels == label, margin=RIM_CELLS)
+        found = labels[box] == label
+        near = ndimage.binary_dilation(found, iterations=RIM_CELLS)
+        rim = ndimage.binary_dilation(found, mask=air[box], iterations=RIM_CELLS)
+        if rim.sum() - found.sum() < MAX_OPEN * (near.sum() - found.sum()):
+            gas[box] |= rim
+    return gas
 
 
 def _largest_two(air: Mask, mm: Spacing) -> list[Mask]:

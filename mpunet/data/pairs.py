@@ -51,7 +51,9 @@ def find_cases(folder: str | Path, *, patient_pattern: str | None = None) -> lis
     root = Path(folder)
     if not (root / "thin").is_dir():
         if (root / "thick").is_dir():
-            raise ValueError(f"{root} has a subfolder 'thick' but none named 'thin'; put the thin volumes there under the same names.")
+            raise ValueError(
+                f"{root} has a subfolder 'thick' but none named 'thin'; put the thin volumes there under the same names."
+            )
         return [Case(name, _patient(name, patient_pattern), path) for name, path in _by_name(find_scans(root)).items()]
     thin = _by_name(find_scans(root / "thin"))
     thick = _by_name(find_scans(root / "thick")) if (root / "thick").is_dir() else {}
@@ -85,7 +87,7 @@ def split_by_patient(cases: Sequence[Case], fractions: Sequence[float], *, seed:
         bounds[part] = min(max(bounds[part], first + 1), len(patients) - (len(wanted) - 1 - rank))
     part_of = {}
     for part, start in zip(wanted, [0, *(bounds[p] for p in wanted)], strict=False):
-        part_of.update({patient: part for patient in patients[start : bounds[part]]})
+        part_of.update(dict.fromkeys(patients[start : bounds[part]], part))
     return [[c for c in cases if part_of[c.patient] == part] for part in range(len(fractions))]
 
 
@@ -120,7 +122,9 @@ def align_pair(thick: Volume, thin: Volume, ratio: int) -> tuple[slice, slice]:
     first = max(0, -(start // ratio))
     last = min(len(thick.slab) - 1, (len(thin.slab) - 1 - start) // ratio)
     if last - first < 1:
-        raise ValueError(f"{names} do not match: they share {max(0, last - first + 1)} thick slice positions, expected at least 2.")
+        raise ValueError(
+            f"{names} do not match: they share {max(0, last - first + 1)} thick slice positions, expected at least 2."
+        )
     return slice(first, last + 1), slice(start + first * ratio, start + last * ratio + 1)
 
 

@@ -113,6 +113,8 @@ def phantom_image(
 ) -> nib.Nifti1Image:
     """The phantom as converters from DICOM store an axial series: int16, voxel axes x, y, z towards left, posterior and superior.
 
+    Its thin slices are closer than its pixels are wide, so the slice axis cannot be told from the spacing: it is axis 2.
+
     >>> phantom_image(0, shape=(16, 20, 24), spacing=(10, 12, 12)).shape
     (24, 20, 16)
     """
@@ -176,11 +178,11 @@ def _paint_nodules(canvas: Canvas, body: Anatomy, branches: list[Segment], rng: 
     nodules = []
     for index in range(body.nodules):
         diameter, solid = float(rng.uniform(4, 12)), index % 3 != 2
-        places = targets(body, SIDES[index % 2], 60, diameter / 2 + 3, rng)
+        places = targets(body, SIDES[index % 2], 100, diameter / 2 + 4, rng)
         place = places[clearance(places, taken).argmax()]
         taken.append(Segment(place, place, diameter / 2))
         nodules.append(Nodule((-float(place[2]), -float(place[1]), float(place[0])), diameter, solid))
-        canvas.ellipsoid(place, 3 * [diameter / 2], NODULE if solid else GROUND_GLASS, in_lung=True)
+        canvas.ball(place, diameter / 2, NODULE if solid else GROUND_GLASS, in_lung=True)
     reach = (np.asarray(canvas.hu.shape) - 1)[::-1] / 2 * canvas.spacing[::-1]
     return [nodule for nodule in nodules if (np.abs(nodule.centre) <= reach).all()]
 

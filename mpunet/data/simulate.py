@@ -7,7 +7,7 @@ Gaussian (our choice: the paper has genuine pairs).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +69,7 @@ def thickening_matrix(
 
 
 def thicken(
-    thin: npt.NDArray[np.generic], ratio: int, *, profile: Profile = "gaussian", fwhm: float | None = None
+    thin: npt.NDArray[Any], ratio: int, *, profile: Profile = "gaussian", fwhm: float | None = None
 ) -> npt.NDArray[np.float32]:
     """Thick slices (D, H, W) in HU centred on every ``ratio``-th of the thin slices (M, H, W), D = (M - 1) // ratio + 1.
 

@@ -16,8 +16,8 @@ from monai.transforms import (
     Compose,
     EnsureTyped,
     MapTransform,
-    Randomizable,
     RandFlipd,
+    Randomizable,
     RandRotate90d,
     ScaleIntensityRanged,
 )
@@ -31,7 +31,7 @@ __all__ = ["RandSlabCropd", "SimulateThickd", "training_transforms"]
 KEYS = ("thick", "thin", "lung")
 
 
-class RandSlabCropd(Randomizable, MapTransform):
+class RandSlabCropd(Randomizable, MapTransform):  # type: ignore[misc]  # MONAI has no types
     """Cut n thick slices of a random in-plane patch, and the (n - 1) * r + 1 thin ones at the same place.
 
     Without a ``thick`` volume, ``margin`` thin slices more are kept on each side (as far as there are any) for
@@ -94,14 +94,16 @@ class RandSlabCropd(Randomizable, MapTransform):
         return slice(start, start + size)
 
     def _cut(self, volume: npt.NDArray[Any], rows: npt.NDArray[np.intp], plane: tuple[slice, ...]) -> npt.NDArray[np.float32]:
-        block = volume[rows.min() : rows.max() + 1, plane[0], plane[1]][rows - rows.min()].astype(np.float32)
+        block: npt.NDArray[np.float32] = volume[rows.min() : rows.max() + 1, plane[0], plane[1]][rows - rows.min()].astype(
+            np.float32
+        )
         missing = [s.stop - s.start - got for s, got in zip(plane, block.shape[1:], strict=True)]
         if any(missing):
             block = np.pad(block, ((0, 0), (0, missing[0]), (0, missing[1])), mode="edge")
         return block[None]
 
 
-class SimulateThickd(MapTransform):
+class SimulateThickd(MapTransform):  # type: ignore[misc]  # MONAI has no types
     """Where ``thick`` is missing, make it from ``thin`` by a slice profile; then cut ``thin`` and ``lung`` to their window."""
 
     def __init__(self, n_thick: int, ratio: int, *, profile: Profile = "gaussian", fwhm: float | None = None) -> None:

@@ -7,7 +7,7 @@ import os
 import uuid
 import zlib
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +19,6 @@ from mpunet.geometry import Affine, SlabFrame, thin_affine, thin_depth
 from mpunet.intensity import round_hu
 
 __all__ = [
-    "NIFTI_SUFFIXES",
     "Volume",
     "check_voxels",
     "nifti_suffix",
@@ -29,16 +28,14 @@ __all__ = [
     "write_volume",
 ]
 
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
-
 # What nibabel and the decompressor raise for files that are no NIfTI, end too early or hold garbage.
 _READ_ERRORS = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError)
 
 
-class Volume(NamedTuple):
+class Volume:
     """A volume as the library works on it, with what is needed to write one like it.
 
-    A NamedTuple, not a frozen dataclass: Lightning rebuilds batches field by field and refuses frozen dataclasses.
+    A plain class, as data loaders and Lightning take tuples and dataclasses apart, turn arrays into tensors and copy them.
 
     Attributes:
         slab: (D, H, W) in HU, int16 or float32, C-contiguous; axes as :mod:`mpunet.geometry` defines them.
@@ -48,11 +45,14 @@ class Volume(NamedTuple):
         path: the file that it came from, if it came from one.
     """
 
-    slab: npt.NDArray[Any]
-    affine: Affine
-    slice_axis: int
-    header: nib.Nifti1Header
-    path: Path | None = None
+    def __init__(
+        self, slab: npt.NDArray[Any], affine: Affine, slice_axis: int, header: nib.Nifti1Header, path: Path | None = None
+    ) -> None:
+        self.slab = slab
+        self.affine = affine
+        self.slice_axis = slice_axis
+        self.header = header
+        self.path = path
 
     @property
     def frame(self) -> SlabFrame:
@@ -172,7 +172,6 @@ def thin_image(
 
     header = like.header.copy()
     header.set_data_dtype(slab.dtype)
-    header.set_slope_inter(1, 0)
     affine = thin_affine(like.affine, like.slice_axis, ratio)
     image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     image = image_class(like.frame.to_stored(slab), affine, header)
@@ -213,7 +212,7 @@ def nifti_suffix(path: Path) -> str | None:
     >>> nifti_suffix(Path("scan.v2.NII.gz"))
     '.NII.gz'
     """
-    for suffix in NIFTI_SUFFIXES:
+    for suffix in (".nii.gz", ".nii"):
         if path.name.lower().endswith(suffix):
             return path.name[-len(suffix) :]
     return None

@@ -23,10 +23,14 @@ class Encoder(nn.Module):
         layers: convolutions in the block of each level.
     """
 
-    def __init__(self, schedule: DepthSchedule, widths: Sequence[int], *, layers: int, norm: Norm, activation: Activation) -> None:
+    def __init__(
+        self, schedule: DepthSchedule, widths: Sequence[int], *, layers: int, norm: Norm, activation: Activation
+    ) -> None:
         super().__init__()
         if len(widths) != len(schedule.halved) + 1:
-            raise ValueError(f"Expected {len(schedule.halved) + 1} widths (levels 0 to {len(schedule.halved)}), got {list(widths)}.")
+            raise ValueError(
+                f"Expected {len(schedule.halved) + 1} widths (levels 0 to {len(schedule.halved)}), got {list(widths)}."
+            )
         self.stem = ConvLayer(1, widths[0], norm=norm, activation=activation)
         self.stages = nn.ModuleList(
             nn.Sequential(
@@ -185,7 +189,7 @@ class SubpixelBackbone(nn.Module):
         *shortcuts, up = self.encoder(thick)
         for deconv, block, shortcut in zip(self.ups, self.blocks, reversed(shortcuts), strict=True):
             up = torch.cat([shortcut, block(deconv(up))], dim=1)
-        phases = self.expand(up).unflatten(1, (self.out_channels, self.ratio))
+        phases: Tensor = torch.unflatten(self.expand(up), 1, (self.out_channels, self.ratio))
         thin = phases.movedim(2, 3).flatten(2, 3)
         left = (self.ratio - 1) // 2
         return thin[:, :, left : thin.shape[2] - (self.ratio - 1 - left)]

@@ -45,7 +45,8 @@ class ThickToThin(Configurable, nn.Module):
 
     def check_input(self, thick: Tensor) -> None:
         """Raise ValueError unless ``thick`` is (B, 1, n, H, W) with H and W multiples of ``multiple``."""
-        if thick.ndim != 5 or thick.shape[1] != 1 or thick.shape[2] != self.n_thick or any(s % self.multiple for s in thick.shape[3:]):
+        window = thick.ndim == 5 and tuple(thick.shape[1:3]) == (1, self.n_thick)
+        if not window or any(size % self.multiple for size in thick.shape[3:]):
             raise ValueError(
                 f"Expected thick slices of shape (B, 1, {self.n_thick}, H, W) with H and W multiples of {self.multiple}, "
                 f"got {tuple(thick.shape)}. Whole volumes of any size go through mpunet.Reconstructor."

@@ -59,8 +59,8 @@ class ConvLayer(nn.Sequential):
         norm: Norm = "none",
         activation: Activation = "leaky_relu",
     ) -> None:
-        padding = tuple(k // 2 if k % 2 else 0 for k in kernel)
-        conv = nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=norm in ("none", "group"))
+        depth, height, width = (k // 2 if k % 2 else 0 for k in kernel)
+        conv = nn.Conv3d(in_channels, out_channels, kernel, stride, (depth, height, width), bias=norm in ("none", "group"))
         nn.init.kaiming_normal_(conv.weight, a=0.1)
         if conv.bias is not None:
             nn.init.zeros_(conv.bias)

@@ -52,18 +52,11 @@ class MultiStreamHead(nn.Module):
         width = hidden or channels
         self.branches = nn.ModuleDict(
             {
-                stream: nn.Sequential(
-                    ConvLayer(channels, width, norm=norm, activation=activation), nn.Conv3d(width, 1, kernel_size=3, padding=1)
-                )
+                stream: nn.Sequential(ConvLayer(channels, width, norm=norm, activation=activation), _last_layer(width))
                 for stream in ("mask", "inner", "outer")
                 if stream in chosen
             }
         )
-        for branch in self.branches.values():
-            last = branch[-1]
-            # Near zero, so that a network with a residual starts out as the interpolation that it refines.
-            nn.init.normal_(last.weight, std=1e-3)
-            nn.init.zeros_(last.bias)
 
     def forward(self, features: Tensor, base: Tensor | None = None) -> ThickToThinOutput:
         """Features (B, C, N, H, W), and the interpolated input (B, 1, N, H, W) if the image streams are to predict a residual to it."""
@@ -76,3 +69,12 @@ class MultiStreamHead(nn.Module):
             return ThickToThinOutput(compose(mask, inner, outer), mask, inner, outer)
         image = inner if inner is not None else out["outer"]
         return ThickToThinOutput(image, mask, inner, outer)
+
+
+def _last_layer(channels: int) -> nn.Conv3d:
+    """Near zero, so that a network with a residual starts out as the interpolation that it refines."""
+    last = nn.Conv3d(channels, 1, kernel_size=3, padding=1)
+    nn.init.normal_(last.weight, std=1e-3)
+    if last.bias is not None:
+        nn.init.zeros_(last.bias)
+    return last

@@ -44,7 +44,7 @@ def interpolation_matrix(n_thick: int, ratio: int, kind: Kind) -> npt.NDArray[np
 
 
 class DepthInterpolation(nn.Module):
-    """(B, C, n, H, W) to (B, C, N, H, W) by :func:`interpolation_matrix`, in float32 whatever the autocast."""
+    """(B, C, n, H, W) to (B, C, N, H, W) by :func:`interpolation_matrix`, in float32 whatever the autocast or the network's own type."""
 
     weights: Tensor
 
@@ -56,4 +56,4 @@ class DepthInterpolation(nn.Module):
     def forward(self, thick: Tensor) -> Tensor:
         """Thick slices (B, C, n, H, W) to interpolated thin ones (B, C, N, H, W)."""
         with torch.autocast(thick.device.type, enabled=False):
-            return torch.einsum("Nn,bcnhw->bcNhw", self.weights, thick.float())
+            return torch.einsum("Nn,bcnhw->bcNhw", self.weights.float(), thick.float())

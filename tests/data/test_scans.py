@@ -35,7 +35,7 @@ def test_a_file_is_a_list_of_one(tmp_path):
 
 
 def test_refused(tmp_path):
-    with pytest.raises(ValueError, match="a folder of scans, found nothing at .*gone"):
+    with pytest.raises(ValueError, match=r"a folder of scans, found nothing at .*gone"):
         find_scans(tmp_path / "gone")
     touch(tmp_path, "notes.txt")
     with pytest.raises(ValueError, match=r"Expected .nii or .nii.gz files in .*, found none"):

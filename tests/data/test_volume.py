@@ -56,9 +56,8 @@ class TestRead:
             read_volume(tmp_path / "a.nii", slice_axis=3)
 
     def test_scaling_is_applied(self, tmp_path):
-        image = nib.Nifti1Image(ct(dtype=np.float64), AXIAL)
-        image.header.set_data_dtype(np.int16)
-        image.header.set_slope_inter(0.5, -1024)
+        image = nib.Nifti1Image((ct() + 1024) * 2, AXIAL)
+        image.header.set_slope_inter(0.5, -1024)  # nibabel writes voxels as they are beside a scaling that is set
         nib.save(image, tmp_path / "a.nii.gz")
         volume = read_volume(tmp_path / "a.nii.gz")
         assert volume.slab.dtype == np.float32
@@ -131,7 +130,7 @@ class TestRefused:
             read_volume(path)
 
     def test_other_image_class(self):
-        with pytest.raises(ValueError, match="expected a NIfTI image, got MGHImage; nibabel.Nifti1Image.from_image converts"):
+        with pytest.raises(ValueError, match=r"expected a NIfTI image, got MGHImage; nibabel.Nifti1Image.from_image converts"):
             volume_from_image(nib.MGHImage(ct(), AXIAL))
 
     @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
@@ -219,6 +218,13 @@ class TestWrite:
             assert (before is None) == (after is None)
             if before is not None:
                 np.testing.assert_allclose(after, before @ finer, atol=1e-4)
+
+    def test_given_slice_axis_goes_both_ways(self, tmp_path):
+        volume = read_volume(save(tmp_path / "thick.nii"), slice_axis=0)
+        write_volume(tmp_path / "thin.nii", self.thin(volume), volume, self.ratio)
+        image = nib.load(tmp_path / "thin.nii")
+        np.testing.assert_array_equal(np.asanyarray(image.dataobj)[::4], ct())
+        np.testing.assert_allclose(image.header.get_zooms(), (0.2, 0.8, 5), rtol=1e-6)
 
     def test_nifti2(self, tmp_path):
         nib.save(nib.Nifti2Image(ct(), AXIAL), tmp_path / "thick.nii.gz")

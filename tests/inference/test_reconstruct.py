@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mpunet.data.volume import read_volume, write_volume
+from mpunet.data.volume import read_volume, volume_from_image, write_volume
 from mpunet.inference.reconstruct import Reconstructor, autocast_dtype
 
 
@@ -111,7 +111,7 @@ class TestKinds:
         assert result.header["descrip"] == b"kernel B31f"
 
     def test_volume_is_rounded_and_clipped(self):
-        volume = read_volume_like(np.array([-3000, -1000, 0.0, 3, 5000]))
+        volume = volume_of_column(np.array([-3000, -1000, 0.0, 3, 5000]))
         result = reconstructor(ratio=2).reconstruct_volume(volume)
         assert result.dtype == np.int16
         # -3000 and 5000 enter as -1024 and 3071; 1.5 and 1537 lie between 0 and 3 and between 3 and 3071.
@@ -137,9 +137,7 @@ class TestKinds:
         assert reconstructor(check_hu=False)(self.thick / 2000)[0, 0, 0] == pytest.approx(-0.5, abs=1e-3)
 
 
-def read_volume_like(column):
-    from mpunet.data.volume import volume_from_image
-
+def volume_of_column(column):
     voxels = np.broadcast_to(column.astype(np.float32), (2, 3, len(column)))
     return volume_from_image(nib.Nifti1Image(voxels, np.diag([-0.8, -0.8, 5, 1])))
 

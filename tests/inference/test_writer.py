@@ -33,15 +33,16 @@ class Repeat(pl.LightningModule):
 
 
 class Scans(pl.LightningDataModule):
-    def __init__(self, folder):
+    def __init__(self, folder, **loading):
         super().__init__()
         self.folder = folder
+        self.loading = loading or {"batch_size": 1, "collate_fn": itemgetter(0)}
 
     def setup(self, stage):
         self.predict_scans = find_scans(self.folder)
 
     def predict_dataloader(self):
-        return DataLoader(PredictScans(self.predict_scans), batch_size=1, collate_fn=itemgetter(0))
+        return DataLoader(PredictScans(self.predict_scans), **self.loading)
 
 
 def save(folder, name, seed=0):
@@ -50,7 +51,7 @@ def save(folder, name, seed=0):
     nib.save(nib.Nifti1Image(voxels, AFFINE), folder / name)
 
 
-def predict(folder, writer, *callbacks, module=None, **options):
+def predict(folder, writer, *callbacks, loading=None, **options):
     trainer = pl.Trainer(
         accelerator="cpu",
         callbacks=[writer, *callbacks],
@@ -60,7 +61,7 @@ def predict(folder, writer, *callbacks, module=None, **options):
         enable_checkpointing=False,
         **options,
     )
-    trainer.predict(module or Repeat(), datamodule=Scans(folder), return_predictions=False)
+    trainer.predict(Repeat(), datamodule=Scans(folder, **(loading or {})), return_predictions=False)
 
 
 def names(folder):
@@ -80,10 +81,20 @@ def output(tmp_path):
     return tmp_path / "new" / "thin"
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
-def test_names_subfolders_and_values(scans, output, capsys, precision):
+@pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices")  # with batch_size=None; the writer needs none
+@pytest.mark.parametrize(
+    ("precision", "loading"),
+    [
+        ("32-true", None),
+        ("bf16-true", None),
+        ("32-true", {"batch_size": None}),
+        ("32-true", {"batch_size": None, "num_workers": 1, "multiprocessing_context": "fork"}),
+    ],
+)
+def test_names_subfolders_and_values(scans, output, capsys, precision, loading):
+    """However Lightning and the loader pass a case on, it arrives as it was read."""
     writer = ThinVolumeWriter(str(output))
-    predict(scans, writer, precision=precision)
+    predict(scans, writer, precision=precision, loading=loading)
     assert names(output) == names(scans)
     assert writer.failures == []
     assert f"3 volumes written to {output}\n" in capsys.readouterr().out
@@ -147,7 +158,7 @@ class TestExisting:
 
 class TestRefused:
     def test_no_folder(self, scans):
-        with pytest.raises(ValueError, match="output folder for predict, got none; give --writer.output_dir"):
+        with pytest.raises(ValueError, match=r"output folder for predict, got none; give --writer.output_dir"):
             predict(scans, ThinVolumeWriter())
 
     def test_onto_the_scans(self, scans):
@@ -212,6 +223,6 @@ class TestTwoProcesses:
 
     def test_fewer_scans_than_devices(self, scans, output):
         with pytest.raises(
-            Exception, match="at least one scan per device, got 1 to predict on 2 devices; use --trainer.devices 1"
+            Exception, match=r"at least one scan per device, got 1 to predict on 2 devices; use --trainer.devices 1"
         ):
             predict(scans / "a.nii.gz", ThinVolumeWriter(str(output)), strategy="ddp_fork", devices=2)

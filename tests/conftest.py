@@ -1,0 +1,34 @@
+"""Fixtures that several tests share."""
+
+from pathlib import Path
+
+import pytest
+from helpers import position_slab, save
+
+SHARED_CT = Path(__file__).parents[2] / "shared" / "ct"
+
+
+@pytest.fixture(scope="session")
+def shared_ct():
+    """The folder of real CT beside the repository; skips where it is missing."""
+    if not SHARED_CT.is_dir():
+        pytest.skip(f"needs the real CT of {SHARED_CT}")
+    return SHARED_CT
+
+
+@pytest.fixture
+def thin_folder(tmp_path):
+    """Four thin position volumes (19, 8, 10) of 1 mm slices, of patients p0 to p3."""
+    for i in range(4):
+        save(tmp_path / "thin_only" / f"p{i}.nii.gz", position_slab((19, 8, 10)) + i)
+    return tmp_path / "thin_only"
+
+
+@pytest.fixture
+def pair_folder(tmp_path):
+    """Two pairs at ratio 3: thin position volumes (19, 8, 10) and every third of their slices."""
+    for i in range(2):
+        slab = position_slab((19, 8, 10)) + i
+        save(tmp_path / "pairs" / "thin" / f"p{i}.nii.gz", slab)
+        save(tmp_path / "pairs" / "thick" / f"p{i}.nii.gz", slab[::3], spacing=(3.0, 0.7, 0.7))
+    return tmp_path / "pairs"

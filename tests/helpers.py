@@ -1,0 +1,45 @@
+"""Small volumes in any orientation, whose voxel values say where they stand."""
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+from mpunet.data.volume import volume_from_image
+
+
+def position_slab(shape):
+    """(D, H, W) int16 HU that differ from voxel to voxel and grow linearly along each axis: -1000 + z + D * (y + H * x)."""
+    depth, height, width = shape
+    if depth * height * width > 4000:
+        raise ValueError(f"{shape} does not fit into the HU window")
+    z, y, x = np.indices(shape)
+    return (-1000 + z + depth * (y + height * x)).astype(np.int16)
+
+
+def positions(slab_hu, shape):
+    """(..., 3): the z, y and x that :func:`position_slab` of this shape wrote into voxels."""
+    code = np.rint(np.asarray(slab_hu, dtype=np.float64)).astype(int) + 1000
+    return np.stack([code % shape[0], code // shape[0] % shape[1], code // (shape[0] * shape[1])], axis=-1)
+
+
+def nifti(slab, *, spacing=(1.0, 0.7, 0.7), start=0.0, codes="LPS"):
+    """NIfTI image of a slab (depth towards S, height towards P, width towards L), stored along ``codes``.
+
+    Args:
+        spacing: of depth, height and width in mm.
+        start: position in mm of the first slice along S.
+    """
+    affine = np.diag([-spacing[2], -spacing[1], spacing[0], 1.0])
+    affine[:3, 3] = 80.0, 60.0, start
+    image = nib.Nifti1Image(np.asarray(slab).transpose(2, 1, 0), affine)
+    return image.as_reoriented(ornt_transform(io_orientation(affine), axcodes2ornt(codes)))
+
+
+def save(path, slab, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nifti(slab, **options), path)
+    return path
+
+
+def volume(slab, **options):
+    return volume_from_image(nifti(slab, **options), path="scan.nii.gz")
