@@ -76,7 +76,7 @@ def main() -> int:
     status = mpunet(
         ["fit", "--config", str(config), "--data.train_dir", str(folder / "train"), "--data.cache_dir", str(folder / "cache")]
         + ["--trainer.max_steps", str(args.steps), "--trainer.val_check_interval", "null", "--trainer.logger", "false"]
-        + ["--checkpoint.monitor", "null", "--checkpoint.dirpath", str(folder), "--checkpoint.filename", "demo"]
+        + ["--checkpoint.monitor", "null", "--checkpoint.dirpath", str(folder), "--checkpoint.save_top_k", "0"]
         + ["--checkpoint.enable_version_counter", "false", "--trainer.callbacks", "[]"]
     )
     if status:
@@ -85,7 +85,7 @@ def main() -> int:
     print("3. mpunet predict", flush=True)
     thin_dir = folder / "thin"
     status = mpunet(
-        ["predict", "--ckpt_path", str(folder / "demo.ckpt"), "--data.predict_dir", str(folder / "scans")]
+        ["predict", "--ckpt_path", str(folder / "last.ckpt"), "--data.predict_dir", str(folder / "scans")]
         + ["--writer.output_dir", str(thin_dir), "--writer.existing", "overwrite"]
     )
     if status:
@@ -109,7 +109,9 @@ def main() -> int:
 
     print("\nIn the lungs of a phantom that was not trained on (an invented object: no clinical result):")
     for name, values in figures.items():
-        print(f"  {name:20s} MAE {values['lung_mae']:5.1f} HU   RMSE {values['lung_rmse']:5.1f} HU   SSIM {values['lung_ssim']:.3f}")
+        print(
+            f"  {name:20s} MAE {values['lung_mae']:5.1f} HU   RMSE {values['lung_rmse']:5.1f} HU   SSIM {values['lung_ssim']:.3f}"
+        )
     print(f"Thin slices: {thin_dir / thick_file.name}\nPicture:     {picture}")
     return 0
 

@@ -58,5 +58,6 @@ class CoronalSamples(L.Callback):
         name = batch["name"].replace("/", "_")
         Image.fromarray(picture).save(folder / f"{name}-step{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
-            if hasattr(logger.experiment, "add_image"):
-                logger.experiment.add_image(f"coronal/{name}", picture, trainer.global_step, dataformats="HW")
+            experiment: Any = getattr(logger, "experiment", None)
+            if hasattr(experiment, "add_image"):
+                experiment.add_image(f"coronal/{name}", picture, trainer.global_step, dataformats="HW")

@@ -9,8 +9,8 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 
 from mpunet.data.datamodule import ThickThinDataModule
 from mpunet.inference.writer import ThinVolumeWriter
@@ -29,6 +29,8 @@ EXPECTED = (
     "The 'train_dataloader' does not have many workers",
     "The 'val_dataloader' does not have many workers",
     "The 'test_dataloader' does not have many workers",
+    "Checkpoint directory",  # that it exists: a run that goes on, or the folder that --checkpoint.dirpath names
+    ".*LeafSpec.*is deprecated",  # between Lightning and torch
     "Precision bf16-mixed is not supported by the model summary",
 )
 

@@ -48,14 +48,18 @@ class MPUNetModule(L.LightningModule):
         super().__init__()
         parts = {
             "net": MPUNet() if net is None else from_config(net) if isinstance(net, dict) else net,
-            "objective": Objective() if objective is None else from_config(objective) if isinstance(objective, dict) else objective,
+            "objective": Objective()
+            if objective is None
+            else from_config(objective)
+            if isinstance(objective, dict)
+            else objective,
         }
         # Modules go into the checkpoint as plain values, so that weights_only loading can read it and rebuild them.
         configs = {name: to_config(part) for name, part in parts.items() if isinstance(part, Configurable)}
         self.save_hyperparameters(ignore=list(configs))
         self.save_hyperparameters(configs)
         # The order of channels that 3D convolutions are fastest with, on CPUs as on GPUs.
-        self.net = parts["net"].to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.net = parts["net"].to(memory_format=torch.channels_last_3d)
         self.objective = parts["objective"]
         self.lr = lr
         self.weight_decay = weight_decay

@@ -24,7 +24,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"No checkpoint at {path}.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
@@ -34,8 +34,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     hparams = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     if not isinstance(hparams, dict) or "net" not in hparams or "state_dict" not in checkpoint:
         found = sorted(map(str, checkpoint))[:6] if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise ValueError(f"{path} is no checkpoint of mpunet: expected hyper_parameters with 'net' and a state_dict, got {found}.")
-    return checkpoint
+        raise ValueError(
+            f"{path} is no checkpoint of mpunet: expected hyper_parameters with 'net' and a state_dict, got {found}."
+        )
+    return dict(checkpoint)
 
 
 def load_network(path: str | Path | None = None) -> ThickToThin:

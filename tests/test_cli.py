@@ -202,7 +202,12 @@ def test_wrong_input_to_predict_is_one_clear_line(
         "--writer.output_dir": str(tmp_path / "thin"),
         **change,
     }
-    words = [w for k, v in values.items() if v is not None for w in (k, v.format(**{n: tmp_path / n for n in ("empty", "text", "foreign")}))]
+    words = [
+        w
+        for k, v in values.items()
+        if v is not None
+        for w in (k, v.format(**{n: tmp_path / n for n in ("empty", "text", "foreign")}))
+    ]
     assert main(["predict", *words, "--trainer.accelerator", "cpu", *QUIET]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("mpunet: error: ")

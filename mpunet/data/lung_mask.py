@@ -123,8 +123,9 @@ def _gas(air: Mask, hu: npt.NDArray[np.float32], mm: Spacing) -> Mask:
     core = _distance_inside(lumen, mm) > LUMEN_RADIUS_MM
     labels, _ = ndimage.label(_grown(core, LUMEN_RADIUS_MM, mm) & lumen)
     gas = np.zeros_like(air)
-    for label in (np.bincount(labels.ravel()) * mm.prod() >= 1000 * MIN_LUMEN_ML).nonzero()[0]:
-        if label == 0:
+    volume = np.bincount(labels.ravel()) * mm.prod() / 1000
+    for label in range(1, len(volume)):
+        if volume[label] < MIN_LUMEN_ML:
             continue
         box = _box(labels == label, margin=RIM_CELLS)
         found = labels[box] == label

@@ -1,0 +1,88 @@
+"""A table of linear and cubic interpolation beside a checkpoint, on whole volumes and in the lungs, in HU.
+
+    python examples/compare.py --ckpt_path X.ckpt --data_dir ../shared/ct/val
+
+The folder has the layouts of `mpunet fit`. Cubic is the interpolating cubic spline along depth (SciPy).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.interpolate import CubicSpline
+
+import mpunet
+from mpunet.data.cache import cache_case, default_cache_dir, open_case
+from mpunet.data.datamodule import WholeVolumes
+from mpunet.data.pairs import find_cases
+from mpunet.geometry import thin_depth
+from mpunet.metrics import LUNG_METRICS, WHOLE_METRICS, CaseMetrics, hu_metrics
+from mpunet.models import interpolation_matrix
+from mpunet.weights import load_network
+
+
+def linear(thick: np.ndarray, ratio: int) -> np.ndarray:
+    """Linear interpolation along depth, end-aligned."""
+    return np.einsum("Nn,nhw->Nhw", interpolation_matrix(len(thick), ratio, "linear").astype(np.float32), thick, optimize=True)
+
+
+def cubic(thick: np.ndarray, ratio: int) -> np.ndarray:
+    """Cubic spline along depth (not-a-knot), end-aligned."""
+    positions = np.arange(thin_depth(len(thick), ratio)) / ratio
+    weights = CubicSpline(np.arange(len(thick)), np.eye(len(thick)))(positions).astype(np.float32)
+    return np.einsum("Nn,nhw->Nhw", weights, thick, optimize=True)
+
+
+def main() -> None:
+    """Print the table, and write it as JSON if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt_path", type=Path, required=True)
+    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument(
+        "--stride", type=int, nargs="+", default=[1], help="thick slices between windows; several give several rows"
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    args = parser.parse_args()
+
+    network = load_network(args.ckpt_path)
+    methods = {"linear": lambda thick: linear(thick, network.ratio), "cubic spline": lambda thick: cubic(thick, network.ratio)}
+    for stride in args.stride:
+        methods[f"{type(network).__name__}, stride {stride}"] = mpunet.Reconstructor(
+            network, n_thick=network.n_thick, ratio=network.ratio, multiple=network.multiple, stride=stride, check_hu=False
+        )
+    cached = [
+        open_case(cache_case(case, default_cache_dir(), ratio=network.ratio), case.name) for case in find_cases(args.data_dir)
+    ]
+    volumes = WholeVolumes(cached, network.ratio)
+    table: dict[str, dict[str, float]] = {}
+    for name, method in methods.items():
+        means, seconds = CaseMetrics(), 0.0
+        for index in range(len(volumes)):
+            case = volumes[index]
+            start = time.perf_counter()
+            image = method(case["thick"].numpy())
+            seconds += time.perf_counter() - start
+            means.update(index, hu_metrics(torch.as_tensor(image), case["thin"], case["lung"]))
+        table[name] = {key: float(value) for key, value in means.compute().items()} | {
+            "seconds_per_volume": seconds / len(volumes)
+        }
+
+    print(f"{len(volumes)} volumes, ratio {network.ratio}; MAE and RMSE in HU, PSNR in dB (range 4095 HU)")
+    for region, keys in (("whole volume", WHOLE_METRICS), ("lungs", LUNG_METRICS)):
+        print(f"\n| {region} | MAE | RMSE | PSNR | SSIM | MAE / cubic | RMSE / cubic |\n|---|---|---|---|---|---|---|")
+        for name, row in table.items():
+            mae, rmse, psnr, ssim = (row[key] for key in keys)
+            relative = [row[key] / table["cubic spline"][key] for key in keys[:2]]
+            print(f"| {name} | {mae:.2f} | {rmse:.2f} | {psnr:.2f} | {ssim:.4f} | {relative[0]:.3f} | {relative[1]:.3f} |")
+    print("\nseconds per volume: " + ", ".join(f"{name} {row['seconds_per_volume']:.1f}" for name, row in table.items()))
+    if args.json:
+        args.json.write_text(json.dumps(table, indent=2))
+
+
+if __name__ == "__main__":
+    main()
