@@ -41,7 +41,7 @@ def draw(volumes: dict[str, np.ndarray], spacings: dict[str, np.ndarray], pictur
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(2, len(volumes), figsize=(3.2 * len(volumes), 5.2), layout="constrained")
+    figure, axes = plt.subplots(2, len(volumes), figsize=(3.2 * len(volumes), 3.6), layout="constrained")
     for column, (name, slab) in enumerate(volumes.items()):
         image = coronal(slab, spacings[name], row=0.5, pixel=0.8)
         height, width = image.shape
@@ -75,7 +75,8 @@ def main() -> int:
     config = Path(__file__).with_name("mpunet_cpu.yaml")
     status = mpunet(
         ["fit", "--config", str(config), "--data.train_dir", str(folder / "train"), "--data.cache_dir", str(folder / "cache")]
-        + ["--trainer.max_steps", str(args.steps), "--trainer.val_check_interval", "null", "--trainer.logger", "false"]
+        + ["--trainer.default_root_dir", str(folder), "--trainer.max_steps", str(args.steps), "--trainer.val_check_interval", "null"]
+        + ["--trainer.logger", "false"]
         + ["--checkpoint.monitor", "null", "--checkpoint.dirpath", str(folder), "--checkpoint.save_top_k", "0"]
         + ["--checkpoint.enable_version_counter", "false", "--trainer.callbacks", "[]"]
     )
