@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint slow build clean
+.PHONY: demo test lint slow docs build clean
 
 demo: $(READY)          ## invented chest phantom: train a small network for two minutes, predict, draw build/demo/coronal.png
 	$(BIN)/python examples/demo.py --output build/demo
@@ -19,6 +19,10 @@ lint: $(READY)          ## style, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)          ## the API's pages in build/docs
+	$(BIN)/pdoc --docformat google --output-directory build/docs $(addprefix mpunet.,geometry schedule intensity models losses metrics \
+		data data.datamodule data.transforms inference inference.writer module weights callbacks pictures config)
 
 build: $(READY)         ## wheel and source distribution in dist/
 	$(BIN)/python -m build

@@ -58,4 +58,4 @@ def load_network(path: str | Path | None = None) -> ThickToThin:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"The weights in {path} do not fit the network that it describes: {error}") from error
-    return network.eval()
+    return network.eval().to(memory_format=torch.channels_last_3d)

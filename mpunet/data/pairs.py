@@ -125,6 +125,14 @@ def align_pair(thick: Volume, thin: Volume, ratio: int) -> tuple[slice, slice]:
         raise ValueError(
             f"{names} do not match: they share {max(0, last - first + 1)} thick slice positions, expected at least 2."
         )
+    # Each check above allows for rounded headers; over hundreds of voxels that would add up.
+    per_voxel = np.abs(np.linalg.solve(b[:3, :3], a[:3, :3]) - np.diag([ratio, 1, 1]))
+    drift = (per_voxel @ (last, *np.subtract(thick.slab.shape[1:], 1))).max()
+    if drift > 0.5:
+        raise ValueError(
+            f"{names} do not match: their grids drift apart by up to {drift:.1f} thin voxels from the first slice to the last. "
+            "Resample one onto the other."
+        )
     return slice(first, last + 1), slice(start + first * ratio, start + last * ratio + 1)
 
 

@@ -90,7 +90,7 @@ class RandSlabCropd(Randomizable, MapTransform):  # type: ignore[misc]  # MONAI 
     def _span(self, center: int, size: int, total: int) -> slice:
         """A span of ``size`` voxels around ``center``, moved at random by up to a quarter of its size, inside the volume if it fits."""
         jitter = int(self.R.randint(-(size // 4), size // 4 + 1))
-        start = min(max(0, center - size // 2 + jitter), max(0, total - size))
+        start = min(max(0, center - (size - 1) // 2 + jitter), max(0, total - size))
         return slice(start, start + size)
 
     def _cut(self, volume: npt.NDArray[Any], rows: npt.NDArray[np.intp], plane: tuple[slice, ...]) -> npt.NDArray[np.float32]:

@@ -114,10 +114,9 @@ def test_gas_in_a_body_is_not_lung() -> None:
     assert not lung_mask(hu, MM).any()
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_phantom(seed: int) -> None:
-    chest = chest_phantom(seed, shape=(59, 80, 104), spacing=(3, 3.2, 3.2))
-    assert dice(lung_mask(chest.thin, (3, 3.2, 3.2)), chest.lung) > 0.95
+def test_phantom() -> None:
+    chest = chest_phantom(1, shape=(59, 80, 104), spacing=(3, 3.2, 3.2))
+    assert dice(lung_mask(chest.thin, (3, 3.2, 3.2)), chest.lung) > 0.98
 
 
 def test_errors() -> None:

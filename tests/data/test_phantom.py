@@ -26,9 +26,12 @@ def coarse() -> ChestPhantom:
     return chest_phantom(0, noise=0, **COARSE)
 
 
-def positions(chest: ChestPhantom) -> npt.NDArray[np.float64]:
-    """World coordinates (D, H, W, 3) of the voxels."""
-    return np.moveaxis(np.indices(chest.thin.shape), 0, -1) @ chest.affine[:3, :3].T + chest.affine[:3, 3]
+@pytest.fixture(scope="module")
+def world(chest: ChestPhantom) -> npt.NDArray[np.float32]:
+    """World coordinates (3, D, H, W) of the fine phantom's voxels."""
+    axes = np.indices(chest.thin.shape, dtype=np.float32)
+    offset = chest.affine[:3, 3, None, None, None].astype(np.float32)
+    return np.tensordot(chest.affine[:3, :3].astype(np.float32), axes, 1) + offset
 
 
 def test_equal_seeds_give_equal_voxels(coarse: ChestPhantom) -> None:
@@ -55,12 +58,12 @@ def test_anatomy_does_not_depend_on_the_grid(chest: ChestPhantom, coarse: ChestP
     np.testing.assert_allclose([n.centre for n in coarse.nodules], [n.centre for n in chest.nodules])
 
 
-def test_hu_of_tissues(chest: ChestPhantom) -> None:
-    hu, world = chest.thin, positions(chest)
+def test_hu_of_tissues(chest: ChestPhantom, world: npt.NDArray[np.float32]) -> None:
+    hu = chest.thin
     lung = hu[chest.lung]
     assert -870 < np.median(lung) < -830
     assert lung.size * 2.56 / 1e6 == pytest.approx(2.7, rel=0.15), "litres"
-    front, back = (np.median(hu[chest.lung & (world[..., 1] * sign > 30)]) for sign in (1, -1))
+    front, back = (np.median(hu[chest.lung & (world[1] * sign > 30)]) for sign in (1, -1))
     assert back - front > 20, "lung is denser where it hangs"
     assert hu[:, 0].max() == -1000, "air in front of the patient"
     assert np.median(hu[50:56, 64:68, 112:118]) == pytest.approx(45, abs=12), "heart"
@@ -78,26 +81,24 @@ def test_noise(chest: ChestPhantom) -> None:
     np.testing.assert_array_equal(noisy.lung, chest.lung[middle])
 
 
-def test_nodules_are_where_and_as_large_as_stated(chest: ChestPhantom) -> None:
-    world = positions(chest)
+def test_nodules_are_where_and_as_large_as_stated(chest: ChestPhantom, world: npt.NDArray[np.float32]) -> None:
     assert 5 <= len(chest.nodules) <= 8
     for nodule in chest.nodules:
-        distance = np.linalg.norm(world - nodule.centre, axis=-1)
+        distance = np.sqrt(sum((w - c) ** 2 for w, c in zip(world, nodule.centre, strict=True)))
         near = distance < nodule.diameter / 2 + 2
         around = np.median(chest.thin[(distance < nodule.diameter / 2 + 5) & (distance > nodule.diameter / 2 + 2)])
         value = 30 if nodule.solid else -580
         share = ((chest.thin[near] - around) / (value - around)).clip(0, 1)
         # What is as faint as ground glass may be a fissure beside it.
         assert share.sum() * 2.56 == pytest.approx(np.pi / 6 * nodule.diameter**3, rel=0.12 if nodule.solid else 0.35), nodule
-        middle = (world[near] * share[:, None]).sum(axis=0) / share.sum()
+        middle = (world[:, near] * share).sum(axis=1) / share.sum()
         np.testing.assert_allclose(middle, nodule.centre, atol=0.4)
         assert chest.lung[distance < nodule.diameter / 2].all()
         assert 4 <= nodule.diameter <= 12
 
 
-@pytest.mark.parametrize("seed", [2, 4])
-def test_nodules_of_other_patients_lie_in_lung(seed: int) -> None:
-    other = chest_phantom(seed, noise=0, shape=(59, 80, 104), spacing=(3, 3.2, 3.2))
+def test_nodules_of_another_patient_lie_in_lung() -> None:
+    other = chest_phantom(5, noise=0, shape=(59, 80, 104), spacing=(3, 3.2, 3.2))
     index = np.linalg.solve(other.affine[:3, :3], np.transpose([n.centre for n in other.nodules]) - other.affine[:3, 3:])
     z, y, x = np.rint(index).astype(int)
     assert other.lung[z, y, x].all()
