@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -80,9 +81,11 @@ class MPUNetCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Predict writes its volumes and nothing else."""
+        """Predict writes its volumes and nothing else; fit without validation data has no best checkpoint, only the last."""
+        config = self.config[self.subcommand]
+        if self.subcommand == "fit" and config["data.val_dir"] is None and config["data.data_dir"] is None:
+            config["checkpoint.monitor"], config["checkpoint.save_top_k"] = None, 0
         if self.subcommand == "predict":
-            config = self.config["predict"]
             config["return_predictions"] = False
             if config["trainer"]["logger"] is None:
                 config["trainer"]["logger"] = False
@@ -108,6 +111,9 @@ def run(args: Sequence[str]) -> int:
     """Run one of the commands and return the exit status: 1 if volumes failed in predict, else 0."""
     for message in EXPECTED:
         warnings.filterwarnings("ignore", message=f".*{message}")
-    cli = MPUNetCLI(args)
+    try:
+        cli = MPUNetCLI(args)
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
     callbacks: Any = cli.trainer.callbacks  # type: ignore[attr-defined]
     return int(any(callback.failures for callback in callbacks if isinstance(callback, ThinVolumeWriter)))

@@ -79,11 +79,18 @@ def test_fit_leaves_checkpoints_config_and_pictures(run: Path) -> None:
     assert config["model"]["net"]["init_args"]["widths"] == [2, 2, 2, 2, 2, 2]
 
 
+def test_fit_without_validation_data_keeps_the_last_checkpoint(folders: dict[str, Path], tmp_path: Path) -> None:
+    args = ["fit", *TINY, *QUIET, "--data.train_dir", str(folders["train"]), "--data.cache_dir", str(tmp_path / "cache")]
+    args += ["--data.crop", "[32, 32]", "--data.crops_per_epoch", "2", "--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1"]
+    assert main([*args, "--trainer.default_root_dir", str(tmp_path)]) == 0
+    assert [p.name for p in tmp_path.rglob("*.ckpt")] == ["last.ckpt"]
+
+
 def test_checkpoint_is_plain_and_rebuilds_the_network(run: Path) -> None:
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["hyper_parameters"]["net"]["init_args"]["widths"] == [2] * 6
     module = mpunet.MPUNetModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert module.hparams["lr"] == 1e-3
+    assert module.hparams["lr"] == 7e-4
     key = "net.backbone.encoder.stem.0.weight"
     torch.testing.assert_close(module.state_dict()[key], checkpoint["state_dict"][key])
 

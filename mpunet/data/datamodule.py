@@ -239,11 +239,11 @@ class ThickThinDataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def val_dataloader(self) -> DataLoader[VolumeCase]:
-        """Whole validation cases, one a batch, as a :class:`VolumeCase`."""
+    def val_dataloader(self) -> DataLoader[VolumeCase] | list[Any]:
+        """Whole validation cases, one a batch, as a :class:`VolumeCase`; no loader where there is no validation data."""
         return self._whole("val")
 
-    def test_dataloader(self) -> DataLoader[VolumeCase]:
+    def test_dataloader(self) -> DataLoader[VolumeCase] | list[Any]:
         """Whole test cases, likewise."""
         return self._whole("test")
 
@@ -252,8 +252,10 @@ class ThickThinDataModule(L.LightningDataModule):
         scans = PredictScans(self.predict_scans, slice_axis=self.slice_axis, check_hu=self.check_hu)
         return DataLoader(scans, batch_size=1, collate_fn=itemgetter(0))
 
-    def _whole(self, name: str) -> DataLoader[VolumeCase]:
-        volumes = WholeVolumes(self.cases.get(name, []), self._geometry()[1], profile=self.profile, fwhm=self.fwhm)
+    def _whole(self, name: str) -> DataLoader[VolumeCase] | list[Any]:
+        if not self.cases.get(name):
+            return []
+        volumes = WholeVolumes(self.cases[name], self._geometry()[1], profile=self.profile, fwhm=self.fwhm)
         return DataLoader(volumes, batch_size=None)
 
     def _stage(self) -> str | None:

@@ -84,5 +84,5 @@ def thicken(
     thick = np.empty((len(matrix), *thin.shape[1:]), np.float32)
     for row, out in zip(matrix, thick, strict=True):
         used = np.flatnonzero(row)
-        np.einsum("d,dhw->hw", row[used], thin[used[0] : used[-1] + 1], out=out)
+        np.einsum("d,dhw->hw", row[used], thin[used[0] : used[-1] + 1].astype(np.float32, copy=False), out=out)
     return thick

@@ -170,7 +170,8 @@ class TestRefused:
             cache_case(case, tmp_path, ratio=5)
 
     @pytest.mark.parametrize(
-        ("shape", "options"), [((19, 8, 9), {}), (SHAPE, {"start": 1.0}), (SHAPE, {"codes": "RPS"}), (SHAPE, {"spacing": (1, 0.8, 0.8)})]
+        ("shape", "options"),
+        [((19, 8, 9), {}), (SHAPE, {"start": 1.0}), (SHAPE, {"codes": "RPS"}), (SHAPE, {"spacing": (1, 0.8, 0.8)})],
     )
     def test_lung_on_another_grid(self, tmp_path, shape, options):
         lung = save(tmp_path / "lung.nii", np.ones(shape, np.uint8), **options)

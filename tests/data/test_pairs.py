@@ -39,7 +39,8 @@ class TestFindCases:
         assert find_cases(tmp_path) == [Case("1", "1", tmp_path / "thin/1.nii")]
 
     @pytest.mark.parametrize(
-        ("pattern", "patients"), [(None, ["LIDC-1_a", "LIDC-1_b", "LIDC-22_a"]), (r"\d+", ["1", "1", "22"]), ("(.*)_", ["LIDC-1", "LIDC-1", "LIDC-22"])]
+        ("pattern", "patients"),
+        [(None, ["LIDC-1_a", "LIDC-1_b", "LIDC-22_a"]), (r"\d+", ["1", "1", "22"]), ("(.*)_", ["LIDC-1", "LIDC-1", "LIDC-22"])],
     )
     def test_patients(self, tmp_path, pattern, patients):
         touch(tmp_path, "LIDC-1_a.nii", "LIDC-1_b.nii", "LIDC-22_a.nii")
@@ -204,7 +205,7 @@ class TestAlign:
         thin = position_slab((151, 3, 4))
         # 5.03 for 5 mm is a rounded header over six slices and 0.9 mm over thirty-one.
         align_pair(volume(thin[:26:5], spacing=(5.03, 0.7, 0.7)), volume(thin, **THIN), 5)
-        with pytest.raises(ValueError, match="drift apart by up to 0.9 thin voxels"):
+        with pytest.raises(ValueError, match=r"drift apart by up to 0.9 thin voxels"):
             align_pair(volume(thin[::5], spacing=(5.03, 0.7, 0.7)), volume(thin, **THIN), 5)
 
 

@@ -66,7 +66,9 @@ class TestThicken:
     @pytest.mark.parametrize("profile", ["gaussian", "box", "triangle"])
     @pytest.mark.parametrize("ratio", [2, 3, 5, 8])
     def test_constants_stay_to_the_last_slice(self, profile, ratio):
-        np.testing.assert_allclose(thicken(np.full((3 * ratio + 1, 2, 2), -850, np.int16), ratio, profile=profile), -850, rtol=1e-6)
+        np.testing.assert_allclose(
+            thicken(np.full((3 * ratio + 1, 2, 2), -850, np.int16), ratio, profile=profile), -850, rtol=1e-6
+        )
 
     @pytest.mark.parametrize("profile", ["gaussian", "box", "triangle"])
     @pytest.mark.parametrize("ratio", [2, 3, 5, 8])
@@ -75,6 +77,13 @@ class TestThicken:
         thick = thicken(thin, ratio, profile=profile)
         assert len(thick) == 10  # the one thin slice past the last of them makes none
         np.testing.assert_allclose(thick[2:-2], thin[::ratio][2:-2], atol=1e-4)
+
+    @pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float64])
+    def test_any_type_comes_out_as_float32(self, dtype):
+        thin = (np.arange(13) * 10 - 60).astype(dtype)[:, None, None]
+        thick = thicken(thin, 3, profile="box")
+        assert thick.dtype == np.float32
+        np.testing.assert_allclose(thick[:, 0, 0], [-55, -30, 0, 30, 55])
 
     def test_an_impulse_meets_the_weights(self):
         weights = profile_weights(3)

@@ -53,5 +53,5 @@ def test_last_layers_begin_near_zero():
 
 @pytest.mark.parametrize("streams", [("mask",), ("inner", "outer"), (), ("lung", "inner", "outer")])
 def test_refused(streams):
-    with pytest.raises(ValueError, match="Expected streams mask [+] inner [+] outer, or inner or outer alone or with mask, got"):
+    with pytest.raises(ValueError, match=r"Expected streams mask [+] inner [+] outer, or inner or outer alone or with mask, got"):
         MultiStreamHead(2, streams=streams)
