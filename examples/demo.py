@@ -65,10 +65,10 @@ def main() -> int:
         (folder / part).mkdir(parents=True, exist_ok=True)
 
     print("1. Phantoms: four to train on, one to test on", flush=True)
-    for seed in range(1, 5):
+    for seed in (1, 2, 4, 5):
         nib.save(phantom_image(seed), folder / "train" / f"phantom{seed}.nii.gz")
-    truth_file, thick_file = folder / "truth" / "phantom0.nii.gz", folder / "scans" / "phantom0.nii.gz"
-    nib.save(phantom_image(0), truth_file)
+    truth_file, thick_file = folder / "truth" / "phantom3.nii.gz", folder / "scans" / "phantom3.nii.gz"
+    nib.save(phantom_image(3), truth_file)
     write_thick(truth_file, thick_file)
 
     print(f"2. mpunet fit: {args.steps} steps", flush=True)

@@ -141,23 +141,27 @@ class TestAffines:
 
 
 class TestSliceAxis:
-    def test_largest_spacing(self):
+    def test_axial_sagittal_and_coronal_scans(self):
         for codes in ORIENTATIONS:
             assert find_slice_axis(affine_of(codes)) == max(codes.find("I"), codes.find("S")), codes
-        # Sagittal and coronal scans: slices along x and along y.
+        # Slices along x and along y.
         assert find_slice_axis(np.diag([3.0, 0.5, 0.5, 1])) == 0
         assert find_slice_axis(np.diag([0.5, 3.0, 0.5, 1])) == 1
 
     @pytest.mark.parametrize(
         ("spacing", "axis"),
         [
-            ((1.0, 1.0, 1.0), 2),
-            ((1.04, 1.04, 1.0), 2),  # within 5 %: the patient's axis decides
-            ((1.1, 1.0, 1.0), 0),  # beyond
-            ((1.04, 1.04, 0.7), 0),  # superior-inferior is no candidate, and x and y are both at right angles to it
+            ((1.1, 1.0, 1.0), 0),  # pixels are square: the axis that differs
+            ((1.0, 1.1, 1.005), 1),
+            ((0.7, 1.0, 1.0), 0),  # be it smaller
+            ((1.04, 1.04, 0.7), 2),
+            ((0.9, 2.0, 1.0), 1),  # no square pixels: the much larger spacing
+            ((1.0, 1.0, 1.0), 2),  # nothing tells: superior-inferior
+            ((1.0, 1.2, 1.1), 2),
+            ((1.005, 1.0, 1.0), 2),
         ],
     )
-    def test_ties(self, spacing, axis):
+    def test_spacings_that_tell_and_that_do_not(self, spacing, axis):
         assert find_slice_axis(np.diag([*spacing, 1])) == axis
 
     def test_tie_goes_to_the_axis_nearest_to_superior(self):

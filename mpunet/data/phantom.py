@@ -113,8 +113,6 @@ def phantom_image(
 ) -> nib.Nifti1Image:
     """The phantom as converters from DICOM store an axial series: int16, voxel axes x, y, z towards left, posterior and superior.
 
-    Its thin slices are closer than its pixels are wide, so the slice axis cannot be told from the spacing: it is axis 2.
-
     >>> phantom_image(0, shape=(16, 20, 24), spacing=(10, 12, 12)).shape
     (24, 20, 16)
     """

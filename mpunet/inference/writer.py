@@ -93,7 +93,8 @@ class ThinVolumeWriter(BasePredictionWriter):
         """Write one volume, or note why it cannot be."""
         relative = batch.scan.relative
         if batch.volume is None or prediction is None:
-            self.failures.append(Failure(str(relative), batch.error or "the model returned no prediction"))
+            reason = (batch.error or "the model returned no prediction").removeprefix(f"{relative.name}: ")
+            self.failures.append(Failure(str(relative), reason))
             return
         path = Path(str(self.output_dir)) / relative
         ratio = (len(prediction) - 1) // (len(batch.volume.slab) - 1)

@@ -112,7 +112,7 @@ class TestLife:
         np.testing.assert_array_equal(open_case(second, "a").thick, SLAB[::3] + 1)
         third = cache_case(case, tmp_path, ratio=3, slice_axis=2)
         assert len({first, second, third}) == 3
-        with pytest.raises(ValueError, match="ratio 3.000, expected 2"):
+        with pytest.raises(ValueError, match=r"ratio 3.000, expected 2"):
             cache_case(case, tmp_path, ratio=2)
         assert reads == ["thin.nii", "thick.nii"] * 4
 

@@ -126,7 +126,7 @@ def test_image_is_stored_as_dicom_conversions_are() -> None:
     chest, image = chest_phantom(0, **grid), phantom_image(0, **grid)
     assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
     assert image.get_data_dtype() == np.int16
-    frame = SlabFrame.from_affine(image.affine, axis=2)
+    frame = SlabFrame.from_affine(image.affine)
     np.testing.assert_array_equal(frame.to_slab(np.asarray(image.dataobj)), chest.thin)
     np.testing.assert_allclose(frame.slab_affine(image.affine, image.shape), chest.affine, atol=1e-9)
     np.testing.assert_allclose(grid_spacing(chest.affine), grid["spacing"])

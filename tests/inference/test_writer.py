@@ -112,7 +112,7 @@ def test_broken_scans_are_named_with_the_reason(scans, output, capsys):
     assert failure.relative == "sub/broken.nii.gz"
     assert "not a NIfTI file" in failure.reason
     out = capsys.readouterr().out
-    assert f"3 volumes written to {output}, 1 failed:\n  sub/broken.nii.gz: broken.nii.gz: not a NIfTI file" in out
+    assert f"3 volumes written to {output}, 1 failed:\n  sub/broken.nii.gz: not a NIfTI file" in out
 
 
 def test_a_failing_write_does_not_stop_the_others(scans, output, monkeypatch):

@@ -1,0 +1,36 @@
+"""The genuine thick scan of ../shared/ct through the whole command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import nibabel as nib
+import numpy as np
+import pytest
+
+import mpunet
+from mpunet.__main__ import main
+from mpunet.geometry import slice_positions
+
+THICK = Path(__file__).parents[2] / "shared" / "ct" / "thick"
+
+
+@pytest.mark.skipif(not THICK.is_dir(), reason="../shared/ct/thick is not here")
+def test_a_real_thick_scan_becomes_thin(tmp_path: Path) -> None:
+    # An untrained network that adds next to nothing to the cubic interpolation: what counts here are files and positions.
+    module = mpunet.MPUNetModule(mpunet.MPUNet(widths=(2, 2, 2, 2, 2, 2)))
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "untrained.ckpt", weights_only=True)
+    args = ["predict", "--ckpt_path", str(tmp_path / "untrained.ckpt"), "--data.predict_dir", str(THICK), "--data.stride", "7"]
+    assert main([*args, "--writer.output_dir", str(tmp_path / "thin"), "--trainer.accelerator", "cpu"]) == 0
+
+    thick, thin = (nib.load(folder / "Lung_Dx-A0001-B.nii.gz") for folder in (THICK, tmp_path / "thin"))
+    assert thin.shape == (512, 512, 316)
+    assert thin.header.get_zooms()[2] == pytest.approx(1.0, abs=1e-5)
+    before, after = slice_positions(thick.affine, 2, 64), slice_positions(thin.affine, 2, 316)
+    np.testing.assert_allclose(after[[0, -1]], before[[0, -1]], atol=1e-3)
+    # Thin slice 5k is thick slice k again, but for what the untrained network adds.
+    voxels = np.asarray(thick.dataobj[..., 30]).astype(float)
+    assert np.abs(np.asarray(thin.dataobj[..., 150]) - voxels.clip(-1024, 3071)).mean() < 50
