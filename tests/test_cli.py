@@ -81,7 +81,16 @@ def test_fit_leaves_checkpoints_config_and_pictures(run: Path) -> None:
 
 def test_fit_without_validation_data_keeps_the_last_checkpoint(folders: dict[str, Path], tmp_path: Path) -> None:
     args = ["fit", *TINY, *QUIET, "--data.train_dir", str(folders["train"]), "--data.cache_dir", str(tmp_path / "cache")]
-    args += ["--data.crop", "[32, 32]", "--data.crops_per_epoch", "2", "--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1"]
+    args += [
+        "--data.crop",
+        "[32, 32]",
+        "--data.crops_per_epoch",
+        "2",
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.log_every_n_steps",
+        "1",
+    ]
     assert main([*args, "--trainer.default_root_dir", str(tmp_path)]) == 0
     assert [p.name for p in tmp_path.rglob("*.ckpt")] == ["last.ckpt"]
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +64,8 @@ def cache_case(case: Case, cache_dir: Path, *, ratio: int, slice_axis: int | Non
     if entry.is_dir():
         return entry
     cache_dir.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=cache_dir))
+    partial = cache_dir / f".partial-{uuid.uuid4().hex}"
+    partial.mkdir()
     try:
         _build(case, partial, ratio, slice_axis)
         try:
