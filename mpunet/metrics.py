@@ -169,7 +169,9 @@ def _ssim_map(prediction: Tensor, reference: Tensor) -> Tensor:
     """SSIM at each voxel of slices (S, H, W) in HU, padded by reflection."""
     # With a Gaussian, torchmetrics derives the window from sigma alone: 2 * int(3.5 * 1.5 + 0.5) + 1 = 11. Its own mean over
     # the map has changed between versions (with or without the border), so the map is taken and averaged here.
-    _, full = structural_similarity_index_measure(
-        from_hu(prediction)[:, None], from_hu(reference)[:, None], sigma=1.5, data_range=1.0, return_full_image=True
-    )
+    # Not in the half precision of a trainer's autocast: its steps are as large as the variances that SSIM compares.
+    with torch.autocast(prediction.device.type, enabled=False):
+        _, full = structural_similarity_index_measure(
+            from_hu(prediction)[:, None], from_hu(reference)[:, None], sigma=1.5, data_range=1.0, return_full_image=True
+        )
     return full[:, 0]

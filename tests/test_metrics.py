@@ -214,3 +214,10 @@ def test_forward_gives_the_values_of_one_case() -> None:
     metric(1, rows()[1])
     assert first["mae"].item() == pytest.approx(rows()[0]["mae"])
     assert metric.compute()["mae"].item() == pytest.approx((rows()[0]["mae"] + rows()[1]["mae"]) / 2)
+
+
+def test_half_precision_around_it_changes_nothing() -> None:
+    prediction, reference, lung = volumes()
+    expected = hu_metrics(prediction, reference, lung)
+    with torch.autocast("cpu", torch.bfloat16):  # what a validation step runs in when a trainer's precision is bf16-mixed
+        assert hu_metrics(prediction, reference, lung) == expected
