@@ -161,7 +161,7 @@ class SubpixelBackbone(nn.Module):
     ) -> None:
         super().__init__()
         stages = len(widths) - 1
-        # A U-Net that only brings depth back to n: its decoder's grids have the thick spacing, counted in half slices.
+        # Only the encoder's part of the plan serves here: the decoder undoes the halvings and stays at thick depth.
         self.schedule = plan = plan_depths(n_thick, ratio, stages=stages, halvings=depth_halvings)
         self.ratio = ratio
         self.out_channels = widths[0]

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mpunet.losses import FeatureMatching, VGG16Features, VGGLayer, feature_matching_loss
@@ -169,7 +170,7 @@ def test_the_network_is_hidden_but_moves(weights: Path) -> None:
 
 
 def test_files_of_each_kind_give_the_same_features(state: dict[str, Tensor], weights: Path, tmp_path: Path) -> None:
-    pytest.importorskip("safetensors.torch").save_file(state, tmp_path / "features.safetensors")
+    save_file(state, tmp_path / "features.safetensors")
     torch.save({name: value.double() for name, value in state.items()}, tmp_path / "features.pth")
     slices = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(3))
     expected = VGG16Features(LAYERS, weights)(slices)
