@@ -52,25 +52,24 @@ def main() -> None:
     network = load_network(args.ckpt_path)
     methods = {"linear": lambda thick: linear(thick, network.ratio), "cubic spline": lambda thick: cubic(thick, network.ratio)}
     for stride in args.stride:
-        methods[f"{type(network).__name__}, stride {stride}"] = mpunet.Reconstructor(
-            network, n_thick=network.n_thick, ratio=network.ratio, multiple=network.multiple, stride=stride, check_hu=False
-        )
+        reconstruct = mpunet.Reconstructor.from_network(network, stride=stride, check_hu=False)
+        methods[f"{type(network).__name__}, stride {stride}"] = reconstruct
     cached = [
         open_case(cache_case(case, default_cache_dir(), ratio=network.ratio), case.name) for case in find_cases(args.data_dir)
     ]
     volumes = WholeVolumes(cached, network.ratio)
-    table: dict[str, dict[str, float]] = {}
-    for name, method in methods.items():
-        means, seconds = CaseMetrics(), 0.0
-        for index in range(len(volumes)):
-            case = volumes[index]
+    means = {name: CaseMetrics() for name in methods}
+    seconds = dict.fromkeys(methods, 0.0)
+    for index in range(len(volumes)):
+        case = volumes[index]
+        for name, method in methods.items():
             start = time.perf_counter()
             image = method(case["thick"].numpy())
-            seconds += time.perf_counter() - start
-            means.update(index, hu_metrics(torch.as_tensor(image), case["thin"], case["lung"]))
-        table[name] = {key: float(value) for key, value in means.compute().items()} | {
-            "seconds_per_volume": seconds / len(volumes)
-        }
+            seconds[name] += time.perf_counter() - start
+            means[name].update(index, hu_metrics(torch.as_tensor(image), case["thin"], case["lung"]))
+    table = {name: {key: float(value) for key, value in means[name].compute().items()} for name in methods}
+    for name, row in table.items():
+        row["seconds_per_volume"] = seconds[name] / len(volumes)
 
     print(f"{len(volumes)} volumes, ratio {network.ratio}; MAE and RMSE in HU, PSNR in dB (range 4095 HU)")
     for region, keys in (("whole volume", WHOLE_METRICS), ("lungs", LUNG_METRICS)):

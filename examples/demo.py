@@ -75,16 +75,8 @@ def main() -> int:
     config = Path(__file__).with_name("mpunet_cpu.yaml")
     status = mpunet(
         ["fit", "--config", str(config), "--data.train_dir", str(folder / "train"), "--data.cache_dir", str(folder / "cache")]
-        + [
-            "--trainer.default_root_dir",
-            str(folder),
-            "--trainer.max_steps",
-            str(args.steps),
-            "--trainer.val_check_interval",
-            "null",
-        ]
-        + ["--trainer.logger", "false"]
-        + ["--checkpoint.monitor", "null", "--checkpoint.dirpath", str(folder), "--checkpoint.save_top_k", "0"]
+        + ["--trainer.default_root_dir", str(folder), "--trainer.logger", "false", "--trainer.max_steps", str(args.steps)]
+        + ["--trainer.val_check_interval", "null", "--checkpoint.dirpath", str(folder)]
         + ["--checkpoint.enable_version_counter", "false", "--trainer.callbacks", "[]"]
     )
     if status:

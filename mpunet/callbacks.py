@@ -42,12 +42,11 @@ class CoronalSamples(L.Callback):
         """Draw the case."""
         if batch["index"] >= self.cases or trainer.sanity_checking or trainer.log_dir is None:
             return
-        thick = batch["thick"].float().cpu()
-        ratio = (len(batch["thin"]) - 1) // (len(thick) - 1)
+        row = int(self.row * (batch["thick"].shape[1] - 1))
+        thick, image, thin = (v[:, row : row + 1].float().cpu() for v in (batch["thick"], outputs["image"], batch["thin"]))
+        ratio = (len(thin) - 1) // (len(thick) - 1)
         cubic = DepthInterpolation(len(thick), ratio, "cubic")(thick[None, None])[0, 0]
-        volumes = [thick, cubic, outputs["image"], batch["thin"]]
-        height = int(self.row * (thick.shape[1] - 1))
-        planes = [np.asarray(v[:, height : height + 1].float().cpu()) for v in volumes]
+        planes = [np.asarray(plane) for plane in (thick, cubic, image, thin)]
         spacing = batch["spacing"]
         pictures = [
             coronal(plane, (spacing[0] * (ratio if i == 0 else 1), spacing[1], spacing[2])) for i, plane in enumerate(planes)

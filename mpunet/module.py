@@ -46,14 +46,8 @@ class MPUNetModule(L.LightningModule):
         lr_floor: float = 0.01,
     ) -> None:
         super().__init__()
-        parts = {
-            "net": MPUNet() if net is None else from_config(net) if isinstance(net, dict) else net,
-            "objective": Objective()
-            if objective is None
-            else from_config(objective)
-            if isinstance(objective, dict)
-            else objective,
-        }
+        given = {"net": MPUNet() if net is None else net, "objective": Objective() if objective is None else objective}
+        parts = {name: from_config(part) if isinstance(part, dict) else part for name, part in given.items()}
         # Modules go into the checkpoint as plain values, so that weights_only loading can read it and rebuild them.
         configs = {name: to_config(part) for name, part in parts.items() if isinstance(part, Configurable)}
         self.save_hyperparameters(ignore=list(configs))
@@ -130,7 +124,4 @@ class MPUNetModule(L.LightningModule):
 
     def _reconstructor(self) -> Reconstructor:
         stride = getattr(getattr(self.trainer, "datamodule", None), "stride", 1)
-        net: Any = self.net
-        return Reconstructor(
-            net, n_thick=net.n_thick, ratio=net.ratio, multiple=net.multiple, stride=stride, device=self.device, check_hu=False
-        )
+        return Reconstructor.from_network(self.net, stride=stride, device=self.device, check_hu=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 from pathlib import Path
 
 import nibabel as nib
@@ -290,4 +289,4 @@ def test_unknown_option_is_exit_status_two(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit) as stop:
         main(["predict", "--nonsense"])
     assert stop.value.code == 2
-    json.dumps(capsys.readouterr().err)
+    assert "--nonsense" in capsys.readouterr().err

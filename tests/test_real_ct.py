@@ -13,20 +13,25 @@ import mpunet
 from mpunet.__main__ import main
 from mpunet.geometry import slice_positions
 
-THICK = Path(__file__).parents[2] / "shared" / "ct" / "thick"
 
-
-@pytest.mark.skipif(not THICK.is_dir(), reason="../shared/ct/thick is not here")
-def test_a_real_thick_scan_becomes_thin(tmp_path: Path) -> None:
+def test_a_real_thick_scan_becomes_thin(shared_ct: Path, tmp_path: Path) -> None:
     # An untrained network that adds next to nothing to the cubic interpolation: what counts here are files and positions.
     module = mpunet.MPUNetModule(mpunet.MPUNet(widths=(2, 2, 2, 2, 2, 2)))
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
     trainer.strategy.connect(module)
     trainer.save_checkpoint(tmp_path / "untrained.ckpt", weights_only=True)
-    args = ["predict", "--ckpt_path", str(tmp_path / "untrained.ckpt"), "--data.predict_dir", str(THICK), "--data.stride", "7"]
+    args = [
+        "predict",
+        "--ckpt_path",
+        str(tmp_path / "untrained.ckpt"),
+        "--data.predict_dir",
+        str(shared_ct / "thick"),
+        "--data.stride",
+        "7",
+    ]
     assert main([*args, "--writer.output_dir", str(tmp_path / "thin"), "--trainer.accelerator", "cpu"]) == 0
 
-    thick, thin = (nib.load(folder / "Lung_Dx-A0001-B.nii.gz") for folder in (THICK, tmp_path / "thin"))
+    thick, thin = (nib.load(folder / "Lung_Dx-A0001-B.nii.gz") for folder in (shared_ct / "thick", tmp_path / "thin"))
     assert thin.shape == (512, 512, 316)
     assert thin.header.get_zooms()[2] == pytest.approx(1.0, abs=1e-5)
     before, after = slice_positions(thick.affine, 2, 64), slice_positions(thin.affine, 2, 316)

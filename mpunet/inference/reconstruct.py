@@ -77,7 +77,11 @@ class Reconstructor:
         """Reconstructor with the network of a checkpoint (without a path, of the packaged weights) and options as above."""
         from mpunet.weights import load_network
 
-        network = load_network(path)
+        return cls.from_network(load_network(path), **options)
+
+    @classmethod
+    def from_network(cls, network: Any, **options: Any) -> Reconstructor:
+        """Reconstructor with a network that states its own ``n_thick``, ``ratio`` and ``multiple``, as all of mpunet's do."""
         return cls(network, n_thick=network.n_thick, ratio=network.ratio, multiple=network.multiple, **options)
 
     def __call__(self, image: Image) -> Image:
