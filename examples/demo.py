@@ -18,8 +18,8 @@ import numpy as np
 from mpunet.__main__ import main as mpunet
 from mpunet.data.lung_mask import lung_mask
 from mpunet.data.phantom import phantom_image
+from mpunet.data.scan_file import read_volume
 from mpunet.data.simulate import thicken
-from mpunet.data.volume import read_volume
 from mpunet.geometry import grid_spacing, thick_affine
 from mpunet.metrics import hu_metrics
 from mpunet.models import interpolation_matrix

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.trainer.states import TrainerFn
 
 from mpunet.data.datamodule import ThickThinDataModule
+from mpunet.inference.options import InferenceOptions
 from mpunet.inference.writer import ThinVolumeWriter
+from mpunet.memory import hold_memory, limit_memory
 from mpunet.module import MPUNetModule
 from mpunet.weights import read_checkpoint
 
@@ -62,7 +66,8 @@ class MPUNetCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The sections beside model, data and trainer: ``writer`` for predict, ``checkpoint`` for fit."""
+        """The sections beside model, data and trainer: ``inference`` for whole volumes, ``writer`` for predict, ``checkpoint`` for fit."""
+        parser.add_class_arguments(InferenceOptions, "inference")
         parser.add_lightning_class_args(ThinVolumeWriter, "writer")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
@@ -87,6 +92,13 @@ class MPUNetCLI(LightningCLI):
             if config["trainer"]["logger"] is None:
                 config["trainer"]["logger"] = False
 
+    def instantiate_classes(self) -> None:
+        """Lightning's, with the options for whole volumes handed to the module."""
+        super().instantiate_classes()
+        self.model.inference = self._get(self.config_init, "inference")
+        if self.model.inference.limit_memory is not None:
+            limit_memory(self.model.inference.limit_memory, self.trainer.strategy.root_device)
+
     def _parse_ckpt_path(self) -> None:
         """Lightning's, which takes the model from the checkpoint; but a file that is none, or another geometry, is told clearly."""
         subcommand = self.config["subcommand"]
@@ -106,6 +118,10 @@ class MPUNetCLI(LightningCLI):
 
 def run(args: Sequence[str]) -> int:
     """Run one of the commands and return the exit status: 1 if volumes failed in predict, else 0."""
+    hold_memory()
+    if args and args[0] == "predict":
+        # Lightning only notes this signal and would go on with thousands of scans. As an exit, it leaves no file half written.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for message in EXPECTED:
         warnings.filterwarnings("ignore", message=f".*{message}")
     try:

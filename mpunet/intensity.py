@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,11 @@ def to_hu(intensity: Array) -> Array:
     return intensity * HU_RANGE + HU_MIN
 
 
-def round_hu(hu: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
+@overload
+def round_hu(hu: Tensor) -> Tensor: ...
+@overload
+def round_hu(hu: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]: ...
+def round_hu(hu: Any) -> Any:
     """HU clipped to [-1024, 3071] and rounded to int16, as files store it."""
-    return np.asarray(np.rint(hu.clip(HU_MIN, HU_MAX)), dtype=np.int16)
+    rounded = hu.clip(HU_MIN, HU_MAX).round()
+    return rounded.short() if isinstance(rounded, Tensor) else rounded.astype(np.int16)

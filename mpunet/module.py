@@ -6,8 +6,6 @@ import math
 from typing import Any
 
 import lightning as L
-import numpy as np
-import numpy.typing as npt
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -15,7 +13,8 @@ from torch import Tensor, nn
 from mpunet.config import Configurable, from_config, to_config
 from mpunet.data.datamodule import CropBatch, VolumeCase
 from mpunet.data.scans import PredictCase
-from mpunet.inference.reconstruct import Reconstructor
+from mpunet.inference.options import InferenceOptions, window_stride
+from mpunet.inference.reconstruct import Reconstructor, ThinSlices
 from mpunet.losses import Objective
 from mpunet.metrics import CaseMetrics, hu_metrics
 from mpunet.models import MPUNet
@@ -33,6 +32,10 @@ class MPUNetModule(L.LightningModule):
         weight_decay: AdamW's.
         warmup_steps: steps of linear warm-up, before a cosine decay over what is left of the trainer's steps or epochs.
         lr_floor: what the cosine ends at, as a share of ``lr``.
+
+    Attributes:
+        inference: how whole volumes are reconstructed, an :class:`mpunet.inference.InferenceOptions`. No argument, as it belongs to
+            a run and not into a checkpoint.
     """
 
     def __init__(
@@ -59,13 +62,25 @@ class MPUNetModule(L.LightningModule):
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
         self.lr_floor = lr_floor
+        self.inference = InferenceOptions()
+        self._reconstructor: Reconstructor | None = None
         self.val_metrics = CaseMetrics()
         self.test_metrics = CaseMetrics()
 
     def setup(self, stage: str) -> None:
-        """Load what training needs beside the network (VGG-16 for feature matching), so that it fails before the data are read."""
+        """Check options and load what training needs beside the network (VGG-16 for feature matching) before the data are read."""
+        self._reconstructor = None
+        window_stride(self.inference.stride, int(getattr(self.net, "n_thick", 8)))
         if stage == "fit" and isinstance(self.objective, Objective):
             self.objective.prepare()
+
+    @property
+    def reconstructor(self) -> Reconstructor:
+        """What reconstructs whole volumes: the network with ``inference`` as it was at the stage's first volume."""
+        if self._reconstructor is None or self._reconstructor.device != self.device:
+            options = {key: value for key, value in vars(self.inference).items() if key != "limit_memory"}  # the process's, not ours
+            self._reconstructor = Reconstructor.from_network(self.net, device=self.device, check_hu=False, **options)
+        return self._reconstructor
 
     def forward(self, thick: Tensor) -> Any:
         """(B, 1, n, H, W) in [0, 1] to the network's output."""
@@ -93,9 +108,9 @@ class MPUNetModule(L.LightningModule):
         """Likewise."""
         self._log_metrics("test", self.test_metrics)
 
-    def predict_step(self, batch: PredictCase, batch_idx: int) -> npt.NDArray[np.float32] | None:
-        """Thin slab ((D - 1) * r + 1, H, W) in HU of a thick scan; None where the scan could not be read."""
-        return None if batch.volume is None else self._reconstructor().reconstruct_volume(batch.volume, dtype="float32")
+    def predict_step(self, batch: PredictCase, batch_idx: int) -> ThinSlices | None:
+        """Thin slices ((D - 1) * r + 1, H, W) of a thick scan, computed while they are taken; None where it could not be read."""
+        return None if batch.volume is None else self.reconstructor.stream(batch.volume)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with linear warm-up and cosine decay, stepped with every batch."""
@@ -113,7 +128,7 @@ class MPUNetModule(L.LightningModule):
         return self.lr_floor + (1 - self.lr_floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def _evaluate(self, batch: VolumeCase, metrics: CaseMetrics) -> dict[str, Any]:
-        image = self._reconstructor()(batch["thick"])
+        image = self.reconstructor(batch["thick"])
         values = hu_metrics(image, batch["thin"], batch["lung"])
         metrics.update(batch["index"], values)
         return {"image": image, "metrics": values}
@@ -121,7 +136,3 @@ class MPUNetModule(L.LightningModule):
     def _log_metrics(self, stage: str, metrics: CaseMetrics) -> None:
         self.log_dict({f"{stage}/{name}": value for name, value in metrics.compute().items()}, prog_bar=True)
         metrics.reset()
-
-    def _reconstructor(self) -> Reconstructor:
-        stride = getattr(getattr(self.trainer, "datamodule", None), "stride", 1)
-        return Reconstructor.from_network(self.net, stride=stride, device=self.device, check_hu=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from mpunet.config import from_config
 from mpunet.models.base import ThickToThin
 
-__all__ = ["load_network", "read_checkpoint"]
+__all__ = ["file_sha256", "load_network", "read_checkpoint"]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -59,3 +60,12 @@ def load_network(path: str | Path | None = None) -> ThickToThin:
     except RuntimeError as error:
         raise ValueError(f"The weights in {path} do not fit the network that it describes: {error}") from error
     return network.eval().to(memory_format=torch.channels_last_3d)
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

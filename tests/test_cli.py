@@ -14,8 +14,8 @@ import yaml
 import mpunet
 from mpunet.__main__ import main
 from mpunet.data.phantom import phantom_image
+from mpunet.data.scan_file import read_volume
 from mpunet.data.simulate import thicken
-from mpunet.data.volume import read_volume
 from mpunet.geometry import slice_positions, thick_affine
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -183,7 +183,7 @@ def test_broken_scans_are_told_and_do_not_stop_the_others(
     assert "7 failed" in out
     for words in ("cut.nii.gz", "2D", "4D", "at least 2 slices", "NaN", "not HU", "text.nii.gz"):
         assert words in out
-    assert [p.name for p in (tmp_path / "thin").iterdir()] == ["good.nii.gz"]
+    assert [p.name for p in (tmp_path / "thin").glob("*.nii.gz")] == ["good.nii.gz"]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_broken_scans_are_told_and_do_not_stop_the_others(
         ({"--writer.output_dir": "{text}"}, "Cannot write to the output folder"),
         ({"--writer.output_dir": None}, "give --writer.output_dir"),
         ({"--data.predict_dir": None}, "give predict_dir"),
-        ({"--data.stride": "8"}, "stride of 1 to 7"),
+        ({"--inference.stride": "8"}, "stride of 1 to 7"),
     ],
 )
 def test_wrong_input_to_predict_is_one_clear_line(

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import random
+import shutil
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import lightning as L
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
+from mpunet import MPUNet, MPUNetModule
 from mpunet.data.phantom import phantom_image
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "mpunet_cpu.yaml"
 
 
-def mpunet(ranks: int, *words: str) -> str:
+def mpunet(ranks: int, *words: str, status: int = 0) -> str:
     """Run the console command in processes of its own; its standard output."""
-    args = [sys.executable, "-m", "mpunet", *words, "--trainer.accelerator", "cpu", "--trainer.devices", str(ranks)]
-    args += ["--trainer.enable_progress_bar", "false", *(["--trainer.strategy", "ddp"] if ranks > 1 else [])]
+    args = [sys.executable, "-m", "mpunet", *words, *common(ranks)]
     done = subprocess.run(args, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == status, done.stderr
     return done.stdout
+
+
+def common(ranks: int) -> list[str]:
+    return ["--trainer.accelerator", "cpu", "--trainer.devices", str(ranks), "--trainer.enable_progress_bar", "false"]
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +81,78 @@ def test_two_processes_give_what_one_gives(data: Path) -> None:
         )  # fmt: skip
         assert "3 volumes written" in out
         assert out.count("volumes written") == 1
-        outputs[ranks] = {p.name: np.asarray(nib.load(p).dataobj) for p in sorted(thin.iterdir())}
+        outputs[ranks] = {p.name: np.asarray(nib.load(p).dataobj) for p in sorted(thin.glob("*.nii.gz"))}
     assert list(outputs[1]) == ["scan0.nii.gz", "scan1.nii.gz", "scan2.nii.gz"]
     assert [v.shape[2] for v in outputs[1].values()] == [11, 31, 51]
     for name, voxels in outputs[1].items():
         np.testing.assert_array_equal(outputs[2][name], voxels)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained network."""
+    path = tmp_path_factory.mktemp("net") / "net.ckpt"
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer.strategy.connect(MPUNetModule(MPUNet(widths=(2, 2, 2, 2, 2, 2))))
+    trainer.save_checkpoint(path, weights_only=True)
+    return path
+
+
+def predict(checkpoint: Path, scans: Path, thin: Path) -> list[str]:
+    return ["predict", "--ckpt_path", str(checkpoint), "--data.predict_dir", str(scans), "--writer.output_dir", str(thin)]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_one_file_on_two_ranks(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    out = mpunet(2, *predict(checkpoint, data / "scans" / "scan1.nii.gz", tmp_path))
+    assert "1 volumes written" in out
+    assert files(tmp_path) == ["manifest.jsonl", "scan1.nii.gz"]
+    out = mpunet(2, *predict(checkpoint, data / "scans" / "scan1.nii.gz", tmp_path))
+    assert "1 of 1 volumes are already in" in out
+    assert "0 volumes written" in out
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "slurm"])
+def test_launchers(data: Path, checkpoint: Path, tmp_path: Path, launcher: str) -> None:
+    """Two processes that somebody else started; a broken scan costs only itself."""
+    scans, thin = tmp_path / "scans", tmp_path / "thin"
+    shutil.copytree(data / "scans", scans)
+    (scans / "broken.nii.gz").write_bytes(b"hello")
+    words = ["-m", "mpunet", *predict(checkpoint, scans, thin), *common(2)]
+    if launcher == "torchrun":
+        args = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port(), *words]
+        done = subprocess.run(args, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 1, done.stderr
+        out = done.stdout
+    else:
+        # What srun tells its tasks; `srun` itself only starts them.
+        job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "predict", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+        job |= {"SLURM_NNODES": "1", "SLURM_NODELIST": "127.0.0.1", "SLURM_NODEID": "0", "MASTER_PORT": free_port()}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, *words],
+                env={**os.environ, **job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for rank in range(2)
+        ]  # fmt: skip
+        ended = [process.communicate(timeout=300) for process in processes]
+        assert [process.returncode for process in processes] == [1, 1], ended
+        out = "".join(stdout for stdout, _ in ended)
+    assert "3 volumes written" in out
+    assert "broken.nii.gz: not a NIfTI file" in out
+    assert files(thin) == ["manifest.jsonl", "scan0.nii.gz", "scan1.nii.gz", "scan2.nii.gz"]
+    records = [json.loads(line) for line in (thin / "manifest.jsonl").read_text().splitlines()]
+    assert sorted(record["file"] for record in records) == ["broken.nii.gz", "scan0.nii.gz", "scan1.nii.gz", "scan2.nii.gz"]
+
+
+def free_port() -> str:
+    """A port below those that the system gives to outgoing connections, one of which might otherwise take it."""
+    while True:
+        port = random.randint(15000, 30000)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return str(port)

@@ -26,7 +26,7 @@ def test_a_real_thick_scan_becomes_thin(shared_ct: Path, tmp_path: Path) -> None
         str(tmp_path / "untrained.ckpt"),
         "--data.predict_dir",
         str(shared_ct / "thick"),
-        "--data.stride",
+        "--inference.stride",
         "7",
     ]
     assert main([*args, "--writer.output_dir", str(tmp_path / "thin"), "--trainer.accelerator", "cpu"]) == 0

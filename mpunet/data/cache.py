@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from mpunet.data.lung_mask import lung_mask
 from mpunet.data.pairs import Case, align_pair
-from mpunet.data.volume import read_volume
+from mpunet.data.scan_file import read_volume
 from mpunet.geometry import grid_spacing, thin_depth
 from mpunet.intensity import round_hu
 

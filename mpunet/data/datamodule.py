@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mpunet.data.cache import CachedCase, cache_case, default_cache_dir, open_case
 from mpunet.data.pairs import Case, find_cases, split_by_patient
-from mpunet.data.scans import PredictCase, PredictScans, Scan, find_scans
+from mpunet.data.scans import PredictLoader, Scan, find_scans, share_out
 from mpunet.data.simulate import Profile, thicken
 from mpunet.data.transforms import training_transforms
 from mpunet.geometry import thin_depth
@@ -136,7 +135,6 @@ class ThickThinDataModule(L.LightningDataModule):
         flip: random flips along the three axes, and transposition of square crops.
         profile: slice profile of simulated thick slices.
         fwhm: its full width at half maximum in thick spacings; 0.9 for the Gaussian by default.
-        stride: thick slices between windows when whole volumes are reconstructed; 1, the paper's, is best and slowest.
         slice_axis: stored axis along which slices are stacked, where spacings do not tell.
         check_hu: refuse scans to predict whose intensities cannot be HU.
         num_workers: processes that cut crops; by default one per core, up to 8, or none on a machine with two cores or fewer.
@@ -165,7 +163,6 @@ class ThickThinDataModule(L.LightningDataModule):
         flip: bool = True,
         profile: Profile = "gaussian",
         fwhm: float | None = None,
-        stride: int = 1,
         slice_axis: int | None = None,
         check_hu: bool = True,
         num_workers: int | None = None,
@@ -191,7 +188,6 @@ class ThickThinDataModule(L.LightningDataModule):
         self.flip = flip
         self.profile: Profile = profile
         self.fwhm = fwhm
-        self.stride = stride
         self.slice_axis = slice_axis
         self.check_hu = check_hu
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -214,6 +210,7 @@ class ThickThinDataModule(L.LightningDataModule):
             if self.predict_dir is None:
                 raise ValueError("Expected a folder of thick volumes: give predict_dir (--data.predict_dir SCANS).")
             self.predict_scans = find_scans(self.predict_dir)
+            self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer scans than devices
             return
         for name in self._parts(stage):
             if name not in self.cases:
@@ -247,10 +244,14 @@ class ThickThinDataModule(L.LightningDataModule):
         """Whole test cases, likewise."""
         return self._whole("test")
 
-    def predict_dataloader(self) -> DataLoader[PredictCase]:
-        """Thick volumes of ``predict_dir``; a file that cannot be read comes with its error instead of a volume."""
-        scans = PredictScans(self.predict_scans, slice_axis=self.slice_axis, check_hu=self.check_hu)
-        return DataLoader(scans, batch_size=1, collate_fn=itemgetter(0))
+    def predict_dataloader(self) -> PredictLoader:
+        """This rank's thick volumes of ``predict_dir``; a file that cannot be read comes with its error instead of a volume."""
+        scans = self.predict_scans
+        if self.trainer and self.trainer.world_size > 1:
+            # Rank 0 decides for all, as a file may change while it is looked at.
+            shares = share_out(scans, self.trainer.world_size) if self.trainer.is_global_zero else []
+            scans = self.trainer.strategy.broadcast(shares)[self.trainer.global_rank]
+        return PredictLoader(scans, slice_axis=self.slice_axis, check_hu=self.check_hu)
 
     def _whole(self, name: str) -> DataLoader[VolumeCase] | list[Any]:
         if not self.cases.get(name):

@@ -1,16 +1,19 @@
-"""The scans of a folder, and a data set that reads them one by one and survives broken files."""
+"""The scans of a folder, shared out over processes and opened one by one, whatever is wrong with some of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from torch.utils.data import Dataset
+import nibabel as nib
 
-from mpunet.data.volume import Volume, nifti_suffix, read_volume
+from mpunet.data.ahead import ahead
+from mpunet.data.scan_file import ScanFile, open_scan
+from mpunet.data.volume import nifti_suffix
 
-__all__ = ["PredictCase", "PredictScans", "Scan", "find_scans"]
+__all__ = ["PredictCase", "PredictLoader", "Scan", "find_scans", "share_out"]
 
 
 class Scan(NamedTuple):
@@ -26,17 +29,17 @@ class Scan(NamedTuple):
 
 
 class PredictCase(NamedTuple):
-    """A scan with its volume, or with the reason why there is none."""
+    """A scan that is open to be read, or the reason why it is not."""
 
     scan: Scan
-    volume: Volume | None
+    volume: ScanFile | None
     error: str | None
 
 
 def find_scans(folder: str | Path) -> list[Scan]:
     """The NIfTI files (``.nii``, ``.nii.gz``) of a folder and its subfolders, sorted; a single file is a list of one.
 
-    Hidden files and folders are left out, and with them what an interrupted :func:`mpunet.data.volume.write_volume` leaves.
+    Hidden files and folders are left out, and with them what an interrupted :func:`mpunet.data.thin_file.write_slices` leaves.
     Whatever else has such a name is listed, readable or not, so that a broken link shows up as a failure and not as nothing.
     """
     folder = Path(folder)
@@ -53,8 +56,23 @@ def find_scans(folder: str | Path) -> list[Scan]:
     return scans
 
 
-class PredictScans(Dataset[PredictCase]):
-    """Thick scans to predict, read when asked for: item i is the :class:`PredictCase` of scan i and never raises for its file.
+def share_out(scans: Sequence[Scan], ranks: int) -> list[list[Scan]]:
+    """Each rank's scans, so that all finish at about the same time: the largest first, each to the rank that has least to do.
+
+    Sizes are numbers of voxels by the header; a file without a readable one is as good as done.
+    """
+    shares: list[list[Scan]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    sizes = {scan: _voxels(scan.path) for scan in scans}
+    for scan in sorted(scans, key=lambda scan: -sizes[scan]):
+        rank = loads.index(min(loads))
+        shares[rank].append(scan)
+        loads[rank] += sizes[scan]
+    return shares
+
+
+class PredictLoader:
+    """Iterates over scans as :class:`PredictCase`; never raises for a file. The next scan is opened while one is worked on.
 
     Args:
         scans: what to read, as :func:`find_scans` lists it.
@@ -68,15 +86,22 @@ class PredictScans(Dataset[PredictCase]):
         self.check_hu = check_hu
 
     def __len__(self) -> int:
-        """Number of scans."""
         return len(self.scans)
 
-    def __getitem__(self, index: int) -> PredictCase:
-        """Read scan ``index``."""
-        scan = self.scans[index]
+    def __iter__(self) -> Iterator[PredictCase]:
+        return ahead(map(self._open, self.scans), 1)
+
+    def _open(self, scan: Scan) -> PredictCase:
         try:
-            return PredictCase(scan, read_volume(scan.path, slice_axis=self.slice_axis, check_hu=self.check_hu), None)
+            return PredictCase(scan, open_scan(scan.path, slice_axis=self.slice_axis, check_hu=self.check_hu), None)
         except ValueError as error:
             return PredictCase(scan, None, str(error))
         except Exception as error:  # one file of an archive, whatever is wrong with it, must not stop the others
             return PredictCase(scan, None, f"{scan.path.name}: {type(error).__name__}: {error}")
+
+
+def _voxels(path: Path) -> int:
+    try:
+        return math.prod(nib.load(path).shape) if path.is_file() else 1
+    except Exception:  # its error is told when its turn comes
+        return 1

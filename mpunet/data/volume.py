@@ -1,44 +1,50 @@
-"""Volumes on disk: read as a slab in HU, written back as thin slices with the header they came with. nibabel does the formats."""
+"""A volume as the library works on it: a slab in HU, and what is known of it beside its voxels. In memory; no files here.
+
+:mod:`mpunet.data.scan_file` reads volumes, :mod:`mpunet.data.thin_file` writes thin ones. nibabel does the formats.
+"""
 
 from __future__ import annotations
 
-import gzip
-import os
-import uuid
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from isal import isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from mpunet.geometry import Affine, SlabFrame, thin_affine, thin_depth
-from mpunet.intensity import round_hu
+from mpunet.geometry import Affine, SlabFrame
 
 __all__ = [
+    "IntensityRange",
     "Volume",
+    "VolumeInfo",
     "check_voxels",
     "nifti_suffix",
-    "read_volume",
-    "thin_image",
+    "one_line_errors",
+    "slab_dtype",
     "volume_from_image",
-    "write_volume",
+    "volume_info",
 ]
 
-# What nibabel and the decompressor raise for files that are no NIfTI, end too early or hold garbage.
-_READ_ERRORS = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError)
+# What nibabel and the decompressors raise for files that are no NIfTI, end too early or hold garbage. Any: isal's stubs declare
+# its error to be an instance.
+_BUILT_IN_ERRORS = (EOFError, OSError, OverflowError, ValueError)
+_READ_ERRORS: tuple[Any, ...] = (*_BUILT_IN_ERRORS, HeaderDataError, ImageFileError, isal_zlib.error, zlib.error)
 
 
-class Volume:
-    """A volume as the library works on it, with what is needed to write one like it.
+class VolumeInfo:
+    """What is known of a volume beside its voxels; enough to write another one like it.
 
     A plain class, as data loaders and Lightning take tuples and dataclasses apart, turn arrays into tensors and copy them.
 
     Attributes:
-        slab: (D, H, W) in HU, int16 or float32, C-contiguous; axes as :mod:`mpunet.geometry` defines them.
+        shape: (D, H, W) of the slab; axes as :mod:`mpunet.geometry` defines them.
         affine: stored voxel indices to RAS+ in mm, (4, 4).
         slice_axis: the stored axis along which slices are stacked.
         header: the header as read.
@@ -46,13 +52,18 @@ class Volume:
     """
 
     def __init__(
-        self, slab: npt.NDArray[Any], affine: Affine, slice_axis: int, header: nib.Nifti1Header, path: Path | None = None
+        self, shape: tuple[int, int, int], affine: Affine, slice_axis: int, header: nib.Nifti1Header, path: Path | None = None
     ) -> None:
-        self.slab = slab
+        self.shape = shape
         self.affine = affine
         self.slice_axis = slice_axis
         self.header = header
         self.path = path
+
+    @property
+    def name(self) -> str:
+        """What errors call it: the file's name, or "image"."""
+        return "image" if self.path is None else self.path.name
 
     @property
     def frame(self) -> SlabFrame:
@@ -60,40 +71,36 @@ class Volume:
         return SlabFrame.from_affine(self.affine, self.slice_axis)
 
     @property
+    def stored_shape(self) -> tuple[int, int, int]:
+        """Voxels along the stored axes."""
+        first, second, third = np.argsort(self.frame.order)
+        return self.shape[first], self.shape[second], self.shape[third]
+
+    @property
     def slab_affine(self) -> Affine:
         """Slab indices (depth, height, width) to RAS+ in mm, (4, 4)."""
-        return self.frame.slab_affine(self.affine, self.frame.to_stored(self.slab).shape)
+        return self.frame.slab_affine(self.affine, self.stored_shape)
 
 
-def read_volume(path: str | Path, *, slice_axis: int | None = None, check_hu: bool = True) -> Volume:
-    """Read a NIfTI file (``.nii``, ``.nii.gz``) as a slab in HU.
+class Volume(VolumeInfo):
+    """A volume with its voxels.
 
-    Args:
-        path: the file.
-        slice_axis: stored axis along which slices are stacked; by default :func:`mpunet.geometry.find_slice_axis` tells.
-        check_hu: refuse intensities that cannot be HU, see :func:`check_voxels`.
-
-    Raises:
-        ValueError: in one line with the file's name, if it cannot be read or does not hold one 3D volume of HU.
+    Attributes:
+        slab: (D, H, W) in HU, int16 or float32, C-contiguous.
     """
-    path = Path(path)
-    if not path.exists():
-        raise ValueError(f"{path.name}: no such file: {path}")
-    try:
-        image = nib.load(path, mmap=False)
-        if path.suffix.lower() == ".gz":
-            # nibabel stops at the last voxel, before the checksum: most single flipped bits would go unnoticed.
-            with gzip.open(path) as file:
-                image = type(image).from_bytes(file.read())
-    except _READ_ERRORS as error:
-        raise ValueError(f"{path.name}: not a NIfTI file, damaged or cut short: {_one_line(error)}") from error
-    return volume_from_image(image, slice_axis=slice_axis, check_hu=check_hu, path=path)
+
+    def __init__(
+        self, slab: npt.NDArray[Any], affine: Affine, slice_axis: int, header: nib.Nifti1Header, path: Path | None = None
+    ) -> None:
+        depth, height, width = slab.shape
+        super().__init__((depth, height, width), affine, slice_axis, header, path)
+        self.slab = slab
 
 
 def volume_from_image(
     image: Any, *, slice_axis: int | None = None, check_hu: bool = True, path: str | Path | None = None
 ) -> Volume:
-    """Slab in HU of a nibabel NIfTI image; arguments and errors as for :func:`read_volume`.
+    """Slab in HU of a nibabel NIfTI image; arguments and errors as for :func:`mpunet.data.scan_file.read_volume`.
 
     A fourth axis of length one is dropped. An image without sform and qform gets nibabel's affine from its spacing.
 
@@ -103,13 +110,31 @@ def volume_from_image(
     >>> volume.slab.shape, volume.slab.dtype.name
     ((3, 6, 4), 'int16')
     """
+    info = volume_info(image, slice_axis=slice_axis, path=path)
+    proxy = image.dataobj
+    with one_line_errors(info.name, "voxels cannot be read"):
+        scaled = nib.is_proxy(proxy) and (proxy.slope, proxy.inter) != (1, 0)
+        # nibabel's default for scaled voxels is float64, twice the memory.
+        stored = (np.asarray(proxy, np.float32) if scaled else np.asanyarray(proxy)).reshape(info.stored_shape)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as such
+        slab = np.ascontiguousarray(info.frame.to_slab(stored), dtype=slab_dtype(stored.dtype))
+    check_voxels(slab, name=info.name, check_hu=check_hu)
+    return Volume(slab, info.affine, info.slice_axis, info.header, info.path)
+
+
+def volume_info(image: Any, *, slice_axis: int | None = None, path: str | Path | None = None) -> VolumeInfo:
+    """What is known of a nibabel NIfTI image before its voxels are read.
+
+    Raises:
+        ValueError: if it does not hold one 3D volume of real numbers with at least 2 slices.
+    """
     name = "image" if path is None else Path(path).name
     if not isinstance(image, nib.Nifti1Pair):
         raise ValueError(f"{name}: expected a NIfTI image, got {type(image).__name__}; nibabel.Nifti1Image.from_image converts.")
     shape = image.shape[:3] if len(image.shape) == 4 and image.shape[3] == 1 else image.shape
     if len(shape) != 3:
         raise ValueError(f"{name}: expected a 3D volume, got {len(shape)}D of shape {shape}; split it into one file per volume.")
-    if 0 in shape:
+    if min(shape) < 1:
         raise ValueError(f"{name}: expected voxels, got an empty volume of shape {shape}.")
     if image.get_data_dtype().kind not in "iuf":
         raise ValueError(f"{name}: expected one real number per voxel, got data of type {image.get_data_dtype()}.")
@@ -119,16 +144,49 @@ def volume_from_image(
         frame = SlabFrame.from_affine(image.affine, slice_axis)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    if shape[frame.axis] < 2:
+    depth, height, width = (int(shape[axis]) for axis in frame.order)
+    if depth < 2:
         raise ValueError(
             f"{name}: expected at least 2 slices along depth (axis {frame.axis} of shape {shape}), got 1; "
             "a single slice cannot be interpolated."
         )
-    stored = _read_voxels(image, name).reshape(shape)
-    check_voxels(stored, name=name, check_hu=check_hu)
-    dtype = np.int16 if np.can_cast(stored.dtype, np.int16) else np.float32
-    slab = np.ascontiguousarray(frame.to_slab(stored), dtype=dtype)
-    return Volume(slab, np.asarray(image.affine, np.float64), frame.axis, image.header, None if path is None else Path(path))
+    affine = np.asarray(image.affine, np.float64)
+    return VolumeInfo((depth, height, width), affine, frame.axis, image.header, None if path is None else Path(path))
+
+
+class IntensityRange:
+    """Smallest and largest intensity of arrays seen one after the other, and how many voxels were not finite.
+
+    >>> seen = IntensityRange()
+    >>> for plane in np.array([[[-1000.0, 40]], [[60, 50]]]):
+    ...     seen.add(plane)
+    >>> seen.low, seen.high
+    (-1000.0, 60.0)
+    """
+
+    def __init__(self) -> None:
+        self.low, self.high = np.inf, -np.inf
+        self.voxels = self.not_finite = 0
+
+    def add(self, voxels: npt.NDArray[Any]) -> None:
+        """See an array of any shape, at least one voxel."""
+        low, high = float(voxels.min()), float(voxels.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            self.not_finite += voxels.size - int(np.isfinite(voxels).sum())
+        self.voxels += voxels.size
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+    def check(self, *, name: str, check_hu: bool = True) -> None:
+        """Raise what :func:`check_voxels` raises, for all that was seen."""
+        if self.not_finite:
+            raise ValueError(
+                f"{name}: expected finite intensities, got {self.not_finite} NaN or infinite voxels of {self.voxels}."
+            )
+        if check_hu and (self.low > -200 or self.high - self.low < 100):
+            raise ValueError(
+                f"{name}: intensities of {self.low:g} to {self.high:g} are not HU, where air is -1000; "
+                "rescale them to HU, or pass check_hu=False if they are HU of something without air."
+            )
 
 
 def check_voxels(voxels: npt.NDArray[Any], *, name: str, check_hu: bool = True) -> None:
@@ -137,73 +195,14 @@ def check_voxels(voxels: npt.NDArray[Any], *, name: str, check_hu: bool = True) 
     A CT scan shows air (-1000 HU) around or in the patient: a smallest value above -200 or a range below 100 means another scale,
     such as [0, 1] or raw detector values of 0 ... 4095.
     """
-    low, high = voxels.min(), voxels.max()
-    if not (np.isfinite(low) and np.isfinite(high)):
-        count = voxels.size - int(np.isfinite(voxels).sum())
-        raise ValueError(f"{name}: expected finite intensities, got {count} NaN or infinite voxels of {voxels.size}.")
-    if check_hu and (low > -200 or float(high) - float(low) < 100):
-        raise ValueError(
-            f"{name}: intensities of {low:g} to {high:g} are not HU, where air is -1000; "
-            "rescale them to HU, or pass check_hu=False if they are HU of something without air."
-        )
+    seen = IntensityRange()
+    seen.add(voxels)
+    seen.check(name=name, check_hu=check_hu)
 
 
-def thin_image(
-    slab: npt.NDArray[Any], like: Volume, ratio: int, *, dtype: Literal["int16", "float32"] = "int16"
-) -> nib.Nifti1Image:
-    """NIfTI image of thin slices, in the orientation and with the header of the thick volume that they were made from.
-
-    Args:
-        slab: ((D - 1) * ratio + 1, H, W) in HU.
-        like: the thick volume, slab (D, H, W).
-        ratio: thick spacing / thin spacing.
-        dtype: ``int16`` rounds and clips to [-1024, 3071] HU; ``float32`` keeps the values.
-    """
-    depth, height, width = like.slab.shape
-    expected = (thin_depth(depth, ratio), height, width)
-    if slab.shape != expected:
-        raise ValueError(
-            f"Expected {expected} thin slices for a thick slab of {like.slab.shape} at ratio {ratio}, got {slab.shape}."
-        )
-    if dtype == "float32":
-        slab = slab.astype(np.float32, copy=False)
-    elif slab.dtype != np.int16:
-        slab = round_hu(slab)
-
-    header = like.header.copy()
-    header.set_data_dtype(slab.dtype)
-    affine = thin_affine(like.affine, like.slice_axis, ratio)
-    image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    image = image_class(like.frame.to_stored(slab), affine, header)
-    # Each transform is thinned on its own, since the two may name different spaces. A code of 0 stays 0, so that a file without
-    # a position does not gain one. The qform comes last: it sets the spacing in pixdim, which belongs to it.
-    for stored, set_form in ((like.header.get_sform, image.set_sform), (like.header.get_qform, image.set_qform)):
-        form, code = stored(coded=True)
-        set_form(affine if form is None else thin_affine(form, like.slice_axis, ratio), int(code), update_affine=False)
-    return image
-
-
-def write_volume(
-    path: str | Path, slab: npt.NDArray[Any], like: Volume, ratio: int, *, dtype: Literal["int16", "float32"] = "int16"
-) -> None:
-    """Write thin slices (arguments as for :func:`thin_image`) so that ``path`` is at any time absent, as before, or whole.
-
-    The file is written under a hidden temporary name beside its place and renamed when it is on disk; nothing stays of a write
-    that fails. nibabel compresses ``.nii.gz`` at gzip level 1: higher levels take several times as long for few per cent of size.
-    """
-    path = Path(path)
-    suffix = nifti_suffix(path)
-    if suffix is None:
-        raise ValueError(f"Expected a file name ending in .nii or .nii.gz, got {path.name}.")
-    image = thin_image(slab, like, ratio, dtype=dtype)
-    partial = path.with_name(f".{path.name[: -len(suffix)]}.{uuid.uuid4().hex[:8]}.partial{suffix}")
-    try:
-        nib.save(image, partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def slab_dtype(stored: np.dtype[Any]) -> np.dtype[Any]:
+    """Type of a slab of unscaled voxels of this type: int16 if it can hold all of its values, else float32."""
+    return np.dtype(np.int16 if np.can_cast(stored, np.int16) else np.float32)
 
 
 def nifti_suffix(path: Path) -> str | None:
@@ -218,15 +217,15 @@ def nifti_suffix(path: Path) -> str | None:
     return None
 
 
-def _read_voxels(image: Any, name: str) -> npt.NDArray[Any]:
-    proxy = image.dataobj
+@contextmanager
+def one_line_errors(name: str, rule: str) -> Iterator[None]:
+    """Whatever reading raises becomes a ValueError of one line: the file's ``name``, the ``rule`` that was broken, the reason."""
     try:
-        if nib.is_proxy(proxy) and (proxy.slope, proxy.inter) != (1, 0):
-            return np.asarray(proxy, np.float32)  # nibabel's default is float64, twice the memory
-        return np.asanyarray(proxy)
+        yield
+    except FileNotFoundError as error:
+        raise ValueError(f"{name}: no such file: {error.filename}") from error
     except _READ_ERRORS as error:
-        raise ValueError(f"{name}: voxels cannot be read, damaged or cut short: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, OSError) and error.strerror:  # the system's word; nibabel and gzip give none
+            raise ValueError(f"{name}: cannot be read: {error.strerror.lower()}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name}: {rule}, damaged or cut short: {reason}") from error

@@ -12,15 +12,60 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mpunet.data.volume import Volume, check_voxels, thin_image, volume_from_image
-from mpunet.geometry import thin_depth, window_starts
-from mpunet.inference.engine import stream_thin
+from mpunet.data.ahead import ahead
+from mpunet.data.scan_file import ScanFile, open_scan
+from mpunet.data.thin_file import thin_image, write_slices
+from mpunet.data.volume import Volume, check_voxels, volume_from_image
+from mpunet.geometry import thin_depth
+from mpunet.inference.engine import StreamingEngine
+from mpunet.inference.options import Precision, Stride, autocast_dtype, window_stride
 from mpunet.intensity import from_hu, round_hu, to_hu
 
-__all__ = ["Precision", "Reconstructor", "autocast_dtype"]
+__all__ = ["Reconstructor", "ThinSlices"]
 
-Precision = Literal["auto", "float32", "bf16", "fp16"]
+Dtype = Literal["int16", "float32"]
 Image = TypeVar("Image", nib.Nifti1Image, npt.NDArray[Any], Tensor)
+
+
+class ThinSlices:
+    """Thin slices of a scan in HU that are computed while they are taken, once: in :meth:`chunks`, or as a whole array.
+
+    Attributes:
+        shape: ((D - 1) * ratio + 1, H, W).
+        last_first: chunks come, and run, from the last slice to the first. ``numpy.asarray`` has the slices in order.
+    """
+
+    def __init__(self, finished: Iterator[Tensor], shape: tuple[int, int, int], *, last_first: bool) -> None:
+        self.shape = shape
+        self.last_first = last_first
+        self._finished = finished
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def chunks(self, dtype: Dtype = "float32") -> Iterator[npt.NDArray[Any]]:
+        """(k, H, W) consecutive slices at a time; ``int16`` is rounded and clipped to [-1024, 3071] on the device.
+
+        Raises:
+            ValueError: if the network returned NaN, which int16 cannot hold.
+        """
+        for chunk, nan in _to_host((round_hu(hu) if dtype == "int16" else hu, hu.isnan().any()) for hu in self._finished):
+            if nan:
+                raise ValueError("The network returned NaN; with precision fp16 or bf16, try float32.")
+            yield chunk.numpy()
+
+    def slab(self, dtype: Dtype = "float32") -> npt.NDArray[Any]:
+        """All slices in order."""
+        slab = np.empty(self.shape, dtype)
+        ordered = slab[::-1] if self.last_first else slab
+        done = 0
+        for chunk in self.chunks(dtype):
+            ordered[done : done + len(chunk)] = chunk
+            done += len(chunk)
+        return slab
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return self.slab() if dtype is None else self.slab().astype(dtype, copy=False)
 
 
 class Reconstructor:
@@ -32,11 +77,17 @@ class Reconstructor:
         n_thick: thick slices in a window.
         ratio: thick spacing / thin spacing.
         multiple: the network's in-plane sizes are multiples of this; other sizes are padded and cropped.
-        stride: thick slices between windows. 1 is the paper's; larger is faster.
+        stride: thick slices between windows; "best" is 1, the paper's, "fast" is ``n_thick - 1``.
         batch_size: windows in one call of the network.
+        tile: in-plane size in voxels above which planes are cut into overlapping tiles; whole planes by default.
         device: where the network runs; "auto" is the first CUDA device, or else the CPU.
-        precision: "auto" is what the device computes fastest without loss of range, see :func:`autocast_dtype`.
+        precision: "auto" is what the device computes fastest without loss of range, see
+            :func:`mpunet.inference.options.autocast_dtype`.
+        compile: compile the network by ``torch.compile``.
         check_hu: refuse images whose intensities cannot be HU.
+
+    Attributes:
+        engine: the :class:`StreamingEngine`, whose ``batch_size`` and ``tile`` shrink where the device runs out of memory.
 
     >>> def linear(windows):
     ...     return nn.functional.interpolate(windows, size=(36, *windows.shape[3:]), mode="trilinear", align_corners=True)
@@ -52,25 +103,36 @@ class Reconstructor:
         n_thick: int,
         ratio: int,
         multiple: int = 32,
-        stride: int = 1,
+        stride: Stride = "best",
         batch_size: int = 1,
+        tile: int | tuple[int, int] | None = None,
         device: torch.device | str | None = "auto",
         precision: Precision = "auto",
+        compile: bool = False,  # noqa: A002 - torch's word
         check_hu: bool = True,
     ) -> None:
-        thin_depth(n_thick, ratio)
-        window_starts(n_thick, n_thick, stride)  # raises here for a bad stride, not at the first volume
         if device in ("auto", None):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
-        self.network = network.eval().to(self.device) if isinstance(network, nn.Module) else network
-        self.n_thick = n_thick
         self.ratio = ratio
-        self.multiple = multiple
-        self.stride = stride
-        self.batch_size = batch_size
-        self.autocast = autocast_dtype(self.device, precision)
         self.check_hu = check_hu
+        if isinstance(network, nn.Module):
+            network = network.eval().to(self.device)
+            for parameter in network.parameters():
+                if parameter.ndim == 5:  # the order of channels that 3D convolutions are fastest with, on CPUs as on GPUs
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+        self.engine = StreamingEngine(
+            torch.compile(network) if compile else network,
+            n_thick=n_thick,
+            ratio=ratio,
+            stride=window_stride(stride, n_thick),
+            batch_size=batch_size,
+            multiple=multiple,
+            tile=tile,
+            device=self.device,
+            autocast=autocast_dtype(self.device, precision),
+            prepare=from_hu,
+        )
 
     @classmethod
     def from_checkpoint(cls, path: str | Path | None = None, **options: Any) -> Reconstructor:
@@ -101,58 +163,47 @@ class Reconstructor:
             if image.ndim != 3 or 0 in image.shape:
                 raise ValueError(f"Expected a volume (D, H, W), got shape {image.shape}.")
             check_voxels(image, name="image", check_hu=self.check_hu)
-            return self._reconstruct(image, "float32")
+            return self._stream(image, image.shape).slab()
         volume = volume_from_image(image, check_hu=self.check_hu)
-        return thin_image(self.reconstruct_volume(volume), volume, self.ratio)
+        return thin_image(self.stream(volume).slab("int16"), volume, self.ratio)
 
-    def reconstruct_volume(self, volume: Volume, *, dtype: Literal["int16", "float32"] = "int16") -> npt.NDArray[Any]:
-        """Thin slab ((D - 1) * ratio + 1, H, W) of a volume, in HU; ``int16`` is rounded and clipped to [-1024, 3071]."""
-        return self._reconstruct(volume.slab, dtype)
+    def stream(self, volume: Volume | ScanFile) -> ThinSlices:
+        """Thin slices of a volume, computed while they are taken."""
+        if isinstance(volume, Volume):
+            return self._stream(volume.slab, volume.shape)
+        return self._stream(volume, volume.shape, last_first=volume.last_first)
 
-    def stream(self, slab: npt.NDArray[Any]) -> Iterator[Tensor]:
-        """Thin slices of a slab (D, H, W), both in HU, as the engine finishes them: (k, H, W) float32 on the device."""
-        chunks = stream_thin(
-            lambda hu: self.network(from_hu(hu)),
-            slab,
-            n_thick=self.n_thick,
-            ratio=self.ratio,
-            stride=self.stride,
-            batch_size=self.batch_size,
-            multiple=self.multiple,
-            device=self.device,
-            autocast=self.autocast,
-        )
-        return map(to_hu, chunks)
+    def file(
+        self, source: str | Path, target: str | Path, *, dtype: Dtype = "int16", slice_axis: int | None = None
+    ) -> None:
+        """Thin slices of one NIfTI file to another, with memory that does not depend on how many there are.
 
-    def _reconstruct(self, slab: npt.NDArray[Any], dtype: Literal["int16", "float32"]) -> npt.NDArray[Any]:
-        depth, height, width = slab.shape
-        thin = np.empty((thin_depth(depth, self.ratio), height, width), dtype)
-        done = 0
-        for chunk in self.stream(slab):
-            hu = chunk.cpu().numpy()
-            thin[done : done + len(hu)] = round_hu(hu) if dtype == "int16" else hu
-            done += len(hu)
-        return thin
+        ``target`` is at any time absent, as before, or whole. Errors as for :func:`mpunet.data.scan_file.open_scan`.
+        """
+        scan = open_scan(source, slice_axis=slice_axis, check_hu=self.check_hu)
+        slices = self.stream(scan)
+        write_slices(target, slices.chunks(dtype), scan, self.ratio, dtype=dtype, last_first=slices.last_first)
+
+    def _stream(self, planes: Any, shape: tuple[int, ...], *, last_first: bool = False) -> ThinSlices:
+        depth, height, width = shape
+        finished = self.engine.stream(ahead(planes, 4), shape=(depth, height, width), last_first=last_first)
+        return ThinSlices(map(to_hu, finished), (thin_depth(depth, self.ratio), height, width), last_first=last_first)
 
 
-def autocast_dtype(device: torch.device, precision: Precision = "auto") -> torch.dtype | None:
-    """Type for automatic mixed precision on a device; None is plain float32.
-
-    "auto" is bfloat16 where the processor has instructions for it, float16 on CUDA devices that do not, float32 otherwise.
-    """
-    if precision != "auto":
-        return {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-    return torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else None
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 natively (AVX-512 BF16; processors with AMX have it too).
-
-    ``torch.ops.mkldnn._is_mkldnn_bf16_supported`` is no answer: it says yes to any AVX-512, where bfloat16 is emulated.
-    """
-    # get_capabilities is public but recent; older releases have only the private function.
-    if hasattr(torch.cpu, "get_capabilities"):
-        return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+def _to_host(results: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors on the CPU; from a CUDA device with a delay of one, so that the next are computed while some are copied and used."""
+    waiting: tuple[tuple[Tensor, ...], torch.cuda.Event] | None = None
+    for result in results:
+        if result[0].device.type != "cuda":
+            yield tuple(tensor.cpu() for tensor in result)
+            continue
+        copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in result)  # into pinned memory
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(result[0].device))
+        if waiting is not None:
+            waiting[1].synchronize()
+            yield waiting[0]
+        waiting = copies, event
+    if waiting is not None:
+        waiting[1].synchronize()
+        yield waiting[0]

@@ -1,21 +1,34 @@
-"""Lightning callback that writes predicted volumes, and says at the end which ones failed and why."""
+"""Lightning callback that writes predicted volumes, keeps the manifest, and says at the end which ones failed and why."""
 
 from __future__ import annotations
 
+import errno
+import shutil
 import tempfile
+import time
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
+import numpy as np
 import numpy.typing as npt
 import torch.distributed
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.callbacks import Callback
 
+from mpunet import __version__
+from mpunet.data.scan_file import ScanFile
 from mpunet.data.scans import PredictCase, Scan
-from mpunet.data.volume import write_volume
+from mpunet.data.thin_file import remove_partials, write_slices
+from mpunet.geometry import grid_spacing, thin_affine
+from mpunet.inference.manifest import NAME, Manifest, Record, read_manifest
+from mpunet.inference.reconstruct import ThinSlices
+from mpunet.weights import file_sha256
 
 __all__ = ["Failure", "ThinVolumeWriter"]
+
+_SHOWN = 20  # failures in the summary; the manifest has them all
 
 
 class Failure(NamedTuple):
@@ -25,12 +38,15 @@ class Failure(NamedTuple):
     reason: str
 
 
-class ThinVolumeWriter(BasePredictionWriter):
+class ThinVolumeWriter(Callback):
     """Writes each predicted volume under the scan's name and subfolder; a no-op outside ``predict``.
 
     Works with a datamodule that lists its scans in ``predict_scans`` (a list of :class:`mpunet.data.scans.Scan`, filled in
     ``setup`` and read by ``predict_dataloader``), batches that are a :class:`mpunet.data.scans.PredictCase`, and predictions
-    that are the thin slab ((D - 1) * ratio + 1, H, W) in HU, or None where the case has an error.
+    that are :class:`mpunet.inference.ThinSlices`, computed here while they are written, or an array ((D - 1) * ratio + 1, H, W)
+    in HU, or None where the case has an error.
+
+    What became of each scan is appended to ``manifest.jsonl`` in the output folder, see :class:`mpunet.inference.manifest.Record`.
 
     Args:
         output_dir: where to write; needed for ``predict``.
@@ -49,19 +65,17 @@ class ThinVolumeWriter(BasePredictionWriter):
         existing: Literal["skip", "overwrite", "error"] = "skip",
         dtype: Literal["int16", "float32"] = "int16",
     ) -> None:
-        super().__init__("batch")
+        super().__init__()
         self.output_dir = output_dir
         self.existing = existing
         self.dtype = dtype
         self.failures: list[Failure] = []
-        self._written = 0
+        self._checkpoint: str | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Before predict: make the output folder and leave only the scans to do in the datamodule's list."""
+        """Before predict: make the output folder, clear away what killed runs left, and leave only the scans to do in the list."""
         if stage != "predict":
             return
-        super().setup(trainer, pl_module, stage)
-        self.failures, self._written = [], 0
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         scans = getattr(datamodule, "predict_scans", None)
         if scans is None:
@@ -70,53 +84,131 @@ class ThinVolumeWriter(BasePredictionWriter):
         todo, problem = trainer.strategy.broadcast(self._plan(scans) if trainer.is_global_zero else ([], None))
         if problem is not None:
             raise ValueError(problem)
-        if 0 < len(todo) < trainer.world_size:
-            # Lightning's sampler for prediction asserts one case per rank, without a word.
-            raise ValueError(
-                f"Expected at least one scan per device, got {len(todo)} to predict on {trainer.world_size} devices; "
-                f"use --trainer.devices {len(todo)}."
-            )
         datamodule.predict_scans = todo
-        if len(todo) < len(scans) and trainer.is_global_zero:
-            print(f"{len(scans) - len(todo)} of {len(scans)} volumes are already in {self.output_dir}: skipped.", flush=True)
+        self.failures, self._written, self._disk_full, self._checkpoint = [], 0, False, None
+        self._skipped = set(scans) - set(todo) if trainer.is_global_zero else set()
+        self._manifest = Manifest(Path(str(self.output_dir)), trainer.global_rank)
+        if trainer.is_global_zero:
+            self._manifest.merge()
+            if self._skipped:
+                print(f"{len(self._skipped)} of {len(scans)} volumes are already in {self.output_dir}: skipped.", flush=True)
 
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        prediction: npt.NDArray[Any] | None,
-        batch_indices: Sequence[int] | None,
+        outputs: ThinSlices | npt.NDArray[Any] | None,
         batch: PredictCase,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        """Write one volume, or note why it cannot be."""
-        relative = batch.scan.relative
-        if batch.volume is None or prediction is None:
-            reason = (batch.error or "the model returned no prediction").removeprefix(f"{relative.name}: ")
-            self.failures.append(Failure(str(relative), reason))
-            return
-        path = Path(str(self.output_dir)) / relative
-        ratio = (len(prediction) - 1) // (len(batch.volume.slab) - 1)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_volume(path, prediction, batch.volume, ratio, dtype=self.dtype)
+        """Compute and write one volume, or note why it cannot be."""
+        record = self._record(trainer, pl_module, batch.scan)
+        start = time.perf_counter()
+        if batch.volume is None or outputs is None:
+            reason = batch.error or "the model returned no prediction"
+            record["reason"] = reason.removeprefix(f"{batch.scan.relative.name}: ")
+        else:
+            try:
+                self._write(batch.scan, batch.volume, outputs, record)
+            except Exception as error:  # whatever it is, the other volumes may still succeed
+                record["reason"] = _one_line(error)
+        record["seconds"] = round(time.perf_counter() - start, 3)
+        if record["reason"] is None:
             self._written += 1
-        except Exception as error:  # disk full, no permission: the other volumes may still find their place
-            self.failures.append(Failure(str(relative), f"cannot write {path}: {error}"))
+        else:
+            record["status"] = "failed"
+            self.failures.append(Failure(record["file"], record["reason"]))
+        self._manifest.add(record)
 
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Bring the failures of all ranks together and print the summary."""
-        results = [(self._written, self.failures)]
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """After predict: bring the failures of all ranks together, merge their manifests and print the summary."""
+        if stage != "predict":
+            return
+        # Not in on_predict_end, which Lightning leaves out on a rank that has no scan.
+        complete = self._manifest.flush()
+        results = [(self._written, self.failures, complete)]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             results *= trainer.world_size
-            torch.distributed.all_gather_object(results, (self._written, self.failures))
-        self.failures = sorted(failure for _, failures in results for failure in failures)
-        if trainer.is_global_zero:
-            summary = f"{sum(written for written, _ in results)} volumes written to {self.output_dir}"
-            if self.failures:
-                summary += f", {len(self.failures)} failed:"
-            print("\n".join([summary, *(f"  {relative}: {reason}" for relative, reason in self.failures)]), flush=True)
+            torch.distributed.all_gather_object(results, (self._written, self.failures, complete))
+        self.failures = sorted(failure for _, failures, _ in results for failure in failures)
+        if not trainer.is_global_zero:
+            return
+        self._manifest.merge()
+        lines = [f"{sum(written for written, _, _ in results)} volumes written to {self.output_dir}"]
+        if self.failures:
+            lines[0] += f", {len(self.failures)} failed:"
+            lines += [f"  {relative}: {reason}" for relative, reason in self.failures[:_SHOWN]]
+            if len(self.failures) > _SHOWN:
+                lines.append(f"  ... and {len(self.failures) - _SHOWN} more, see {Path(str(self.output_dir)) / NAME}")
+        if not all(complete for _, _, complete in results):
+            lines.append(f"The last lines of {NAME} could not be written.")
+        print("\n".join([*lines, *self._note_skipped(trainer, pl_module)]), flush=True)
+
+    def _write(self, scan: Scan, volume: ScanFile, prediction: ThinSlices | npt.NDArray[Any], record: Record) -> None:
+        ratio = (len(prediction) - 1) // (volume.shape[0] - 1)
+        path = Path(str(self.output_dir)) / scan.relative
+        if self._disk_full:  # wait for more room than any file of this volume takes, before computing for nothing
+            needed = int(np.prod((len(prediction), *volume.shape[1:]))) * np.dtype(self.dtype).itemsize * 1.01
+            if shutil.disk_usage(str(self.output_dir)).free < needed:
+                raise OSError(errno.ENOSPC, f"not tried: the disk of {self.output_dir} is full")
+        if isinstance(prediction, ThinSlices):
+            chunks, last_first = prediction.chunks(self.dtype), prediction.last_first
+        else:
+            chunks, last_first = iter([np.asarray(prediction)]), False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_slices(path, chunks, volume, ratio, dtype=self.dtype, last_first=last_first)
+        except OSError as error:
+            self._disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            hint = "; free space and start again, finished volumes are skipped" if self._disk_full else ""
+            raise OSError(f"cannot write {path}: {error.strerror or error}{hint}") from error
+        self._disk_full = False
+        header = volume.header
+        record["shape"] = [int(n) if axis != volume.slice_axis else len(prediction) for axis, n in enumerate(header.get_data_shape()[:3])]
+        record["spacing"] = [round(float(mm), 6) for mm in grid_spacing(thin_affine(volume.affine, volume.slice_axis, ratio))]
+
+    def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule, scan: Scan) -> Record:
+        """The record of a scan that succeeds, as far as it is known before."""
+        engine = getattr(getattr(pl_module, "reconstructor", None), "engine", None)
+        tile = getattr(engine, "tile", None)
+        return Record(
+            file=scan.relative.as_posix(),
+            status="written",
+            reason=None,
+            shape=None,
+            spacing=None,
+            seconds=None,
+            checkpoint=self._hash(trainer),
+            version=__version__,
+            stride=getattr(engine, "stride", None),
+            tile=None if tile is None else list(tile),
+            time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+
+    def _hash(self, trainer: pl.Trainer) -> str | None:
+        path = trainer.ckpt_path
+        if self._checkpoint is None and path is not None:
+            self._checkpoint = file_sha256(path)
+        return self._checkpoint
+
+    def _note_skipped(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[str]:
+        """Record the results that were there before and of which nothing is known; tell of those that were made in another way."""
+        known = read_manifest(Path(str(self.output_dir)))
+        others = 0
+        for scan in sorted(self._skipped):
+            now = self._record(trainer, pl_module, scan)
+            before = known.get(now["file"])
+            if before is None:
+                self._manifest.add({**now, "status": "skipped", "checkpoint": None, "stride": None, "tile": None})
+            elif before["status"] == "written":
+                others += any(before[key] != now[key] for key in ("checkpoint", "stride") if now[key] is not None)
+        if not others:
+            return []
+        return [
+            f"{others} of the skipped volumes were made with another checkpoint or stride (see {NAME}); "
+            "--writer.existing overwrite does them again."
+        ]
 
     def _plan(self, scans: Sequence[Scan]) -> tuple[list[Scan], str | None]:
         """The scans to do, or the reason why nothing can be done."""
@@ -132,6 +224,7 @@ class ThinVolumeWriter(BasePredictionWriter):
                 pass
         except OSError as error:
             return [], f"Cannot write to the output folder {output}: {error}"
+        remove_partials(output)
         todo = [scan for scan in scans if not (output / scan.relative).exists()]
         if self.existing == "error" and len(todo) < len(scans):
             done = next(output / scan.relative for scan in scans if (output / scan.relative).exists())
@@ -140,6 +233,11 @@ class ThinVolumeWriter(BasePredictionWriter):
                 "use --writer.existing skip or overwrite, or another folder."
             )
         return (list(scans) if self.existing == "overwrite" else todo), None
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, (OSError, ValueError, MemoryError)) and text else f"{type(error).__name__}: {text}"
 
 
 def _overlap(output: Path, scans: Sequence[Scan]) -> str | None:

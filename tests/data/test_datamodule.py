@@ -246,7 +246,7 @@ class TestPredict:
         attach(data, fn="predict").prepare_data()
         data.setup("predict")
         cases = {str(case.scan.relative): case for case in data.predict_dataloader()}
-        np.testing.assert_array_equal(cases["a.nii.gz"].volume.slab, SLAB)
+        np.testing.assert_array_equal(list(cases["a.nii.gz"].volume), SLAB)
         assert cases["a.nii.gz"].error is None
         assert cases["broken.nii"].error.startswith("broken.nii: not a NIfTI file")
         assert "are not HU" in cases["sub/not_hu.nii.gz"].error
@@ -257,14 +257,14 @@ class TestPredict:
         data = make(predict_dir=tmp_path / "scans", check_hu=False)
         data.setup("predict")
         (case,) = data.predict_dataloader()
-        np.testing.assert_array_equal(case.volume.slab, SLAB + 1000)
+        np.testing.assert_array_equal(list(case.volume), SLAB + 1000)
 
     def test_slice_axis_is_passed_on(self, make, tmp_path):
         save(tmp_path / "scans" / "a.nii.gz", SLAB)
         data = make(predict_dir=tmp_path / "scans", slice_axis=0)
         data.setup("predict")
         (case,) = data.predict_dataloader()
-        assert len(case.volume.slab) == 10
+        assert len(case.volume) == 10
 
 
 @pytest.mark.parametrize(("cores", "workers"), [(1, 0), (2, 0), (4, 4), (64, 8)])

@@ -10,7 +10,8 @@ import pytest
 from helpers import nifti, position_slab, save, volume
 
 from mpunet.data.pairs import Case, align_pair, find_cases, split_by_patient
-from mpunet.data.volume import read_volume, volume_from_image
+from mpunet.data.scan_file import read_volume
+from mpunet.data.volume import volume_from_image
 
 
 def touch(root, *names):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mpunet.data.pairs import align_pair
+from mpunet.data.scan_file import read_volume
 from mpunet.data.simulate import profile_weights, thicken, thickening_matrix
-from mpunet.data.volume import read_volume
 
 
 class TestProfile:

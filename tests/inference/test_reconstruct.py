@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mpunet.data.volume import read_volume, volume_from_image, write_volume
+from mpunet.data.volume import volume_from_image
 from mpunet.inference.reconstruct import Reconstructor, autocast_dtype
 
 
@@ -69,10 +69,8 @@ def test_world_positions_are_reproduced_from_file_to_file(tmp_path, depth):
             hu = (positions[..., world] - centre[world]) * hu_per_mm
             nib.save(nib.Nifti1Image(hu.astype(np.float32), affine), tmp_path / "thick.nii")
             # Coordinates along an axis in the slices span a few HU only, so they are no CT.
-            volume = read_volume(tmp_path / "thick.nii", check_hu=False)
-            reconstruct = reconstructor(ratio, stride=1 + (depth + 2 * world) % 7, batch_size=4)
-            thin = reconstruct.reconstruct_volume(volume, dtype="float32")
-            write_volume(tmp_path / "thin.nii", thin, volume, ratio, dtype="float32")
+            options = {"stride": 1 + (depth + 2 * world) % 7, "batch_size": 4, "tile": (None, 2, 3)[depth % 3], "check_hu": False}
+            reconstructor(ratio, **options).file(tmp_path / "thick.nii", tmp_path / "thin.nii", dtype="float32")
 
             image = nib.load(tmp_path / "thin.nii")
             assert image.shape[axis] == (depth - 1) * ratio + 1
@@ -112,7 +110,7 @@ class TestKinds:
 
     def test_volume_is_rounded_and_clipped(self):
         volume = volume_of_column(np.array([-3000, -1000, 0.0, 3, 5000]))
-        result = reconstructor(ratio=2).reconstruct_volume(volume)
+        result = reconstructor(ratio=2).stream(volume).slab("int16")
         assert result.dtype == np.int16
         # -3000 and 5000 enter as -1024 and 3071; 1.5 and 1537 lie between 0 and 3 and between 3 and 3071.
         assert result[:, 0, 0].tolist() == [-1024, -1012, -1000, -500, 0, 2, 3, 1537, 3071]
@@ -133,6 +131,13 @@ class TestKinds:
         with pytest.raises(ValueError, match=message):
             reconstructor()(image)
 
+    @pytest.mark.parametrize("kind", [np.asarray, lambda thick: nib.Nifti1Image(thick.transpose(2, 1, 0), np.diag([-0.8, -0.8, 5, 1]))])
+    def test_nan_of_a_network_is_refused(self, kind):
+        broken = nn.Sequential(Linear(), nn.Threshold(0.9, float("nan")))
+        reconstruct = Reconstructor(broken, n_thick=8, ratio=5, multiple=1, precision="float32", device="cpu")
+        with pytest.raises(ValueError, match="The network returned NaN; with precision fp16 or bf16, try float32"):
+            reconstruct(kind(self.thick))
+
     def test_check_hu_can_be_off(self):
         assert reconstructor(check_hu=False)(self.thick / 2000)[0, 0, 0] == pytest.approx(-0.5, abs=1e-3)
 
@@ -152,14 +157,17 @@ def test_module_is_evaluated():
 def test_from_checkpoint(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpunet.weights", SimpleNamespace(load_network=lambda path: Linear(4, {"x.ckpt": 3}[path])))
     reconstruct = Reconstructor.from_checkpoint("x.ckpt", stride=2, device="cpu")
-    assert (reconstruct.n_thick, reconstruct.ratio, reconstruct.multiple, reconstruct.stride) == (4, 3, 1, 2)
+    engine = reconstruct.engine
+    assert (engine.n_thick, engine.ratio, engine.multiple, engine.stride) == (4, 3, 1, 2)
     assert reconstruct(TestKinds.thick).shape == (13, 3, 4)
 
 
 def test_bad_options_are_refused_at_once():
     with pytest.raises(ValueError, match="stride of 1 to 7"):
         reconstructor(stride=8)
-    with pytest.raises(ValueError, match="at least 2 slices"):
+    with pytest.raises(ValueError, match="stride of 1 to 7, 'best' or 'fast', got 'slow'"):
+        reconstructor(stride="slow")
+    with pytest.raises(ValueError, match="windows of at least 2 thick slices, got 1"):
         Reconstructor(Linear(), n_thick=1, ratio=5)
 
 

@@ -1,25 +1,26 @@
 """The writer in real Lightning predict runs, on one process and on two."""
 
+import errno
 import json
 import os
-from operator import itemgetter
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
-from mpunet.data.scans import PredictScans, find_scans
+from mpunet.data.scans import PredictLoader, find_scans, share_out
 from mpunet.inference import writer as writer_module
+from mpunet.inference.reconstruct import ThinSlices
 from mpunet.inference.writer import ThinVolumeWriter
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),  # Lightning's own, with recent torch
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),  # these scans are tiny
     pytest.mark.filterwarnings("ignore:predict returned None"),  # on purpose: a case that failed
-    pytest.mark.filterwarnings("ignore:Total length of `DataLoader` across ranks is zero"),  # on purpose: nothing left to do
+    pytest.mark.filterwarnings("ignore:Total length of `PredictLoader` across ranks is zero"),  # on purpose: nothing left to do
 ]
 
 AFFINE = np.diag([-0.8, -0.8, 4.0, 1])
@@ -29,20 +30,20 @@ class Repeat(pl.LightningModule):
     """Each thick slice as often as fits: ratio 2."""
 
     def predict_step(self, batch, batch_idx):
-        return None if batch.volume is None else batch.volume.slab.repeat(2, axis=0)[:-1]
+        return None if batch.volume is None else np.stack(list(batch.volume)).repeat(2, axis=0)[:-1]
 
 
 class Scans(pl.LightningDataModule):
-    def __init__(self, folder, **loading):
+    def __init__(self, folder):
         super().__init__()
         self.folder = folder
-        self.loading = loading or {"batch_size": 1, "collate_fn": itemgetter(0)}
+        self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def setup(self, stage):
         self.predict_scans = find_scans(self.folder)
 
     def predict_dataloader(self):
-        return DataLoader(PredictScans(self.predict_scans), **self.loading)
+        return PredictLoader(share_out(self.predict_scans, self.trainer.world_size)[self.trainer.global_rank])
 
 
 def save(folder, name, seed=0):
@@ -51,7 +52,7 @@ def save(folder, name, seed=0):
     nib.save(nib.Nifti1Image(voxels, AFFINE), folder / name)
 
 
-def predict(folder, writer, *callbacks, loading=None, **options):
+def predict(folder, writer, *callbacks, model=None, **options):
     trainer = pl.Trainer(
         accelerator="cpu",
         callbacks=[writer, *callbacks],
@@ -61,11 +62,17 @@ def predict(folder, writer, *callbacks, loading=None, **options):
         enable_checkpointing=False,
         **options,
     )
-    trainer.predict(Repeat(), datamodule=Scans(folder, **(loading or {})), return_predictions=False)
+    trainer.predict(model or Repeat(), datamodule=Scans(folder), return_predictions=False)
 
 
 def names(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """Files of a folder, but for the manifest."""
+    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return sorted(name for name in paths if name != "manifest.jsonl")
+
+
+def manifest(folder):
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture
@@ -81,20 +88,11 @@ def output(tmp_path):
     return tmp_path / "new" / "thin"
 
 
-@pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices")  # with batch_size=None; the writer needs none
-@pytest.mark.parametrize(
-    ("precision", "loading"),
-    [
-        ("32-true", None),
-        ("bf16-true", None),
-        ("32-true", {"batch_size": None}),
-        ("32-true", {"batch_size": None, "num_workers": 1, "multiprocessing_context": "fork"}),
-    ],
-)
-def test_names_subfolders_and_values(scans, output, capsys, precision, loading):
-    """However Lightning and the loader pass a case on, it arrives as it was read."""
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_names_subfolders_and_values(scans, output, capsys, precision):
+    """However Lightning passes a case on, it arrives as it was read."""
     writer = ThinVolumeWriter(str(output))
-    predict(scans, writer, precision=precision, loading=loading)
+    predict(scans, writer, precision=precision)
     assert names(output) == names(scans)
     assert writer.failures == []
     assert f"3 volumes written to {output}\n" in capsys.readouterr().out
@@ -115,20 +113,114 @@ def test_broken_scans_are_named_with_the_reason(scans, output, capsys):
     assert f"3 volumes written to {output}, 1 failed:\n  sub/broken.nii.gz: not a NIfTI file" in out
 
 
-def test_a_failing_write_does_not_stop_the_others(scans, output, monkeypatch):
-    original = writer_module.write_volume
+def failing(monkeypatch, name, error):
+    """Let the write of one file fail."""
+    original = writer_module.write_slices
 
-    def full_for_b(path, *args, **options):
-        if path.name == "b.nii":
-            raise OSError(28, "No space left on device")
+    def write_slices(path, *args, **options):
+        if path.name == name:
+            raise error
         original(path, *args, **options)
 
-    monkeypatch.setattr(writer_module, "write_volume", full_for_b)
+    monkeypatch.setattr(writer_module, "write_slices", write_slices)
+
+
+def test_a_failing_write_does_not_stop_the_others(scans, output, monkeypatch):
+    failing(monkeypatch, "b.nii", OSError(errno.EIO, "Input/output error"))
     writer = ThinVolumeWriter(str(output))
     predict(scans, writer)
     assert names(output) == ["a.nii.gz", "sub/deep/c.nii.gz"]
-    assert [failure.relative for failure in writer.failures] == ["sub/b.nii"]
-    assert "No space left on device" in writer.failures[0].reason
+    [failure] = writer.failures
+    assert failure.relative == "sub/b.nii"
+    assert failure.reason == f"cannot write {output}/sub/b.nii: Input/output error"
+
+
+def test_a_failing_network_does_not_stop_the_others(scans, output):
+    class Broken(pl.LightningModule):
+        def predict_step(self, batch, batch_idx):
+            def finished():
+                yield torch.zeros(2, 5, 4)
+                if batch.scan.path.name == "b.nii":
+                    raise RuntimeError("CUDA error:\n an illegal memory access")
+                yield torch.zeros(3, 5, 4)
+
+            return ThinSlices(finished(), (5, 5, 4), last_first=False)
+
+    writer = ThinVolumeWriter(str(output))
+    predict(scans, writer, model=Broken())
+    assert names(output) == ["a.nii.gz", "sub/deep/c.nii.gz"]
+    assert [failure.reason for failure in writer.failures] == ["RuntimeError: CUDA error: an illegal memory access"]
+
+
+class TestFullDisk:
+    @pytest.mark.parametrize(("free", "expected"), [(100, ["a.nii.gz"]), (10**9, ["a.nii.gz", "sub/deep/c.nii.gz"])])
+    def test_nothing_is_computed_for_a_full_disk(self, scans, output, monkeypatch, free, expected):
+        failing(monkeypatch, "b.nii", OSError(errno.ENOSPC, "No space left on device"))
+        usage = writer_module.shutil.disk_usage(scans)
+        monkeypatch.setattr(writer_module.shutil, "disk_usage", lambda path: usage._replace(free=free))
+        writer = ThinVolumeWriter(str(output))
+        predict(scans, writer)
+        assert names(output) == expected
+        reasons = [failure.reason for failure in writer.failures]
+        assert reasons[0].endswith("b.nii: No space left on device; free space and start again, finished volumes are skipped")
+        assert reasons[1:] == [f"[Errno 28] not tried: the disk of {output} is full"][: 3 - 1 - len(expected)]
+
+
+class TestManifest:
+    def test_one_line_for_each_scan(self, scans, output):
+        (scans / "z.nii").write_bytes(b"hello")
+        predict(scans, ThinVolumeWriter(str(output)))
+        records = manifest(output)
+        assert [record["file"] for record in records] == ["a.nii.gz", "sub/b.nii", "sub/deep/c.nii.gz", "z.nii"]
+        assert [record["status"] for record in records] == ["written"] * 3 + ["failed"]
+        assert records[0]["shape"] == [4, 5, 5]
+        assert records[0]["spacing"] == [0.8, 0.8, 2]
+        assert records[0]["reason"] is None
+        assert records[0]["seconds"] > 0
+        assert records[3]["reason"].startswith("not a NIfTI file")
+        assert records[3]["shape"] is None
+
+    def test_results_that_were_there_before(self, scans, output, capsys):
+        output.mkdir(parents=True)
+        (output / "a.nii.gz").write_bytes(b"mine")
+        for _ in range(2):
+            predict(scans, ThinVolumeWriter(str(output)))
+        assert [(record["file"], record["status"]) for record in manifest(output)] == [
+            ("sub/b.nii", "written"), ("sub/deep/c.nii.gz", "written"), ("a.nii.gz", "skipped"),
+        ]  # fmt: skip
+        assert "another checkpoint" not in capsys.readouterr().out
+
+    def test_results_of_a_different_stride_are_told(self, scans, output, capsys):
+        class Strided(Repeat):
+            def __init__(self, stride):
+                super().__init__()
+                self.reconstructor = SimpleNamespace(engine=SimpleNamespace(stride=stride, tile=(64, 64)))
+
+        predict(scans, ThinVolumeWriter(str(output)), model=Strided(1))
+        assert {(record["stride"], *record["tile"]) for record in manifest(output)} == {(1, 64, 64)}
+        predict(scans, ThinVolumeWriter(str(output)), model=Strided(1))
+        assert "another" not in capsys.readouterr().out
+        predict(scans, ThinVolumeWriter(str(output)), model=Strided(7))
+        assert "3 of the skipped volumes were made with another checkpoint or stride" in capsys.readouterr().out
+
+    def test_many_failures_are_not_all_printed(self, scans, output, capsys):
+        for i in range(30):
+            (scans / f"x{i}.nii").write_bytes(b"hello")
+        predict(scans, ThinVolumeWriter(str(output)))
+        out = capsys.readouterr().out
+        assert "3 volumes written" in out
+        assert out.count("not a NIfTI file") == 20
+        assert f"... and 10 more, see {output}/manifest.jsonl" in out
+        assert sum(record["status"] == "failed" for record in manifest(output)) == 30
+
+
+def test_what_killed_runs_left_is_cleared_away(scans, output):
+    output.mkdir(parents=True)
+    (output / ".a.0123abcd.partial.nii.gz").write_bytes(b"half")
+    (output / ".manifest.rank1.jsonl").write_text('{"file": "old.nii", "status": "written"}\n')
+    predict(scans, ThinVolumeWriter(str(output)))
+    assert names(output) == names(scans)
+    assert manifest(output)[0] == {"file": "old.nii", "status": "written"}
 
 
 class TestExisting:
@@ -184,7 +276,7 @@ class TestRefused:
         trainer = pl.Trainer(
             accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[ThinVolumeWriter(str(output))]
         )
-        loader = DataLoader(PredictScans(find_scans(scans)), batch_size=1, collate_fn=itemgetter(0))
+        loader = PredictLoader(find_scans(scans))
         with pytest.raises(ValueError, match="needs a datamodule with predict_scans"):
             trainer.predict(Repeat(), loader)
 
@@ -200,7 +292,7 @@ class Report(pl.Callback):
     def __init__(self, folder):
         self.folder = folder
 
-    def on_predict_end(self, trainer, pl_module):
+    def teardown(self, trainer, pl_module, stage):
         [writer] = [callback for callback in trainer.callbacks if isinstance(callback, ThinVolumeWriter)]
         (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(writer.failures))
 
@@ -217,12 +309,17 @@ class TestTwoProcesses:
         (scans / "sub" / "y.nii").write_bytes(b"hello")
         predict(scans, ThinVolumeWriter(str(output)), Report(tmp_path), strategy="ddp_fork", devices=2)
         assert names(output) == ["a.nii.gz", "sub/b.nii", "sub/deep/c.nii.gz"]
+        assert sorted(record["file"] for record in manifest(output)) == names(scans)
         for rank in (0, 1):
             failures = json.loads((tmp_path / f"{rank}.json").read_text())
             assert [relative for relative, _ in failures] == ["sub/y.nii", "z.nii"]
 
-    def test_fewer_scans_than_devices(self, scans, output):
-        with pytest.raises(
-            Exception, match=r"at least one scan per device, got 1 to predict on 2 devices; use --trainer.devices 1"
-        ):
-            predict(scans / "a.nii.gz", ThinVolumeWriter(str(output)), strategy="ddp_fork", devices=2)
+    def test_fewer_scans_than_devices(self, scans, output, tmp_path):
+        predict(scans / "a.nii.gz", ThinVolumeWriter(str(output)), Report(tmp_path), strategy="ddp_fork", devices=2)
+        assert names(output) == ["a.nii.gz"]
+        assert [record["file"] for record in manifest(output)] == ["a.nii.gz"]
+
+    def test_nothing_left_to_do(self, scans, output, tmp_path):
+        predict(scans, ThinVolumeWriter(str(output)))
+        predict(scans, ThinVolumeWriter(str(output)), Report(tmp_path), strategy="ddp_fork", devices=2)
+        assert json.loads((tmp_path / "1.json").read_text()) == []
