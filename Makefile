@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint slow docs build clean
+.PHONY: demo test lint slow bench docs build clean
 
 demo: $(READY)          ## invented chest phantom: train a small network for two minutes, predict, draw build/demo/coronal.png
 	$(BIN)/python examples/demo.py --output build/demo
@@ -15,6 +15,11 @@ test: $(READY)          ## all tests but the slow ones
 slow: $(READY)          ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
+bench: $(READY)         ## what the engine costs: time, memory, MONAI beside it (half an hour on two CPU cores)
+	$(BIN)/python tests/benchmarks/speed.py
+	$(BIN)/python tests/benchmarks/memory.py --stride 1
+	$(BIN)/python tests/benchmarks/against_monai.py
+
 lint: $(READY)          ## style, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -22,7 +27,7 @@ lint: $(READY)          ## style, types
 
 docs: $(READY)          ## the API's pages in build/docs
 	$(BIN)/pdoc --docformat google --output-directory build/docs $(addprefix mpunet.,geometry schedule intensity models losses metrics \
-		data data.datamodule data.transforms inference inference.writer module weights callbacks pictures config)
+		data data.datamodule data.transforms inference inference.manifest inference.writer module weights callbacks pictures config)
 
 build: $(READY)         ## wheel and source distribution in dist/
 	$(BIN)/python -m build

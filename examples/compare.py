@@ -21,6 +21,7 @@ from mpunet.data.cache import cache_case, default_cache_dir, open_case
 from mpunet.data.datamodule import WholeVolumes
 from mpunet.data.pairs import find_cases
 from mpunet.geometry import thin_depth
+from mpunet.memory import hold_memory
 from mpunet.metrics import LUNG_METRICS, WHOLE_METRICS, CaseMetrics, hu_metrics
 from mpunet.models import interpolation_matrix
 from mpunet.weights import load_network
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
 
+    hold_memory()  # as the command line does
     network = load_network(args.ckpt_path)
     methods = {"linear": lambda thick: linear(thick, network.ratio), "cubic spline": lambda thick: cubic(thick, network.ratio)}
     for stride in args.stride:

@@ -20,7 +20,7 @@ Thin-slice CT from thick-slice CT. Research software, not a medical device.
   predict   thin slices of a folder:   mpunet predict --ckpt_path CKPT --data.predict_dir SCANS --writer.output_dir THIN
 
 `mpunet COMMAND --help` lists the options. --debug shows the traceback of an error.
-Exit status: 0 done, 1 some volumes failed, 2 wrong usage or bad input."""
+Exit status: 0 done, 1 some volumes failed (manifest.jsonl beside the results says which and why), 2 wrong usage or bad input."""
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ ROOT = Path(mpunet.__file__).parent
 LEVEL = {
     **dict.fromkeys(("geometry", "intensity", "schedule", "config", "memory"), 0),
     **dict.fromkeys(("models", "losses", "metrics", "data"), 1),
-    **dict.fromkeys(("inference", "evaluation", "weights", "pictures", "module", "callbacks"), 2),
+    **dict.fromkeys(("inference", "evaluation", "weights", "pictures", "module", "adversarial", "callbacks"), 2),
     **dict.fromkeys(("cli", "commands", "__main__", "__init__"), 3),
 }
 LIGHTNING = {

@@ -67,6 +67,12 @@ def test_limit_becomes_an_error_that_is_known_as_such():
     assert out == ["True"]
 
 
+@linux
+def test_a_limit_below_what_is_taken_is_refused():
+    with pytest.raises(ValueError, match=r"memory limit of at least \d\.\d\d GiB, got 0.01: Python and its libraries alone take"):
+        limit_memory(0.01)
+
+
 def test_limit_is_positive():
     with pytest.raises(ValueError, match="memory limit above 0 GiB, got -1"):
         limit_memory(-1)

@@ -116,12 +116,15 @@ class StreamingEngine:
         ring = torch.empty(size, height, width, device=self.device)  # sums of thin slice t at t % size
         done = reached = 0  # thin slices handed over, and thin slices that a window has reached
         while starts:
-            batch, starts = starts[: self.batch_size], starts[self.batch_size :]
+            batch = starts[: self.batch_size]
             del held[: batch[0] - first]
             first = batch[0]
             while len(held) < batch[-1] + window - first:
                 held.append(self._upload(next(planes)))
             thin = self._run([held[start - first :][:window] for start in batch], size, last_first)
+            if thin is None:  # out of memory: the same again, in less at once
+                continue
+            starts = starts[len(batch) :]
             for start, slices in zip(batch, thin, strict=True):
                 begin, end = start * self.ratio, start * self.ratio + size
                 if begin > done:
@@ -132,6 +135,7 @@ class StreamingEngine:
                 for a, b in _pieces(max(begin, reached), end, size):
                     ring[a % size :][: b - a] = slices[a - begin : b - begin]
                 reached = end
+            del thin, slices  # before the next windows need the room
         yield _take(ring, done, reached) * weights[done:]
 
     def _upload(self, plane: Tensor | npt.NDArray[Any]) -> Tensor:
@@ -143,26 +147,24 @@ class StreamingEngine:
         plane = plane.to(self.device, torch.float32, non_blocking=True)
         return plane if self.prepare is None else self.prepare(plane)
 
-    def _run(self, windows: Sequence[Sequence[Tensor]], size: int, last_first: bool) -> Tensor:
-        """The first ``size`` thin slices (B, size, H, W) of each window; both in the order in which slices come."""
+    def _run(self, windows: Sequence[Sequence[Tensor]], size: int, last_first: bool) -> Tensor | None:
+        """The first ``size`` thin slices (B, size, H, W) of each window, both in the order in which slices come; None for lack of memory."""
         ordered = [window[::-1] if last_first else window for window in windows]
         taken = reflect_indices(len(ordered[0]), self.n_thick)
         stacked = torch.stack([window[i] for window in ordered for i in taken])
         thick = stacked.view(len(windows), 1, self.n_thick, *stacked.shape[1:])
-        while True:
-            try:
-                thin = self._forward(thick)[:, :size]
-                return thin.flip(1) if last_first else thin
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                problem = error.with_traceback(None)  # the traceback would keep what filled the memory
-            self._retreat(thick, problem)
+        try:
+            thin = self._forward(thick)[:, :size]
+            return thin.flip(1) if last_first else thin
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            problem = error.with_traceback(None)  # the traceback would keep what filled the memory
+        self._retreat(thick, problem)
+        return None
 
     def _forward(self, thick: Tensor) -> Tensor:
-        """(B, 1, n, H, W) to (B, N, H, W), ``batch_size`` windows and one tile at a time."""
-        if len(thick) > self.batch_size:
-            return torch.cat([self._forward(part) for part in torch.split(thick, self.batch_size)])
+        """(B, 1, n, H, W) to (B, N, H, W), one tile at a time."""
         height, width = thick.shape[3:]
         if self.tile is None or (height <= self.tile[0] and width <= self.tile[1]):
             return self._call(thick)
@@ -192,9 +194,9 @@ class StreamingEngine:
         """Ask for less at once: half the windows, then tiles, then smaller ones."""
         height, width = thick.shape[3:]
         tile = min(self.tile or (height, width), (height, width))
-        before = f"{min(self.batch_size, len(thick))} × {self.n_thick} × {tile[0]} × {tile[1]} voxels"
-        if min(self.batch_size, len(thick)) > 1:
-            self.batch_size = min(self.batch_size, len(thick)) // 2
+        before = f"{len(thick)} × {self.n_thick} × {tile[0]} × {tile[1]} voxels"
+        if len(thick) > 1:
+            self.batch_size = len(thick) // 2
         else:
             side = self._round_up(-(-max(tile) // 2))
             if side >= max(tile):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -71,10 +72,14 @@ class Manifest:
         return True
 
     def merge(self) -> None:
-        """Move what the other ranks wrote, in this run or in one that was killed, into this manifest. For rank 0, while no other writes."""
-        for part in sorted(self.path.parent.glob(_PART)):
-            _append(self.path, part.read_bytes())
-            part.unlink()
+        """Move what the other ranks wrote, in this run or in one that was killed, into this manifest. For rank 0, while no other writes.
+
+        What does not fit on the disk stays for the next time.
+        """
+        with suppress(OSError):
+            for part in sorted(self.path.parent.glob(_PART)):
+                _append(self.path, part.read_bytes())
+                part.unlink()
 
 
 def read_manifest(folder: Path) -> dict[str, Record]:

@@ -77,7 +77,7 @@ class Reconstructor:
         n_thick: thick slices in a window.
         ratio: thick spacing / thin spacing.
         multiple: the network's in-plane sizes are multiples of this; other sizes are padded and cropped.
-        stride: thick slices between windows; "best" is 1, the paper's, "fast" is ``n_thick - 1``.
+        stride: thick slices between windows; "best" is 1, the paper's, "fast" is ``n_thick - 2``.
         batch_size: windows in one call of the network.
         tile: in-plane size in voxels above which planes are cut into overlapping tiles; whole planes by default.
         device: where the network runs; "auto" is the first CUDA device, or else the CPU.
@@ -173,9 +173,7 @@ class Reconstructor:
             return self._stream(volume.slab, volume.shape)
         return self._stream(volume, volume.shape, last_first=volume.last_first)
 
-    def file(
-        self, source: str | Path, target: str | Path, *, dtype: Dtype = "int16", slice_axis: int | None = None
-    ) -> None:
+    def file(self, source: str | Path, target: str | Path, *, dtype: Dtype = "int16", slice_axis: int | None = None) -> None:
         """Thin slices of one NIfTI file to another, with memory that does not depend on how many there are.
 
         ``target`` is at any time absent, as before, or whole. Errors as for :func:`mpunet.data.scan_file.open_scan`.

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,6 +25,7 @@ from mpunet.data.thin_file import remove_partials, write_slices
 from mpunet.geometry import grid_spacing, thin_affine
 from mpunet.inference.manifest import NAME, Manifest, Record, read_manifest
 from mpunet.inference.reconstruct import ThinSlices
+from mpunet.memory import is_out_of_memory
 from mpunet.weights import file_sha256
 
 __all__ = ["Failure", "ThinVolumeWriter"]
@@ -103,22 +105,22 @@ class ThinVolumeWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Compute and write one volume, or note why it cannot be."""
-        record = self._record(trainer, pl_module, batch.scan)
         start = time.perf_counter()
+        reason = shape = spacing = None
         if batch.volume is None or outputs is None:
-            reason = batch.error or "the model returned no prediction"
-            record["reason"] = reason.removeprefix(f"{batch.scan.relative.name}: ")
+            reason = (batch.error or "the model returned no prediction").removeprefix(f"{batch.scan.relative.name}: ")
         else:
             try:
-                self._write(batch.scan, batch.volume, outputs, record)
+                shape, spacing = self._write(batch.scan, batch.volume, outputs)
             except Exception as error:  # whatever it is, the other volumes may still succeed
-                record["reason"] = _one_line(error)
-        record["seconds"] = round(time.perf_counter() - start, 3)
-        if record["reason"] is None:
+                reason = _one_line(error)
+        record = self._record(trainer, pl_module, batch.scan)
+        record["shape"], record["spacing"], record["seconds"] = shape, spacing, round(time.perf_counter() - start, 3)
+        if reason is None:
             self._written += 1
         else:
-            record["status"] = "failed"
-            self.failures.append(Failure(record["file"], record["reason"]))
+            record["status"], record["reason"] = "failed", reason
+            self.failures.append(Failure(record["file"], reason))
         self._manifest.add(record)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -145,7 +147,8 @@ class ThinVolumeWriter(Callback):
             lines.append(f"The last lines of {NAME} could not be written.")
         print("\n".join([*lines, *self._note_skipped(trainer, pl_module)]), flush=True)
 
-    def _write(self, scan: Scan, volume: ScanFile, prediction: ThinSlices | npt.NDArray[Any], record: Record) -> None:
+    def _write(self, scan: Scan, volume: ScanFile, prediction: ThinSlices | npt.NDArray[Any]) -> tuple[list[int], list[float]]:
+        """Shape and spacing of the file that was written, along its stored axes."""
         ratio = (len(prediction) - 1) // (volume.shape[0] - 1)
         path = Path(str(self.output_dir)) / scan.relative
         if self._disk_full:  # wait for more room than any file of this volume takes, before computing for nothing
@@ -164,12 +167,12 @@ class ThinVolumeWriter(Callback):
             hint = "; free space and start again, finished volumes are skipped" if self._disk_full else ""
             raise OSError(f"cannot write {path}: {error.strerror or error}{hint}") from error
         self._disk_full = False
-        header = volume.header
-        record["shape"] = [int(n) if axis != volume.slice_axis else len(prediction) for axis, n in enumerate(header.get_data_shape()[:3])]
-        record["spacing"] = [round(float(mm), 6) for mm in grid_spacing(thin_affine(volume.affine, volume.slice_axis, ratio))]
+        shape = [len(prediction) if axis == volume.slice_axis else size for axis, size in enumerate(volume.stored_shape)]
+        spacing = grid_spacing(thin_affine(volume.affine, volume.slice_axis, ratio))
+        return shape, [round(float(mm), 6) for mm in spacing]
 
     def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule, scan: Scan) -> Record:
-        """The record of a scan that succeeds, as far as it is known before."""
+        """The record of a scan that was written, but for what the volume itself tells."""
         engine = getattr(getattr(pl_module, "reconstructor", None), "engine", None)
         tile = getattr(engine, "tile", None)
         return Record(
@@ -187,9 +190,9 @@ class ThinVolumeWriter(Callback):
         )
 
     def _hash(self, trainer: pl.Trainer) -> str | None:
-        path = trainer.ckpt_path
-        if self._checkpoint is None and path is not None:
-            self._checkpoint = file_sha256(path)
+        if self._checkpoint is None and trainer.ckpt_path is not None:
+            with suppress(OSError):  # moved away since it was loaded
+                self._checkpoint = file_sha256(trainer.ckpt_path)
         return self._checkpoint
 
     def _note_skipped(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[str]:
@@ -237,6 +240,8 @@ class ThinVolumeWriter(Callback):
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
+    if is_out_of_memory(error) and not isinstance(error, MemoryError):
+        return f"not enough memory: {text}"
     return text if isinstance(error, (OSError, ValueError, MemoryError)) and text else f"{type(error).__name__}: {text}"
 
 

@@ -3,7 +3,7 @@
     python tests/benchmarks/speed.py            # 60 x 512 x 512, two to three minutes on two CPU cores
 
 Prints the time of one whole command in this process (Lightning imported before), of the volume in it as the manifest has it, and the sum of the
-forward passes of the same batches on tensors that lie ready; each the best of several, taken in turns.
+forward passes of the same batches on tensors that lie ready; each the mean of several rounds in which they take turns.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def main() -> None:
     print(f"{machine(device)}; result {size / 1e6:.0f} MB, times of {args.rounds} rounds")
     for name, seconds in (("forward passes", passes), ("volume, file to file", volumes), ("whole command", commands)):
         each = ", ".join(f"{t:.2f}" for t in seconds)
-        print(f"{name:20s}  {min(seconds):7.2f} s   {min(seconds) / min(passes):.3f} x   ({each})")
+        print(f"{name:20s}  {sum(seconds) / len(seconds):7.2f} s   {sum(seconds) / sum(passes):.3f} x   ({each})")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The streaming engine against brute force, and what it promises about memory, padding and its network."""
 
 import itertools
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -194,7 +195,7 @@ class Small:
 
 class TestOutOfMemory:
     thick = np.random.default_rng(0).random((9, 20, 12), np.float32)
-    options = {"n_thick": 4, "ratio": 2, "multiple": 4}
+    options = MappingProxyType({"n_thick": 4, "ratio": 2, "multiple": 4})
 
     def test_batch_is_halved_then_planes_are_cut(self, caplog):
         expected = reconstruct_slab(random_network(4, 2), self.thick, **self.options)

@@ -131,7 +131,9 @@ class TestKinds:
         with pytest.raises(ValueError, match=message):
             reconstructor()(image)
 
-    @pytest.mark.parametrize("kind", [np.asarray, lambda thick: nib.Nifti1Image(thick.transpose(2, 1, 0), np.diag([-0.8, -0.8, 5, 1]))])
+    @pytest.mark.parametrize(
+        "kind", [np.asarray, lambda thick: nib.Nifti1Image(thick.transpose(2, 1, 0), np.diag([-0.8, -0.8, 5, 1]))]
+    )
     def test_nan_of_a_network_is_refused(self, kind):
         broken = nn.Sequential(Linear(), nn.Threshold(0.9, float("nan")))
         reconstruct = Reconstructor(broken, n_thick=8, ratio=5, multiple=1, precision="float32", device="cpu")

@@ -1,5 +1,7 @@
 """Tiles cover a plane, share enough with their neighbours, and their weights sum to one."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ def test_starts_and_weights(size, tile):
     starts, length = tile_starts(size, tile), min(size, tile)
     assert starts[0] == 0
     assert starts[-1] + length == size
-    for before, after in zip(starts, starts[1:], strict=False):
+    for before, after in itertools.pairwise(starts):
         assert 0 < after - before <= tile - int(OVERLAP * tile)
     total = np.zeros(size)
     for start, weight in zip(starts, tile_weights(size, tile), strict=True):
