@@ -27,7 +27,8 @@ lint: $(READY)          ## style, types
 
 docs: $(READY)          ## the API's pages in build/docs
 	$(BIN)/pdoc --docformat google --output-directory build/docs $(addprefix mpunet.,geometry schedule intensity models losses metrics \
-		data data.datamodule data.transforms inference inference.manifest inference.writer module weights callbacks pictures config)
+		data data.datamodule data.transforms inference inference.manifest inference.writer module adversarial benchmark weights callbacks \
+		pictures config memory)
 
 build: $(READY)         ## wheel and source distribution in dist/
 	$(BIN)/python -m build

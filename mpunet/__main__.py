@@ -10,7 +10,7 @@ from mpunet import __version__
 __all__ = ["main"]
 
 USAGE = """\
-usage: mpunet [--version] [--debug] {fit,validate,test,predict} [options]
+usage: mpunet [--version] [--debug] {fit,validate,test,predict,benchmark} [options]
 
 Thin-slice CT from thick-slice CT. Research software, not a medical device.
 
@@ -18,9 +18,10 @@ Thin-slice CT from thick-slice CT. Research software, not a medical device.
   validate  measure on whole volumes:  mpunet validate --ckpt_path CKPT --data.val_dir DIR
   test      likewise, on test data:    mpunet test --ckpt_path CKPT --data.test_dir DIR
   predict   thin slices of a folder:   mpunet predict --ckpt_path CKPT --data.predict_dir SCANS --writer.output_dir THIN
+  benchmark train and compare methods: mpunet benchmark --rows examples/table1 --train_dir DIR --test_dir DIR --output_dir OUT --minutes 30
 
 `mpunet COMMAND --help` lists the options. --debug shows the traceback of an error.
-Exit status: 0 done, 1 some volumes failed (manifest.jsonl beside the results says which and why), 2 wrong usage or bad input."""
+Exit status: 0 done, 1 some volumes or rows failed (manifest.jsonl beside the results says which and why), 2 wrong usage or bad input."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -34,9 +35,14 @@ def main(args: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"mpunet {__version__}")
         return 0
-    from mpunet.cli import run  # Lightning takes seconds to import: not for --help and --version
-
     try:
+        # Here, as Lightning takes seconds to import: not for --help and --version.
+        if words[0] == "benchmark":
+            from mpunet.benchmark.command import run as benchmark
+
+            return benchmark(words[1:])
+        from mpunet.cli import run
+
         return run(words)
     except (ValueError, OSError) as error:
         if debug:

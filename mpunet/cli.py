@@ -91,6 +91,10 @@ class MPUNetCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Predict writes its volumes and nothing else; fit without validation data has no best checkpoint, only the last."""
         config = self.config[self.subcommand]
+        given = self.parser.parse_args(self.words, defaults=False)[str(self.subcommand)].get("model.net")
+        if given and given.get("class_path") not in (None, "mpunet.MPUNet"):
+            # jsonargparse keeps the default network's arguments for another class, as far as their names agree: widths, for one.
+            config["model.net"] = given
         if self.subcommand == "fit" and config["data.val_dir"] is None and config["data.data_dir"] is None:
             config["checkpoint.monitor"], config["checkpoint.save_top_k"] = None, 0
         if self.subcommand == "predict":

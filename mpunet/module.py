@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from mpunet.adversarial import CriticTraining
 from mpunet.config import Configurable, from_config, to_config
 from mpunet.data.datamodule import CropBatch, VolumeCase
 from mpunet.data.scans import PredictCase
@@ -25,6 +26,9 @@ __all__ = ["MPUNetModule"]
 class MPUNetModule(L.LightningModule):
     """Trains a thick-to-thin network on crops; validates, tests and predicts on whole volumes.
 
+    A critic ("MPU-Net + W-GAN") is optimised by hand within :meth:`training_step`, and the network by Lightning as ever: so steps,
+    learning rate schedule, gradient clipping, accumulation and loss scaling mean the same with a critic as without.
+
     Args:
         net: the network, a :class:`mpunet.models.ThickToThin` or its ``{"class_path": ..., "init_args": ...}``; the paper's by default.
         objective: the losses and their weights, likewise.
@@ -32,6 +36,12 @@ class MPUNetModule(L.LightningModule):
         weight_decay: AdamW's.
         warmup_steps: steps of linear warm-up, before a cosine decay over what is left of the trainer's steps or epochs.
         lr_floor: what the cosine ends at, as a share of ``lr``.
+        critic: a WGAN-GP critic, likewise, such as :class:`mpunet.models.Critic`; none by default.
+        adversarial: weight of the adversarial loss beside the objective. It pulls each crop with a gradient of norm 1 times this;
+            L1 with 1 / sqrt(voxels), which is 2.6e-3 for 36 x 64 x 64 and 6.5e-4 for 36 x 256 x 256.
+        gradient_penalty: weight of the penalty in the critic's loss.
+        critic_steps: the critic's updates on each batch, before the network's.
+        critic_lr: the critic's learning rate; see :class:`mpunet.adversarial.CriticTraining`.
 
     Attributes:
         inference: how whole volumes are reconstructed, an :class:`mpunet.inference.InferenceOptions`. No argument, as it belongs to
@@ -47,9 +57,16 @@ class MPUNetModule(L.LightningModule):
         weight_decay: float = 1e-2,
         warmup_steps: int = 100,
         lr_floor: float = 0.01,
+        critic: nn.Module | dict[str, Any] | None = None,
+        adversarial: float = 1e-3,
+        gradient_penalty: float = 10.0,
+        critic_steps: int = 1,
+        critic_lr: float = 1e-4,
     ) -> None:
         super().__init__()
         given = {"net": MPUNet() if net is None else net, "objective": Objective() if objective is None else objective}
+        if critic is not None:
+            given["critic"] = critic
         parts = {name: from_config(part) if isinstance(part, dict) else part for name, part in given.items()}
         # Modules go into the checkpoint as plain values, so that weights_only loading can read it and rebuild them.
         configs = {name: to_config(part) for name, part in parts.items() if isinstance(part, Configurable)}
@@ -58,6 +75,13 @@ class MPUNetModule(L.LightningModule):
         # The order of channels that 3D convolutions are fastest with, on CPUs as on GPUs.
         self.net = parts["net"].to(memory_format=torch.channels_last_3d)
         self.objective = parts["objective"]
+        self.critic = parts.get("critic")
+        self._critic_training: CriticTraining | None = None
+        self._critic_state: dict[str, Any] | None = None
+        if self.critic is not None:
+            self._critic_training = CriticTraining(
+                self.critic, weight=adversarial, penalty=gradient_penalty, steps=critic_steps, lr=critic_lr
+            )
         self.lr = lr
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
@@ -78,7 +102,8 @@ class MPUNetModule(L.LightningModule):
     def reconstructor(self) -> Reconstructor:
         """What reconstructs whole volumes: the network with ``inference`` as it was at the stage's first volume."""
         if self._reconstructor is None or self._reconstructor.device != self.device:
-            options = {key: value for key, value in vars(self.inference).items() if key != "limit_memory"}  # the process's, not ours
+            options = dict(vars(self.inference))
+            del options["limit_memory"]  # the process's, not the reconstructor's
             self._reconstructor = Reconstructor.from_network(self.net, device=self.device, check_hu=False, **options)
         return self._reconstructor
 
@@ -87,8 +112,11 @@ class MPUNetModule(L.LightningModule):
         return self.net(thick)
 
     def training_step(self, batch: CropBatch, batch_idx: int) -> Tensor:
-        """The objective on a batch of crops."""
-        losses: dict[str, Tensor] = self.objective(self.net(batch["thick"]), batch["thin"], batch["lung"])
+        """The objective on a batch of crops, and the adversarial loss if there is a critic, which is updated first."""
+        output = self.net(batch["thick"])
+        losses: dict[str, Tensor] = self.objective(output, batch["thin"], batch["lung"])
+        if self._critic_training is not None:
+            losses = self._add_adversarial(self._critic_training, losses, batch["thin"], output.image)
         self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=len(batch["thick"]))
         return losses["loss"]
 
@@ -114,10 +142,33 @@ class MPUNetModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with linear warm-up and cosine decay, stepped with every batch."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        if self._critic_training is not None:
+            self._critic_training.start(self._critic_state if self.trainer.ckpt_path else None)
+        parameters = [*self.net.parameters(), *self.objective.parameters()]
+        optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
         total = self.trainer.estimated_stepping_batches
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._lr_factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state of the critic's optimiser, where Lightning saves the network's."""
+        if self._critic_training is not None and "optimizer_states" in checkpoint:
+            checkpoint["critic_optimizer"] = self._critic_training.optimizer.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep that state until the critic is on its device: a fit that goes on from this checkpoint takes it."""
+        self._critic_state = checkpoint.get("critic_optimizer")
+
+    def _add_adversarial(
+        self, critic: CriticTraining, losses: dict[str, Tensor], real: Tensor, fake: Tensor
+    ) -> dict[str, Tensor]:
+        # Each step and rank its own numbers, the same after a resume; the global generator stays as it is without a critic.
+        seed = self.trainer.global_step * self.trainer.world_size + self.global_rank
+        generator = torch.Generator().manual_seed(seed)
+        critic_losses = critic.step(real, fake, generator=generator, mean_over_ranks=self.trainer.strategy.reduce)
+        adversarial = critic.generator_loss(fake)
+        total = losses["loss"] + critic.weight * adversarial
+        return {**losses, "loss": total, "adversarial": adversarial, **critic_losses}
 
     def _lr_factor(self, step: int, total: float) -> float:
         if step < self.warmup_steps:

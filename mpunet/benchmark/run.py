@@ -1,0 +1,207 @@
+"""Trains and measures the rows of a benchmark one after the other, each in processes of its own, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import yaml
+
+from mpunet.benchmark.measure import Result, Task
+from mpunet.benchmark.rows import Row, find_rows
+from mpunet.config import from_config
+from mpunet.inference.options import Stride
+from mpunet.losses import VGG16Features
+from mpunet.weights import read_checkpoint
+
+__all__ = ["Benchmark", "Outcome"]
+
+
+class Outcome(NamedTuple):
+    """What became of a row.
+
+    Attributes:
+        row: the method.
+        status: "done", "not run" (something that it needs is missing), or "failed".
+        reason: why, if it is not done.
+        result: what was measured, if it is.
+    """
+
+    row: Row
+    status: Literal["done", "not run", "failed"]
+    reason: str | None
+    result: Result | None
+
+
+class Benchmark:
+    """Trains every row on the same crops in the same order, for the same number of steps, and measures it on the same cases.
+
+    Everything of a row lies in a folder of its name: ``train.log``, ``last.ckpt``, ``version_*/metrics.csv`` (learning curves), ``result.json``. A
+    row that has its result is not done again, one with a checkpoint is trained on from there, and one that fails does not stop the others.
+
+    Args:
+        rows: a folder of YAML files, or a list of files and folders; see :func:`mpunet.benchmark.find_rows`.
+        base: YAML file of what all rows share; ``base.yaml`` beside the first row by default.
+        train_dir: training data, as for ``mpunet fit``.
+        test_dir: test data; also where learning curves are measured, but no checkpoint is chosen by them: it is the last that counts.
+        output_dir: where everything goes.
+        steps: training steps of each row.
+        minutes: training time of each row instead, from which its steps are set by timing thirty of them first.
+        stride: thick slices between windows when test cases are reconstructed.
+        validations: points of the learning curves; 0 for none.
+        vgg_weights: a file with VGG-16's ImageNet weights, for rows with feature matching; without it, and without torchvision's
+            copy, these rows are marked as not run.
+        options: further options of ``mpunet fit`` for all rows, such as ``["--trainer.devices", "2"]``.
+    """
+
+    def __init__(
+        self,
+        rows: str | list[str],
+        train_dir: str,
+        test_dir: str,
+        output_dir: str,
+        *,
+        base: str | None = None,
+        steps: int | None = None,
+        minutes: float | None = None,
+        stride: Stride = "best",
+        validations: int = 8,
+        vgg_weights: str | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
+        if (steps is None) == (minutes is None):
+            raise ValueError("Expected a budget for each row: give either steps or minutes.")
+        if not (steps or minutes or 0) > 0:
+            raise ValueError(f"Expected a budget above 0, got {steps if minutes is None else minutes}.")
+        self.rows = find_rows([Path(row) for row in ([rows] if isinstance(rows, str) else rows)])
+        self.base = Path(base) if base else self.rows[0].config.with_name("base.yaml")
+        if not self.base.is_file():
+            raise ValueError(f"Expected a YAML file of what the rows share at {self.base}: give base.")
+        for folder in (train_dir, test_dir):
+            if not Path(folder).is_dir():
+                raise ValueError(f"Expected a folder of volumes, found none at {folder}.")
+        self.train_dir = train_dir
+        self.test_dir = test_dir
+        self.output = Path(output_dir)
+        self.steps = steps
+        self.minutes = minutes
+        self.stride = stride
+        self.validations = validations
+        self.vgg_weights = vgg_weights
+        self.options = list(options)
+
+    def run(self) -> list[Outcome]:
+        """Do what is missing; the outcome of every row, in order."""
+        outcomes = []
+        for row in self.rows:
+            start = time.monotonic()
+            outcome = self._row(row)
+            took = f"{(time.monotonic() - start) / 60:.1f} min"
+            print(f"{row.name}: {outcome.status}, {took}" + (f": {outcome.reason}" if outcome.reason else ""), flush=True)
+            outcomes.append(outcome)
+        return outcomes
+
+    def _row(self, row: Row) -> Outcome:
+        folder = self.output / row.name
+        folder.mkdir(parents=True, exist_ok=True)
+        finished = folder / "result.json"
+        try:
+            if not finished.is_file():
+                if row.needs_imagenet and not self._has_imagenet:
+                    return Outcome(row, "not run", "needs VGG-16's ImageNet weights: give --vgg_weights FILE", None)
+                checkpoint = self._train(row, folder) if self._is_trained(row) else None
+                self._measure(row, folder, checkpoint)
+            return Outcome(row, "done", None, cast(Result, json.loads(finished.read_text())))
+        except (ValueError, OSError, subprocess.CalledProcessError) as error:
+            reason = _last_line(folder / "train.log") if isinstance(error, subprocess.CalledProcessError) else str(error)
+            return Outcome(row, "failed", reason, None)
+
+    @cached_property
+    def _has_imagenet(self) -> bool:
+        try:
+            VGG16Features(weights=self.vgg_weights)
+        except (ValueError, OSError):
+            if self.vgg_weights is not None:
+                raise
+            return False
+        return True
+
+    def _is_trained(self, row: Row) -> bool:
+        network: Any = from_config(row.section("model", "net"))
+        return any(parameter.requires_grad for parameter in network.parameters())
+
+    def _train(self, row: Row, folder: Path) -> Path:
+        checkpoint = folder / "last.ckpt"
+        steps = self._steps(row, folder)
+        done = read_checkpoint(checkpoint)["global_step"] if checkpoint.is_file() else 0
+        if done < steps:
+            self._fit(row, folder, folder / "train.log", steps, resume=checkpoint if done else None)
+        return checkpoint
+
+    def _steps(self, row: Row, folder: Path) -> int:
+        """The row's steps; once set by the clock, they stay in ``steps.json``, so that a restart keeps the learning rate's schedule."""
+        if self.steps is not None:
+            return self.steps
+        file = folder / "steps.json"
+        if not file.is_file():
+            seconds = []
+            for steps in (10, 40):
+                with tempfile.TemporaryDirectory() as elsewhere:
+                    start = time.monotonic()
+                    self._fit(row, Path(elsewhere), folder / "train.log", steps, resume=None, validate=False)
+                    seconds.append(time.monotonic() - start)
+            each = max(1e-3, (seconds[1] - seconds[0]) / 30)
+            file.write_text(json.dumps({"steps": max(1, round(60 * cast(float, self.minutes) / each)), "seconds_per_step": each}))
+        return int(json.loads(file.read_text())["steps"])
+
+    def _fit(self, row: Row, folder: Path, log: Path, steps: int, *, resume: Path | None, validate: bool = True) -> None:
+        every = max(1, steps // max(1, self.validations))
+        curves = validate and self.validations > 0
+        words = ["fit", "--config", str(self.base), "--config", str(row.config), "--data.train_dir", self.train_dir]
+        words += ["--trainer.max_steps", str(steps), "--trainer.max_epochs", "-1", "--trainer.default_root_dir", str(folder)]
+        words += ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(folder), "--trainer.logger.name", ""]
+        words += ["--trainer.enable_progress_bar", "false", "--trainer.callbacks", "[]", "--trainer.num_sanity_val_steps", "0"]
+        words += ["--checkpoint.dirpath", str(folder), "--checkpoint.monitor", "null", "--checkpoint.save_top_k", "0"]
+        words += ["--checkpoint.save_last", "true", "--checkpoint.every_n_train_steps", str(max(1, min(every, 500)))]
+        words += ["--checkpoint.enable_version_counter", "false", "--inference.stride", "fast"]
+        words += ["--data.val_dir", self.test_dir, "--trainer.check_val_every_n_epoch", "null"] if curves else []
+        words += ["--trainer.val_check_interval", str(every)] if curves else ["--trainer.limit_val_batches", "0"]
+        words += (
+            ["--model.objective.init_args.feature_weights", self.vgg_weights] if row.needs_imagenet and self.vgg_weights else []
+        )
+        words += ["--ckpt_path", str(resume)] if resume else []
+        self._python(["-m", "mpunet", *words, *self.options], log)
+
+    def _measure(self, row: Row, folder: Path, checkpoint: Path | None) -> None:
+        data = {
+            key: value for key, value in self._shared("data").items() if key in ("profile", "fwhm", "cache_dir", "slice_axis")
+        }
+        task = Task(
+            checkpoint=str(checkpoint) if checkpoint else None,
+            net=row.section("model", "net"),
+            data={**data, "test_dir": self.test_dir},
+            stride=self.stride,
+            output=str(folder),
+        )
+        (folder / "task.json").write_text(json.dumps(task, indent=2))
+        self._python(["-m", "mpunet.benchmark.measure", str(folder / "task.json")], folder / "train.log")
+
+    def _shared(self, section: str) -> dict[str, Any]:
+        return (yaml.safe_load(self.base.read_text(encoding="utf-8")) or {}).get(section) or {}
+
+    @staticmethod
+    def _python(words: list[str], log: Path) -> None:
+        with log.open("a", encoding="utf-8") as file:
+            subprocess.run([sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, check=True)
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return f"{lines[-1]} (see {log})" if lines else f"see {log}"

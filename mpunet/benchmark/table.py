@@ -1,0 +1,114 @@
+"""What a benchmark shows: tables (Markdown, CSV), learning curves, and coronal pictures of every method."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpunet.benchmark.run import Outcome
+from mpunet.metrics import LUNG_METRICS, WHOLE_METRICS
+
+__all__ = ["draw_coronals", "draw_curves", "learning_curve", "markdown", "write_csv"]
+
+_HEADS = ("MAE", "RMSE", "PSNR", "SSIM")
+
+
+def markdown(outcomes: Sequence[Outcome]) -> str:
+    """Three tables: in the lungs, whole volumes, and costs; then why rows have no result."""
+    parts = []
+    for region, keys in (("lungs", LUNG_METRICS), ("whole volume", WHOLE_METRICS)):
+        lines = [f"| {region} | {' | '.join(_HEADS)} |", "|---|---|---|---|---|"]
+        for outcome in outcomes:
+            if outcome.result is None:
+                lines.append(f"| {outcome.row.name} | {outcome.status} | | | |")
+            else:
+                mae, rmse, psnr, ssim = (outcome.result["metrics"][key] for key in keys)
+                lines.append(f"| {outcome.row.name} | {mae:.2f} | {rmse:.2f} | {psnr:.2f} | {ssim:.4f} |")
+        parts.append("\n".join(lines))
+    lines = [
+        "| cost | parameters | GFLOPs per thin slice of 512 × 512 | seconds per volume | peak memory, MB |",
+        "|---|---|---|---|---|",
+    ]
+    for outcome in outcomes:
+        if outcome.result is not None:
+            r = outcome.result
+            lines.append(
+                f"| {outcome.row.name} | {r['parameters']:,} | {r['gflops']:.1f} | {r['seconds']:.1f} | {r['peak_mb']:.0f} |"
+            )
+    parts += ["\n".join(lines), "MAE and RMSE in HU, PSNR in dB for a range of 4095 HU."]
+    parts += [f"{o.row.name}: {o.status}, {o.reason}." for o in outcomes if o.result is None]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_csv(outcomes: Sequence[Outcome], path: Path) -> None:
+    """One line for each row: status, reason, every metric and cost."""
+    keys = [*WHOLE_METRICS, *LUNG_METRICS]
+    costs = ["parameters", "gflops", "seconds", "peak_mb"]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["row", "status", "reason", *keys, *costs])
+        writer.writeheader()
+        for outcome in outcomes:
+            result: Any = outcome.result or {"metrics": {}}
+            values = {key: result["metrics"].get(key) for key in keys} | {key: result.get(key) for key in costs}
+            writer.writerow({"row": outcome.row.name, "status": outcome.status, "reason": outcome.reason, **values})
+
+
+def learning_curve(folder: Path, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of a logged metric over all runs of a row, in the order of steps; a later run's word counts."""
+    points: dict[int, float] = {}
+    for path in sorted(folder.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
+        with path.open(encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                if line.get(metric):
+                    points[int(line["step"]) + 1] = float(line[metric])
+    return sorted(points.items())
+
+
+def draw_curves(outcomes: Sequence[Outcome], folder: Path, path: Path, metric: str = "val/lung_rmse") -> None:
+    """RMSE in the lungs over training steps, a line for each row; rows that are not trained as level lines."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for outcome in outcomes:
+        curve = learning_curve(folder / outcome.row.name, metric)
+        if curve:
+            axis.plot(*zip(*curve, strict=True), marker="o", markersize=3, label=outcome.row.name)
+        elif outcome.result is not None:
+            axis.axhline(outcome.result["metrics"]["lung_rmse"], color="grey", linestyle="--", label=outcome.row.name)
+    axis.set(xlabel="training steps", ylabel="RMSE in the lungs, HU", title="test cases, windows at stride n − 2")
+    axis.legend(fontsize="small")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw_coronals(outcomes: Sequence[Outcome], folder: Path, path: Path) -> None:
+    """The same coronal slice of the first test case by every method, and the truth; lung window, an enlarged part below each."""
+    plt = _pyplot()
+    pictures = {o.row.name: np.load(folder / o.row.name / "coronal.npy") for o in outcomes if o.result is not None}
+    if not pictures:
+        return
+    pictures["truth"] = np.load(folder / next(iter(pictures)) / "truth.npy")
+    figure, axes = plt.subplots(2, len(pictures), figsize=(2.6 * len(pictures), 3.6), layout="constrained", squeeze=False)
+    for column, (name, image) in enumerate(pictures.items()):
+        height, width = image.shape
+        part = image[int(0.30 * height) : int(0.62 * height), int(0.10 * width) : int(0.48 * width)]
+        for axis, pixels in zip(axes[:, column], (image, part), strict=True):
+            axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axis.axis("off")
+        axes[0, column].set_title(name, fontsize="small")
+    figure.savefig(path, dpi=130, facecolor="white")
+    plt.close(figure)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ValueError("Pictures need matplotlib: pip install 'mpunet[demo]'.") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
