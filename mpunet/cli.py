@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 
+from mpunet.config import Configurable
 from mpunet.data.datamodule import ThickThinDataModule
 from mpunet.inference.options import InferenceOptions
 from mpunet.inference.writer import ThinVolumeWriter
@@ -105,6 +106,9 @@ class MPUNetCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Lightning's, with the options for whole volumes handed to the module."""
         super().instantiate_classes()
+        if not isinstance(self.model.net, Configurable):
+            # Other people's networks do not remember their arguments; the checkpoint needs them to rebuild them.
+            self.model.save_hyperparameters({"net": self.config[str(self.subcommand)]["model.net"].as_dict()})
         self.model.inference = self._get(self.config_init, "inference")
         if self.model.inference.limit_memory is None:
             hold_memory()

@@ -19,6 +19,7 @@ from mpunet.inference.reconstruct import Reconstructor, ThinSlices
 from mpunet.losses import Objective
 from mpunet.metrics import CaseMetrics, hu_metrics
 from mpunet.models import MPUNet
+from mpunet.models.base import as_output, geometry_of
 
 __all__ = ["MPUNetModule"]
 
@@ -94,7 +95,7 @@ class MPUNetModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Check options and load what training needs beside the network (VGG-16 for feature matching) before the data are read."""
         self._reconstructor = None
-        window_stride(self.inference.stride, int(getattr(self.net, "n_thick", 8)))
+        window_stride(self.inference.stride, geometry_of(self.net).n_thick)
         if stage == "fit" and isinstance(self.objective, Objective):
             self.objective.prepare()
 
@@ -113,7 +114,7 @@ class MPUNetModule(L.LightningModule):
 
     def training_step(self, batch: CropBatch, batch_idx: int) -> Tensor:
         """The objective on a batch of crops, and the adversarial loss if there is a critic, which is updated first."""
-        output = self.net(batch["thick"])
+        output = as_output(self.net(batch["thick"]))
         losses: dict[str, Tensor] = self.objective(output, batch["thin"], batch["lung"])
         if self._critic_training is not None:
             losses = self._add_adversarial(self._critic_training, losses, batch["thin"], output.image)

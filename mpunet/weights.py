@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from mpunet.config import from_config
-from mpunet.models.base import ThickToThin
+from mpunet.models.base import geometry_of
 
 __all__ = ["file_sha256", "load_network", "read_checkpoint"]
 
@@ -41,7 +42,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return dict(checkpoint)
 
 
-def load_network(path: str | Path | None = None) -> ThickToThin:
+def load_network(path: str | Path | None = None) -> nn.Module:
     """The network of a checkpoint, with its weights, on the CPU and in evaluation mode.
 
     Raises:
@@ -51,8 +52,7 @@ def load_network(path: str | Path | None = None) -> ThickToThin:
         raise ValueError("This version ships no weights: give the path of a checkpoint that `mpunet fit` wrote.")
     checkpoint = read_checkpoint(path)
     network = from_config(checkpoint["hyper_parameters"]["net"])
-    if not isinstance(network, ThickToThin):
-        raise ValueError(f"{path} holds a {type(network).__name__}, expected a network derived from mpunet.models.ThickToThin.")
+    geometry_of(network)  # raises for a module that is no such network
     prefix = "net."
     state = {key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
     try:

@@ -2,9 +2,26 @@
 
 import nibabel as nib
 import numpy as np
+import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from mpunet.data.volume import volume_from_image
+
+
+class OthersNetwork(torch.nn.Module):
+    """A network that knows nothing of mpunet: the example of docs/guide.md."""
+
+    n_thick, ratio = 8, 5
+
+    def __init__(self, channels: int = 4):
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv3d(1, channels, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv3d(channels, 1, 3, padding=1)
+        )
+
+    def forward(self, thick):
+        thin = torch.nn.functional.interpolate(thick, size=(36, *thick.shape[3:]), mode="trilinear", align_corners=True)
+        return thin + self.layers(thin)
 
 
 def position_slab(shape):

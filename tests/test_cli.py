@@ -245,6 +245,77 @@ def test_paper_config_runs_with_all_losses(folders: dict[str, Path], tmp_path: P
     assert {"train/loss", "train/mask", "train/inner", "train/outer", "train/feature", "val/lung_psnr"} <= set(header)
 
 
+def test_a_network_that_knows_nothing_of_mpunet(folders: dict[str, Path], tmp_path: Path) -> None:
+    """By its class path alone, through fit, validation, checkpoint, resuming and predict."""
+    data = [
+        "--data.train_dir",
+        str(folders["train"]),
+        "--data.val_dir",
+        str(folders["val"]),
+        "--data.cache_dir",
+        str(tmp_path / "cache"),
+    ]
+    words = [
+        "fit",
+        "--model.net",
+        "helpers.OthersNetwork",
+        "--model.net.channels",
+        "3",
+        "--model.objective.image",
+        "1",
+        *data,
+        *QUIET,
+    ]
+    words += [
+        "--data.crop",
+        "[32, 32]",
+        "--data.crops_per_epoch",
+        "4",
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.logger",
+        "false",
+    ]
+    words += ["--trainer.default_root_dir", str(tmp_path), "--checkpoint.dirpath", str(tmp_path), "--trainer.max_epochs", "1"]
+    assert main(words) == 0
+    last = tmp_path / "last.ckpt"
+    hparams = torch.load(last, weights_only=True)["hyper_parameters"]
+    assert hparams["net"] == {"class_path": "helpers.OthersNetwork", "init_args": {"channels": 3}}
+    assert (
+        main([*words, "--ckpt_path", str(last), "--trainer.max_epochs", "2", "--checkpoint.enable_version_counter", "false"]) == 0
+    )
+    assert torch.load(last, weights_only=True)["epoch"] == 1
+    assert predict(last, folders["scans"], tmp_path / "thin") == 0
+    assert nib.load(tmp_path / "thin" / "a.nii.gz").shape[2] == 56
+    assert mpunet.Reconstructor.from_checkpoint(last).engine.network.layers[0].out_channels == 3
+
+
+def test_another_network_keeps_its_own_defaults(folders: dict[str, Path], tmp_path: Path) -> None:
+    """jsonargparse would hand on the default network's widths."""
+    words = ["fit", "--model.net", "mpunet.models.VNet", "--model.net.layers", "1", "--trainer.max_steps", "0", *QUIET]
+    words += [
+        "--data.train_dir",
+        str(folders["train"]),
+        "--data.cache_dir",
+        str(tmp_path / "cache"),
+        "--trainer.logger",
+        "CSVLogger",
+    ]
+    words += [
+        "--trainer.logger.save_dir",
+        str(tmp_path),
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.default_root_dir",
+        str(tmp_path),
+    ]
+    assert main([*words, "--data.crop", "[32, 32]"]) == 0
+    hparams = yaml.safe_load(next(tmp_path.rglob("hparams.yaml")).read_text())
+    assert hparams["net"]["class_path"] == "mpunet.models.vnet.VNet"
+    assert hparams["net"]["init_args"]["widths"] == [16, 32, 64, 128, 256]
+    assert hparams["net"]["init_args"]["layers"] == 1
+
+
 def test_missing_vgg_weights_are_told_before_training(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ from mpunet.inference import Reconstructor
 from mpunet.inference.options import Stride
 from mpunet.memory import hold_memory
 from mpunet.metrics import CaseMetrics, hu_metrics
+from mpunet.models.base import geometry_of
 from mpunet.pictures import coronal
 from mpunet.weights import load_network
 
@@ -72,7 +73,8 @@ def measure(task: Task) -> Result:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gflops = flops_per_slice(network)
     reconstruct = Reconstructor.from_network(network, stride=task["stride"], device=device, check_hu=False)
-    data = ThickThinDataModule(**task["data"], n_thick=network.n_thick, ratio=network.ratio)
+    n_thick, ratio, _ = geometry_of(network)
+    data = ThickThinDataModule(**task["data"], n_thick=n_thick, ratio=ratio)
     data.setup("test")
     means, cases, seconds = CaseMetrics(), {}, []
     for case in data.test_dataloader():
@@ -104,10 +106,11 @@ def flops_per_slice(network: Any, size: int = 128) -> float:
     >>> round(flops_per_slice(MPUNet(widths=(2, 2, 2, 2, 2, 2))), 1)
     6.1
     """
-    size -= size % network.multiple
+    n_thick, ratio, multiple = geometry_of(network)
+    size -= size % multiple
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, 1, network.n_thick, size, size))
-    return float(counter.get_total_flops() / network.ratio / 1e9 * (512 / size) ** 2)
+        network(torch.zeros(1, 1, n_thick, size, size))
+    return float(counter.get_total_flops() / ratio / 1e9 * (512 / size) ** 2)
 
 
 def _peak(device: torch.device) -> float:

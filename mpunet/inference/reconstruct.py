@@ -20,6 +20,7 @@ from mpunet.geometry import thin_depth
 from mpunet.inference.engine import StreamingEngine
 from mpunet.inference.options import Precision, Stride, autocast_dtype, window_stride
 from mpunet.intensity import from_hu, round_hu, to_hu
+from mpunet.models.base import geometry_of
 
 __all__ = ["Reconstructor", "ThinSlices"]
 
@@ -143,8 +144,8 @@ class Reconstructor:
 
     @classmethod
     def from_network(cls, network: Any, **options: Any) -> Reconstructor:
-        """Reconstructor with a network that states its own ``n_thick``, ``ratio`` and ``multiple``, as all of mpunet's do."""
-        return cls(network, n_thick=network.n_thick, ratio=network.ratio, multiple=network.multiple, **options)
+        """Reconstructor with a network that states its own geometry, see :func:`mpunet.models.base.geometry_of`."""
+        return cls(network, **geometry_of(network)._asdict(), **options)
 
     def __call__(self, image: Image) -> Image:
         """Thin volume of a thick one, of the same kind as the thick one.

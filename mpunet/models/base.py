@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from mpunet.config import Configurable
 from mpunet.geometry import thin_depth
 
-__all__ = ["ThickToThin", "ThickToThinOutput"]
+__all__ = ["Geometry", "ThickToThin", "ThickToThinOutput", "as_output", "geometry_of"]
 
 
 class ThickToThinOutput(NamedTuple):
@@ -26,6 +26,34 @@ class ThickToThinOutput(NamedTuple):
     mask_logits: Tensor | None = None
     inner: Tensor | None = None
     outer: Tensor | None = None
+
+
+class Geometry(NamedTuple):
+    """What a network states about its windows; see :class:`ThickToThin`."""
+
+    n_thick: int
+    ratio: int
+    multiple: int
+
+
+def geometry_of(network: Any) -> Geometry:
+    """The attributes ``n_thick``, ``ratio`` and ``multiple`` (1 if it has none) of any network, ours or not.
+
+    Raises:
+        ValueError: if it does not state the first two.
+    """
+    n_thick, ratio = getattr(network, "n_thick", None), getattr(network, "ratio", None)
+    if not (isinstance(n_thick, int) and isinstance(ratio, int)):
+        raise ValueError(
+            f"Expected {type(network).__name__} to have the attributes n_thick (thick slices that go in) and ratio (thick spacing / thin "
+            f"spacing), got {n_thick} and {ratio}; set them in its class or constructor."
+        )
+    return Geometry(n_thick, ratio, int(getattr(network, "multiple", 1)))
+
+
+def as_output(output: Any) -> Any:
+    """A network's output with an attribute ``image``: itself, or a bare tensor (B, 1, N, H, W) taken as the image."""
+    return ThickToThinOutput(output) if isinstance(output, Tensor) else output
 
 
 class ThickToThin(Configurable, nn.Module):
