@@ -16,6 +16,20 @@ def shared_ct():
     return SHARED_CT
 
 
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory):
+    """A checkpoint of a tiny MPU-Net that was not trained."""
+    import lightning as L
+
+    import mpunet
+
+    path = tmp_path_factory.mktemp("net") / "untrained.ckpt"
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer.strategy.connect(mpunet.MPUNetModule(mpunet.MPUNet(widths=(2, 2, 2, 2, 2, 2))))
+    trainer.save_checkpoint(path, weights_only=True)
+    return path
+
+
 @pytest.fixture
 def thin_folder(tmp_path):
     """Four thin position volumes (19, 8, 10) of 1 mm slices, of patients p0 to p3."""

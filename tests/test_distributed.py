@@ -13,13 +13,11 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-import lightning as L
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
-from mpunet import MPUNet, MPUNetModule
 from mpunet.data.phantom import phantom_image
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "mpunet_cpu.yaml"
@@ -88,16 +86,6 @@ def test_two_processes_give_what_one_gives(data: Path) -> None:
         np.testing.assert_array_equal(outputs[2][name], voxels)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained network."""
-    path = tmp_path_factory.mktemp("net") / "net.ckpt"
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
-    trainer.strategy.connect(MPUNetModule(MPUNet(widths=(2, 2, 2, 2, 2, 2))))
-    trainer.save_checkpoint(path, weights_only=True)
-    return path
-
-
 def predict(checkpoint: Path, scans: Path, thin: Path) -> list[str]:
     return ["predict", "--ckpt_path", str(checkpoint), "--data.predict_dir", str(scans), "--writer.output_dir", str(thin)]
 
@@ -106,22 +94,22 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_one_file_on_two_ranks(data: Path, checkpoint: Path, tmp_path: Path) -> None:
-    out = mpunet(2, *predict(checkpoint, data / "scans" / "scan1.nii.gz", tmp_path))
+def test_one_file_on_two_ranks(data: Path, untrained: Path, tmp_path: Path) -> None:
+    out = mpunet(2, *predict(untrained, data / "scans" / "scan1.nii.gz", tmp_path))
     assert "1 volumes written" in out
     assert files(tmp_path) == ["manifest.jsonl", "scan1.nii.gz"]
-    out = mpunet(2, *predict(checkpoint, data / "scans" / "scan1.nii.gz", tmp_path))
+    out = mpunet(2, *predict(untrained, data / "scans" / "scan1.nii.gz", tmp_path))
     assert "1 of 1 volumes are already in" in out
     assert "0 volumes written" in out
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "slurm"])
-def test_launchers(data: Path, checkpoint: Path, tmp_path: Path, launcher: str) -> None:
+def test_launchers(data: Path, untrained: Path, tmp_path: Path, launcher: str) -> None:
     """Two processes that somebody else started; a broken scan costs only itself."""
     scans, thin = tmp_path / "scans", tmp_path / "thin"
     shutil.copytree(data / "scans", scans)
     (scans / "broken.nii.gz").write_bytes(b"hello")
-    words = ["-m", "mpunet", *predict(checkpoint, scans, thin), *common(2)]
+    words = ["-m", "mpunet", *predict(untrained, scans, thin), *common(2)]
     if launcher == "torchrun":
         args = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port(), *words]
         done = subprocess.run(args, capture_output=True, text=True, timeout=300, check=False)

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import lightning as L
 import nibabel as nib
 import numpy as np
 import pytest
 
-import mpunet
 from mpunet.__main__ import main
 from mpunet.geometry import slice_positions
 
 
-def test_a_real_thick_scan_becomes_thin(shared_ct: Path, tmp_path: Path) -> None:
-    # An untrained network that adds next to nothing to the cubic interpolation: what counts here are files and positions.
-    module = mpunet.MPUNetModule(mpunet.MPUNet(widths=(2, 2, 2, 2, 2, 2)))
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
-    trainer.strategy.connect(module)
-    trainer.save_checkpoint(tmp_path / "untrained.ckpt", weights_only=True)
+def test_a_real_thick_scan_becomes_thin(shared_ct: Path, untrained: Path, tmp_path: Path) -> None:
+    # The untrained network adds next to nothing to the cubic interpolation: what counts here are files and positions.
     args = [
         "predict",
         "--ckpt_path",
-        str(tmp_path / "untrained.ckpt"),
+        str(untrained),
         "--data.predict_dir",
         str(shared_ct / "thick"),
         "--inference.stride",

@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import lightning as L
 import nibabel as nib
 import numpy as np
 import pytest
@@ -60,16 +59,6 @@ def hidden(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob(".*")]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained network."""
-    path = tmp_path_factory.mktemp("net") / "net.ckpt"
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
-    trainer.strategy.connect(mpunet.MPUNetModule(mpunet.MPUNet(widths=(2, 2, 2, 2, 2, 2))))
-    trainer.save_checkpoint(path, weights_only=True)
-    return path
-
-
 def break_scans(folder: Path) -> dict[str, str]:
     """Forty broken files of twenty kinds; each one's name and what its reason must say."""
     reasons: dict[str, str] = {}
@@ -112,13 +101,13 @@ def break_scans(folder: Path) -> dict[str, str]:
     return reasons
 
 
-def test_two_hundred_scans_of_which_forty_are_broken(checkpoint: Path, tmp_path: Path) -> None:
+def test_two_hundred_scans_of_which_forty_are_broken(untrained: Path, tmp_path: Path) -> None:
     scans, output = tmp_path / "scans", tmp_path / "thin"
     for i in range(160):
         save(scans / f"case{i // 50}" / f"{i}.nii{'.gz' if i % 4 else ''}", chest(i, (24 + i % 9, 32, 2 + i % 11)))
     reasons = break_scans(scans)
     assert len(reasons) == 40
-    words = command(checkpoint, scans, output)
+    words = command(untrained, scans, output)
     if os.geteuid() == 0:
         # For root nothing is unreadable, unless it gives that power away.
         if shutil.which("setpriv") is None:
@@ -139,7 +128,7 @@ def test_two_hundred_scans_of_which_forty_are_broken(checkpoint: Path, tmp_path:
     outputs = voxels(output)
     assert len(outputs) == 160
     assert hidden(output) == []
-    reconstruct = mpunet.Reconstructor.from_checkpoint(checkpoint, device="cpu")
+    reconstruct = mpunet.Reconstructor.from_checkpoint(untrained, device="cpu")
     for i in range(0, 160, 7):
         name = f"case{i // 50}/{i}.nii{'.gz' if i % 4 else ''}"
         expected = reconstruct(nib.load(scans / name))
@@ -148,11 +137,11 @@ def test_two_hundred_scans_of_which_forty_are_broken(checkpoint: Path, tmp_path:
         assert thin.shape[2] == (nib.load(scans / name).shape[2] - 1) * 5 + 1
 
 
-def test_a_terminated_run_leaves_nothing_half_written(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_terminated_run_leaves_nothing_half_written(untrained: Path, tmp_path: Path) -> None:
     scans, output = tmp_path / "scans", tmp_path / "thin"
     for i in range(30):
         save(scans / f"{i:02d}.nii.gz", chest(i, (128, 128, 40)))
-    process = start_and_wait_for_a_partial_file(command(checkpoint, scans, output), output)
+    process = start_and_wait_for_a_partial_file(command(untrained, scans, output), output)
     process.terminate()
     assert process.wait(60) == 143
     assert hidden(output) == []
@@ -160,16 +149,16 @@ def test_a_terminated_run_leaves_nothing_half_written(checkpoint: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_killed_twenty_times(checkpoint: Path, tmp_path: Path) -> None:
+def test_killed_twenty_times(untrained: Path, tmp_path: Path) -> None:
     scans, output, undisturbed = tmp_path / "scans", tmp_path / "thin", tmp_path / "undisturbed"
     for i in range(60):
         save(scans / f"{i:02d}.nii.gz", chest(i, (128, 128, 40)))
-    run(command(checkpoint, scans, undisturbed))
+    run(command(untrained, scans, undisturbed))
     expected = voxels(undisturbed)
     rng = random.Random(0)
     left = 0
     for _ in range(20):
-        process = start_and_wait_for_a_partial_file(command(checkpoint, scans, output), output)
+        process = start_and_wait_for_a_partial_file(command(untrained, scans, output), output)
         time.sleep(rng.random() * 0.6)
         process.kill()
         process.wait()
@@ -178,7 +167,7 @@ def test_killed_twenty_times(checkpoint: Path, tmp_path: Path) -> None:
             np.testing.assert_array_equal(thin, expected[name])
     assert left >= 10  # most were hit in the middle of a write
     assert len(voxels(output)) < 60
-    run(command(checkpoint, scans, output))
+    run(command(untrained, scans, output))
     outputs = voxels(output)
     assert outputs.keys() == expected.keys()
     for name, thin in outputs.items():
@@ -198,11 +187,11 @@ def start_and_wait_for_a_partial_file(words: list[str], output: Path) -> subproc
     return process
 
 
-def test_full_disk(checkpoint: Path, tmp_path: Path) -> None:
+def test_full_disk(untrained: Path, tmp_path: Path) -> None:
     scans, disk, undisturbed = tmp_path / "scans", tmp_path / "disk", tmp_path / "undisturbed"
     for i in range(6):
         save(scans / f"{i}.nii.gz", chest(i, (64, 64, 20)))
-    run(command(checkpoint, scans, undisturbed))
+    run(command(untrained, scans, undisturbed))
     expected = voxels(undisturbed)
     one = max(path.stat().st_size for path in undisturbed.glob("*.nii.gz"))
     disk.mkdir()
@@ -210,7 +199,7 @@ def test_full_disk(checkpoint: Path, tmp_path: Path) -> None:
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount a tmpfs")
     try:
-        out = run(command(checkpoint, scans, disk), status=1)
+        out = run(command(untrained, scans, disk), status=1)
         assert "3 volumes written" in out
         assert "3.nii.gz: cannot write" in out
         assert "No space left on device; free space and start again, finished volumes are skipped" in out
@@ -219,7 +208,7 @@ def test_full_disk(checkpoint: Path, tmp_path: Path) -> None:
         outputs = voxels(disk)
         assert sorted(outputs) == ["0.nii.gz", "1.nii.gz", "2.nii.gz"]
         subprocess.run(["mount", "-o", f"remount,size={20 * one}", str(disk)], check=True)
-        assert "3 of 6 volumes are already in" in run(command(checkpoint, scans, disk))
+        assert "3 of 6 volumes are already in" in run(command(untrained, scans, disk))
         outputs = voxels(disk)
         assert outputs.keys() == expected.keys()
         for name, thin in outputs.items():
@@ -231,12 +220,12 @@ def test_full_disk(checkpoint: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_little_memory_is_answered_with_tiles(checkpoint: Path, tmp_path: Path) -> None:
+def test_little_memory_is_answered_with_tiles(untrained: Path, tmp_path: Path) -> None:
     """The lowest limit that suffices: whole planes do not fit, tiles do, and the result hardly differs."""
     scans = tmp_path / "scans"
     save(scans / "a.nii.gz", chest(0, (512, 512, 9)))
-    run(command(checkpoint, scans, tmp_path / "plenty"))
-    words = command(checkpoint, scans, tmp_path / "little", "--inference.batch_size", "2", "--inference.limit_memory")
+    run(command(untrained, scans, tmp_path / "plenty"))
+    words = command(untrained, scans, tmp_path / "little", "--inference.batch_size", "2", "--inference.limit_memory")
     refused = subprocess.run([*words, "0.1"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     limit = float(refused.stderr.split("at least ")[1].split()[0])  # what the libraries take differs from machine to machine
