@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -133,7 +134,7 @@ class MPUNetCLI(LightningCLI):
 
 
 def run(args: Sequence[str]) -> int:
-    """Run one of the commands and return the exit status: 1 if volumes failed in predict, else 0."""
+    """Run one of the commands and return the exit status: 1 if volumes failed in predict (on rank 0), else 0."""
     if args and args[0] == "predict":
         # Lightning only notes this signal and would go on with thousands of scans. As an exit, it leaves no file half written.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -147,5 +148,11 @@ def run(args: Sequence[str]) -> int:
         cli = MPUNetCLI(args)
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # What is left to the end of the interpreter may abort there, and so change the exit status.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
     callbacks: Any = cli.trainer.callbacks  # type: ignore[attr-defined]
-    return int(any(callback.failures for callback in callbacks if isinstance(callback, ThinVolumeWriter)))
+    failed = any(callback.failures for callback in callbacks if isinstance(callback, ThinVolumeWriter))
+    # Rank 0 speaks for all: Lightning takes a bad status of a process that it started for a crash, and kills the others.
+    return int(failed and cli.trainer.is_global_zero)

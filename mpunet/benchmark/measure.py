@@ -104,7 +104,7 @@ def flops_per_slice(network: Any, size: int = 128) -> float:
 
     >>> from mpunet.models import MPUNet
     >>> round(flops_per_slice(MPUNet(widths=(2, 2, 2, 2, 2, 2))), 1)
-    6.1
+    3.5
     """
     n_thick, ratio, multiple = geometry_of(network)
     size -= size % multiple
