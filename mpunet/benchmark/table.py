@@ -91,14 +91,26 @@ def draw_coronals(outcomes: Sequence[Outcome], folder: Path, path: Path) -> None
     if not pictures:
         return
     pictures["truth"] = np.load(folder / next(iter(pictures)) / "truth.npy")
-    figure, axes = plt.subplots(2, len(pictures), figsize=(2.6 * len(pictures), 3.6), layout="constrained", squeeze=False)
-    for column, (name, image) in enumerate(pictures.items()):
-        height, width = image.shape
+    columns = min(4, len(pictures))
+    height, width = pictures["truth"].shape
+    ratios = [height / width, 0.32 * height / (0.38 * width)]
+    bands = -(-len(pictures) // columns)
+    figure, axes = plt.subplots(
+        2 * bands,
+        columns,
+        figsize=(3 * columns, bands * (3 * sum(ratios) + 0.4)),
+        height_ratios=ratios * bands,
+        layout="constrained",
+        squeeze=False,
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for place, (name, image) in enumerate(pictures.items()):
+        band, column = divmod(place, columns)
         part = image[int(0.30 * height) : int(0.62 * height), int(0.10 * width) : int(0.48 * width)]
-        for axis, pixels in zip(axes[:, column], (image, part), strict=True):
+        for axis, pixels in zip(axes[2 * band : 2 * band + 2, column], (image, part), strict=True):
             axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            axis.axis("off")
-        axes[0, column].set_title(name, fontsize="small")
+        axes[2 * band, column].set_title(name, fontsize="small")
     figure.savefig(path, dpi=130, facecolor="white")
     plt.close(figure)
 
