@@ -149,6 +149,8 @@ class TestRun:
         assert "broken: failed" in printed
         assert "'fast'" in printed or "fast" in printed.split("broken: failed")[1]
         assert "vgg: not run" in printed
+        assert "typo: failed" in printed
+        assert "unexpected keyword argument 'width'" in printed
         assert "needs VGG-16's ImageNet weights: give --vgg_weights FILE" in printed
         table = (out / "table.md").read_text()
         assert table.count("| bicubic |") == table.count("| vnet |") == 3
@@ -163,15 +165,30 @@ class TestRun:
 
         # Again: nothing that is done is done again, and the one that failed is tried.
         before = (out / "vnet" / "result.json").stat().st_mtime_ns
-        (folder / "rows" / "3_broken.yaml").unlink()
+        for name in ("3_broken", "5_typo"):
+            (folder / "rows" / f"{name}.yaml").unlink()
         assert self.run(folder, "--steps", "4") == 0
         assert (out / "vnet" / "result.json").stat().st_mtime_ns == before
 
-        # A row that was interrupted goes on from its checkpoint.
-        (out / "vnet" / "result.json").unlink()
-        assert self.run(folder, "--steps", "6") == 0
-        assert torch.load(out / "vnet" / "last.ckpt", weights_only=True)["global_step"] == 6
-        assert "Restored all states from the checkpoint" in (out / "vnet" / "train.log").read_text()
+        # Results of different budgets do not stand in one table.
+        assert self.run(folder, "--steps", "6") == 1
+        assert "vnet was begun with {'steps': 4, 'minutes': None}, asked for is {'steps': 6" in capsys.readouterr().out
+
+    def test_an_interrupted_row_goes_on(self, folder: Path, tmp_path: Path) -> None:
+        benchmark = Benchmark(
+            str(folder / "rows" / "2_vnet.yaml"),
+            str(folder / "train"),
+            str(folder / "test"),
+            str(tmp_path),
+            steps=4,
+            validations=2,
+        )
+        (tmp_path / "vnet").mkdir()
+        benchmark._fit(benchmark.rows[0], tmp_path / "vnet", tmp_path / "vnet" / "train.log", 2, resume=None)
+        [outcome] = benchmark.run()
+        assert outcome.status == "done"
+        assert torch.load(tmp_path / "vnet" / "last.ckpt", weights_only=True)["global_step"] == 4
+        assert "Restored all states from the checkpoint" in (tmp_path / "vnet" / "train.log").read_text()
 
     def test_refused(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.run(folder) == 2

@@ -113,15 +113,19 @@ class Benchmark:
         folder.mkdir(parents=True, exist_ok=True)
         finished = folder / "result.json"
         try:
+            trained = self._is_trained(row)
+            if finished.is_file() and trained:
+                self._steps(row, folder)  # raises if that was another budget
             if not finished.is_file():
                 if row.needs_imagenet and not self._has_imagenet:
                     return Outcome(row, "not run", "needs VGG-16's ImageNet weights: give --vgg_weights FILE", None)
-                checkpoint = self._train(row, folder) if self._is_trained(row) else None
+                checkpoint = self._train(row, folder) if trained else None
                 self._measure(row, folder, checkpoint)
             return Outcome(row, "done", None, cast(Result, json.loads(finished.read_text())))
-        except (ValueError, OSError, subprocess.CalledProcessError) as error:
-            reason = _last_line(folder / "train.log") if isinstance(error, subprocess.CalledProcessError) else str(error)
-            return Outcome(row, "failed", reason, None)
+        except subprocess.CalledProcessError:
+            return Outcome(row, "failed", _last_line(folder / "train.log"), None)
+        except Exception as error:  # whatever is wrong with one row, the others go on
+            return Outcome(row, "failed", f"{type(error).__name__}: {error}", None)
 
     @cached_property
     def _has_imagenet(self) -> bool:
@@ -146,20 +150,28 @@ class Benchmark:
         return checkpoint
 
     def _steps(self, row: Row, folder: Path) -> int:
-        """The row's steps; once set by the clock, they stay in ``steps.json``, so that a restart keeps the learning rate's schedule."""
-        if self.steps is not None:
-            return self.steps
+        """The row's steps, set once and kept in ``steps.json``: a restart must not change the learning rate's schedule."""
+        budget = {"steps": self.steps, "minutes": self.minutes}
         file = folder / "steps.json"
-        if not file.is_file():
+        if file.is_file():
+            begun = json.loads(file.read_text())
+            if begun["budget"] != budget:
+                raise ValueError(
+                    f"{folder} was begun with {begun['budget']}, asked for is {budget}: give another output_dir, or remove it"
+                )
+            return int(begun["steps"])
+        steps = self.steps
+        if steps is None:
             seconds = []
-            for steps in (10, 40):
+            for trial in (10, 40):
                 with tempfile.TemporaryDirectory() as elsewhere:
                     start = time.monotonic()
-                    self._fit(row, Path(elsewhere), folder / "train.log", steps, resume=None, validate=False)
+                    self._fit(row, Path(elsewhere), folder / "train.log", trial, resume=None, validate=False)
                     seconds.append(time.monotonic() - start)
             each = max(1e-3, (seconds[1] - seconds[0]) / 30)
-            file.write_text(json.dumps({"steps": max(1, round(60 * cast(float, self.minutes) / each)), "seconds_per_step": each}))
-        return int(json.loads(file.read_text())["steps"])
+            steps = max(1, round(60 * cast(float, self.minutes) / each))
+        file.write_text(json.dumps({"steps": steps, "budget": budget}))
+        return steps
 
     def _fit(self, row: Row, folder: Path, log: Path, steps: int, *, resume: Path | None, validate: bool = True) -> None:
         every = max(1, steps // max(1, self.validations))
