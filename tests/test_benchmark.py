@@ -118,6 +118,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "1_bicubic": {"net": {"class_path": "mpunet.models.Bicubic"}},
         "2_vnet": {"net": vnet, "objective": image},
         "3_broken": {"net": vnet, "objective": image, "lr": "fast"},
+        "5_typo": {"net": {"class_path": "mpunet.models.VNet", "init_args": {"width": 2}}},
         "4_vgg": {"net": {"class_path": "mpunet.MPUNet"}, "objective": vgg},
     }
     (rows / "base.yaml").write_text(yaml.safe_dump(base))
