@@ -7,6 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,15 @@ class MPUNetCLI(LightningCLI):
             }
         )
 
+    @cached_property
+    def _given_net(self) -> Any:
+        """The section ``model.net`` as the user gave it, without defaults."""
+        return self.parser.parse_args(self.words, defaults=False)[self.words[0]].get("model.net") or {}
+
     def before_instantiate_classes(self) -> None:
         """Predict writes its volumes and nothing else; fit without validation data has no best checkpoint, only the last."""
         config = self.config[self.subcommand]
-        given = self.parser.parse_args(self.words, defaults=False)[str(self.subcommand)].get("model.net")
+        given = self._given_net
         if given and given.get("class_path") not in (None, "mpunet.MPUNet"):
             # jsonargparse keeps the default network's arguments for another class, as far as their names agree: widths, for one.
             config["model.net"] = given
@@ -122,7 +128,7 @@ class MPUNetCLI(LightningCLI):
         path = self.config[subcommand].get("ckpt_path")
         if path and path not in ("best", "last", "hpc", "registry"):
             hparams = read_checkpoint(path)["hyper_parameters"]
-            given = self.parser.parse_args(self.words, defaults=False)[subcommand].get("model.net.init_args") or {}
+            given = self._given_net.get("init_args") or {}
             inside = hparams["net"].get("init_args", {})
             for key in ("n_thick", "ratio"):
                 if key in given and key in inside and given[key] != inside[key]:
@@ -138,10 +144,7 @@ def run(args: Sequence[str]) -> int:
     if args and args[0] == "predict":
         # Lightning only notes this signal and would go on with thousands of scans. As an exit, it leaves no file half written.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    # Lightning advertises its cloud service at every start.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip: For seamless" not in record.getMessage()
-    )
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
     for message in EXPECTED:
         warnings.filterwarnings("ignore", message=f".*{message}")
     try:
@@ -156,3 +159,8 @@ def run(args: Sequence[str]) -> int:
     failed = any(callback.failures for callback in callbacks if isinstance(callback, ThinVolumeWriter))
     # Rank 0 speaks for all: Lightning takes a bad status of a process that it started for a crash, and kills the others.
     return int(failed and cli.trainer.is_global_zero)
+
+
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    """Lightning advertises its cloud service at every start."""
+    return "Tip: For seamless" not in record.getMessage()

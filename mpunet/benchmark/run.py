@@ -114,13 +114,11 @@ class Benchmark:
         finished = folder / "result.json"
         try:
             trained = self._is_trained(row)
-            if finished.is_file() and trained:
-                self._steps(row, folder)  # raises if that was another budget
+            if not finished.is_file() and row.needs_imagenet and not self._has_imagenet:
+                return Outcome(row, "not run", "needs VGG-16's ImageNet weights: give --vgg_weights FILE", None)
+            steps = self._steps(row, folder) if trained else 0  # raises if the row was begun with another budget
             if not finished.is_file():
-                if row.needs_imagenet and not self._has_imagenet:
-                    return Outcome(row, "not run", "needs VGG-16's ImageNet weights: give --vgg_weights FILE", None)
-                checkpoint = self._train(row, folder) if trained else None
-                self._measure(row, folder, checkpoint)
+                self._measure(row, folder, self._train(row, folder, steps) if trained else None)
             return Outcome(row, "done", None, cast(Result, json.loads(finished.read_text())))
         except subprocess.CalledProcessError:
             return Outcome(row, "failed", _last_line(folder / "train.log"), None)
@@ -141,9 +139,8 @@ class Benchmark:
         network: Any = from_config(row.section("model", "net"))
         return any(parameter.requires_grad for parameter in network.parameters())
 
-    def _train(self, row: Row, folder: Path) -> Path:
+    def _train(self, row: Row, folder: Path, steps: int) -> Path:
         checkpoint = folder / "last.ckpt"
-        steps = self._steps(row, folder)
         done = read_checkpoint(checkpoint)["global_step"] if checkpoint.is_file() else 0
         if done < steps:
             self._fit(row, folder, folder / "train.log", steps, resume=checkpoint if done else None)

@@ -26,7 +26,7 @@ from mpunet.intensity import round_hu
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["remove_partials", "thin_header", "thin_image", "write_slices", "write_volume"]
+__all__ = ["Dtype", "remove_partials", "thin_header", "thin_image", "write_slices", "write_volume"]
 
 Dtype = Literal["int16", "float32"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mpunet.data.ahead import ahead
 from mpunet.data.scan_file import ScanFile, open_scan
-from mpunet.data.thin_file import thin_image, write_slices
+from mpunet.data.thin_file import Dtype, thin_image, write_slices
 from mpunet.data.volume import Volume, check_voxels, volume_from_image
 from mpunet.geometry import thin_depth
 from mpunet.inference.engine import StreamingEngine
@@ -24,7 +24,6 @@ from mpunet.models.base import geometry_of
 
 __all__ = ["Reconstructor", "ThinSlices"]
 
-Dtype = Literal["int16", "float32"]
 Image = TypeVar("Image", nib.Nifti1Image, npt.NDArray[Any], Tensor)
 
 

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from mpunet import __version__
 from mpunet.data.scan_file import ScanFile
 from mpunet.data.scans import PredictCase, Scan
-from mpunet.data.thin_file import remove_partials, write_slices
+from mpunet.data.thin_file import Dtype, remove_partials, write_slices
 from mpunet.geometry import grid_spacing, thin_affine
 from mpunet.inference.manifest import NAME, Manifest, Record, read_manifest
 from mpunet.inference.reconstruct import ThinSlices
@@ -65,7 +65,7 @@ class ThinVolumeWriter(Callback):
         output_dir: str | None = None,
         *,
         existing: Literal["skip", "overwrite", "error"] = "skip",
-        dtype: Literal["int16", "float32"] = "int16",
+        dtype: Dtype = "int16",
     ) -> None:
         super().__init__()
         self.output_dir = output_dir
