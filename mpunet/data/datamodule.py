@@ -21,7 +21,7 @@ from mpunet.data.simulate import Profile, thicken
 from mpunet.data.transforms import training_transforms
 from mpunet.geometry import thin_depth
 
-__all__ = ["CropBatch", "CropSampler", "Crops", "ThickThinDataModule", "VolumeCase", "WholeVolumes"]
+__all__ = ["CropBatch", "CropLoader", "CropSampler", "Crops", "ThickThinDataModule", "VolumeCase", "WholeVolumes"]
 
 
 class CropBatch(TypedDict):
@@ -52,7 +52,7 @@ class Crops(Dataset[dict[str, Tensor]]):
     Args:
         cases: cached cases, each drawn equally often.
         transforms: see :func:`mpunet.data.transforms.training_transforms`.
-        length: crops in one epoch; item ``epoch * length + i`` is epoch's i-th.
+        length: crops in one epoch.
     """
 
     def __init__(self, cases: Sequence[CachedCase], transforms: Any, *, length: int, seed: int = 0) -> None:
@@ -76,11 +76,39 @@ class Crops(Dataset[dict[str, Tensor]]):
 
 
 class CropSampler(DistributedSampler[int]):
-    """Each rank's share of an epoch's items, numbered on from epoch to epoch so that every epoch has crops of its own."""
+    """Each rank's share of an epoch's items, numbered on from where the training stands: no epoch repeats another, and one that is
+    resumed half-way goes on with the crop that was next.
+
+    Args:
+        crops: the dataset.
+        trainer: tells how many batches were trained on so far; without one, epochs are counted by ``set_epoch``.
+        batch_size: crops in a batch, per rank.
+    """
+
+    def __init__(self, crops: Crops, trainer: L.Trainer | None, *, batch_size: int) -> None:
+        world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        super().__init__(crops, num_replicas=world, rank=rank, shuffle=False, drop_last=True)
+        self.trainer = trainer
+        self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[int]:
-        length = len(self.dataset)  # type: ignore[arg-type]
-        return (self.epoch * length + i for i in super().__iter__())
+        if self.trainer is None:
+            first = self.epoch * self.total_size
+        else:
+            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+            first = progress.processed * self.batch_size * self.num_replicas
+        return (first + i for i in super().__iter__())
+
+
+class CropLoader(DataLoader[dict[str, Tensor]]):
+    """A loader that Lightning knows to be resumable; there is no state to keep, as :class:`CropSampler` counts by the trainer's."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to do."""
 
 
 class WholeVolumes(Dataset[VolumeCase]):
@@ -225,12 +253,10 @@ class ThickThinDataModule(L.LightningDataModule):
             n_thick, ratio, self.crop, lung_rate=self.lung_rate, flip=self.flip, profile=self.profile, fwhm=self.fwhm
         )
         crops = Crops(self.cases["train"], transforms, length=self.crops_per_epoch, seed=self.seed)
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        sampler = CropSampler(crops, num_replicas=world, rank=rank, shuffle=False, drop_last=True)
-        return DataLoader(
+        return CropLoader(
             crops,
             batch_size=self.batch_size,
-            sampler=sampler,
+            sampler=CropSampler(crops, self.trainer, batch_size=self.batch_size),
             drop_last=True,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),

@@ -2,10 +2,12 @@
 
 from types import SimpleNamespace
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 from helpers import position_slab, save
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from mpunet.data.datamodule import CropSampler, ThickThinDataModule
@@ -26,13 +28,46 @@ def make(tmp_path):
     return make
 
 
-def attach(data, *, fn="fit", rank=0, world_size=1, **net):
+def attach(data, *, fn="fit", rank=0, world_size=1, trained=0, **net):
     """What the data module asks a trainer for."""
-    module = SimpleNamespace(net=SimpleNamespace(**net))
+    progress = SimpleNamespace(total=SimpleNamespace(processed=trained))
     data.trainer = SimpleNamespace(
-        world_size=world_size, global_rank=rank, state=SimpleNamespace(fn=TrainerFn(fn)), lightning_module=module
+        world_size=world_size,
+        global_rank=rank,
+        state=SimpleNamespace(fn=TrainerFn(fn)),
+        lightning_module=SimpleNamespace(net=SimpleNamespace(**net)),
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
     )
     return data
+
+
+class Seen(L.LightningModule):
+    """Trains on batches as any module does, and remembers which they were."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.batches = []
+
+    def training_step(self, batch, _):
+        self.batches.append(batch["thin"].double().sum().item())
+        return self.layer(batch["thin"].mean()[None]).sum()
+
+    def validation_step(self, batch, _):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+def train(data, folder, steps, **options):
+    """Sums of the batches that were trained on; a checkpoint after each."""
+    module = Seen()
+    quiet = {"logger": False, "limit_val_batches": 0, "enable_progress_bar": False, "enable_model_summary": False}
+    saved = ModelCheckpoint(dirpath=folder, save_last=True, save_top_k=0, every_n_train_steps=1, enable_version_counter=False)
+    trainer = L.Trainer(max_steps=steps, max_epochs=-1, accelerator="cpu", callbacks=[saved], **quiet)
+    trainer.fit(module, datamodule=data, **options)
+    return module.batches
 
 
 def fitted(data):
@@ -98,19 +133,26 @@ class TestCrops:
         assert len(drawn) == 400
         assert all(74 < drawn.count(i) < 126 for i in range(4))
 
-    def test_ranks_share_an_epoch(self, make, thin_folder):
-        data = fitted(make(train_dir=thin_folder, crops_per_epoch=8))
-        items = {}
-        for rank in (0, 1):
-            sampler = attach(data, rank=rank, world_size=2).train_dataloader().sampler
-            assert isinstance(sampler, CropSampler)
-            assert len(sampler) == 4
-            for epoch in (0, 1, 5):
-                sampler.set_epoch(epoch)
-                items[rank, epoch] = set(sampler)
-        for epoch in (0, 1, 5):
-            assert items[0, epoch] | items[1, epoch] == set(range(8 * epoch, 8 * epoch + 8))
-            assert not items[0, epoch] & items[1, epoch]
+    def test_ranks_share_what_comes_next(self, make, thin_folder):
+        data = fitted(make(train_dir=thin_folder, crops_per_epoch=9, batch_size=2))
+        for trained in (0, 2, 7):
+            shares = []
+            for rank in (0, 1):
+                sampler = attach(data, rank=rank, world_size=2, trained=trained).train_dataloader().sampler
+                assert isinstance(sampler, CropSampler)
+                assert len(sampler) == 4
+                shares.append(set(sampler))
+            assert not shares[0] & shares[1]
+            assert shares[0] | shares[1] == set(range(4 * trained, 4 * trained + 8))
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("stop", [3, 4, 6])  # in the first epoch of four batches, at its end, in the second
+    def test_resumed_training_sees_the_crops_that_were_next(self, make, thin_folder, tmp_path, stop, workers):
+        options = {"train_dir": thin_folder, "crops_per_epoch": 8, "batch_size": 2, "num_workers": workers}
+        whole = train(make(**options), tmp_path, 9)
+        assert len(set(whole)) == 9
+        assert train(make(**options), tmp_path, stop) == whole[:stop]
+        assert train(make(**options), tmp_path, 9, ckpt_path=tmp_path / "last.ckpt") == whole[stop:]
 
     def test_thick_series_are_left_out(self, make, tmp_path):
         for name, spacing in (("a", 1.0), ("b", 2.5)):
