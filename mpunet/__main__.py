@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from mpunet import __version__
 
 __all__ = ["main"]
 
 USAGE = """\
-usage: mpunet [--version] [--debug] {fit,validate,test,predict,benchmark} [options]
+usage: mpunet [--version] [--debug] COMMAND [options]
 
 Thin-slice CT from thick-slice CT. Research software, not a medical device.
 
-  fit       train a network:           mpunet fit --config examples/mpunet.yaml --data.train_dir DIR --data.val_dir DIR
-  validate  measure on whole volumes:  mpunet validate --ckpt_path CKPT --data.val_dir DIR
-  test      likewise, on test data:    mpunet test --ckpt_path CKPT --data.test_dir DIR
-  predict   thin slices of a folder:   mpunet predict --ckpt_path CKPT --data.predict_dir SCANS --writer.output_dir THIN
-  benchmark train and compare methods: mpunet benchmark --rows examples/table1 --train_dir DIR --test_dir DIR --output_dir OUT --minutes 30
+  fit           train a network:            mpunet fit --config examples/mpunet.yaml --data.train_dir DIR --data.val_dir DIR
+  validate      measure on whole volumes:   mpunet validate --ckpt_path CKPT --data.val_dir DIR
+  test          likewise, on test data:     mpunet test --ckpt_path CKPT --data.test_dir DIR
+  predict       thin slices of a folder:    mpunet predict --ckpt_path CKPT --data.predict_dir SCANS --writer.output_dir THIN
+  evaluate      measure predictions:        mpunet evaluate THIN TRUTH --inputs SCANS --output OUT
+  view          look at volumes:            mpunet view a.nii.gz b.nii.gz --output page.html
+  reader-study  sensitivity and precision:  mpunet reader-study FINDINGS.csv STANDARD.csv --output OUT
+  benchmark     train and compare methods:  mpunet benchmark --rows examples/table1 --train_dir DIR --test_dir DIR --output_dir OUT --minutes 30
 
 `mpunet COMMAND --help` lists the options. --debug shows the traceback of an error.
 Exit status: 0 done, 1 some volumes or rows failed (manifest.jsonl beside the results says which and why), 2 wrong usage or bad input."""
+
+# Commands that need no Trainer: each module's run(args) returns the exit status.
+COMMANDS = {
+    "benchmark": "mpunet.benchmark.command",
+    "evaluate": "mpunet.evaluation.evaluate_command",
+    "reader-study": "mpunet.evaluation.reader_command",
+    "view": "mpunet.evaluation.view",
+}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -37,10 +49,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     try:
         # Here, as Lightning takes seconds to import: not for --help and --version.
-        if words[0] == "benchmark":
-            from mpunet.benchmark.command import run as benchmark
-
-            return benchmark(words[1:])
+        if words[0] in COMMANDS:
+            status: int = import_module(COMMANDS[words[0]]).run(words[1:])
+            return status
         from mpunet.cli import run
 
         return run(words)

@@ -79,6 +79,8 @@ class MPUNetCLI(LightningCLI):
         parser.add_class_arguments(InferenceOptions, "inference")
         parser.add_lightning_class_args(ThinVolumeWriter, "writer")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        if self.words[:1] == ["predict"]:
+            parser.add_argument("--check", action="store_true", help="The same as --writer.check true.")
         parser.set_defaults(
             {
                 "model.net": {"class_path": "mpunet.models.MPUNet"},
@@ -107,6 +109,7 @@ class MPUNetCLI(LightningCLI):
             config["checkpoint.monitor"], config["checkpoint.save_top_k"] = None, 0
         if self.subcommand == "predict":
             config["return_predictions"] = False
+            config["writer.check"] = config["writer.check"] or config.get("check", False)
             if config["trainer"]["logger"] is None:
                 config["trainer"]["logger"] = False
 

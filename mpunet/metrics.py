@@ -1,9 +1,7 @@
-"""Image quality in HU over whole cases: MAE, RMSE, PSNR and SSIM, in the whole volume and inside the lungs.
+"""Image quality during fit and test: the numbers of a case in one flat dictionary, and their means over cases.
 
-Both volumes are clipped to [-1024, 3071] HU first. The range of PSNR and SSIM is 4095 HU, which is also what the paper's own
-RMSE and PSNR columns imply. SSIM is taken on axial slices with the constants of Wang et al. (2004): Gaussian window of 11 x 11
-voxels, sigma 1.5, K1 = 0.01, K2 = 0.03. It is taken of intensities, HU + 1024: its luminance term presumes values of at least 0
-and would swing wildly around 0 HU, that is, in soft tissue.
+The numbers are those of :mod:`mpunet.quality`, whose names are also here; what needs no torchmetrics can do without its second of
+import time there.
 """
 
 from __future__ import annotations
@@ -12,72 +10,46 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.utilities import dim_zero_cat
 
-from mpunet.intensity import HU_MAX, HU_MIN, HU_RANGE, from_hu
+from mpunet.quality import PROTOCOLS, REGIONS, Protocol, Quality, Volume, quality
 
-__all__ = ["LUNG_METRICS", "WHOLE_METRICS", "CaseMetrics", "hu_metrics"]
+__all__ = [
+    "LUNG_METRICS",
+    "PROTOCOLS",
+    "REGIONS",
+    "WHOLE_METRICS",
+    "CaseMetrics",
+    "Protocol",
+    "Quality",
+    "hu_metrics",
+    "quality",
+]
 
-Volume = Tensor | npt.NDArray[Any]
-
-WHOLE_METRICS = ("mae", "rmse", "psnr", "ssim")
+WHOLE_METRICS = Quality._fields
 LUNG_METRICS = tuple(f"lung_{name}" for name in WHOLE_METRICS)
 
-_WINDOW = 11
-_BORDER = _WINDOW // 2
 
-
-def hu_metrics(prediction: Volume, reference: Volume, lung: Volume | None = None, *, chunk: int = 8) -> dict[str, float]:
-    """MAE and RMSE in HU, PSNR in dB and SSIM of one case.
-
-    SSIM is the mean where the window lies inside the slice, 5 voxels from its border, as in Wang et al. and scikit-image. Inside
-    the lungs it is the mean of the same map over lung voxels; near the border of the slice, the window sees the slice reflected.
-
-    Args:
-        prediction: (D, H, W) in HU, H and W at least 11; depth first, so that slices are axial. NumPy (memory-mapped too) or
-            torch.
-        reference: (D, H, W) in HU.
-        lung: (D, H, W), lung where not 0.
-        chunk: slices at a time, which bounds the memory.
+def hu_metrics(
+    prediction: Volume, reference: Volume, lung: Volume | None = None, *, chunk: int | None = None
+) -> dict[str, float]:
+    """:func:`quality` of the whole volume and the lungs by the protocol "paper", in one flat dictionary.
 
     Returns:
-        ``mae``, ``rmse``, ``psnr``, ``ssim``, and with ``lung`` the same inside the lungs as ``lung_mae`` and so on, NaN if the
-        mask is empty. PSNR is inf where prediction and reference agree. A NaN in a volume makes every value NaN that it takes
-        part in.
+        ``mae``, ``rmse``, ``psnr``, ``ssim``, and with ``lung`` the same inside the lungs as ``lung_mae`` and so on.
 
-    Raises:
-        ValueError: if the volumes differ in shape or are too small.
-
+    >>> import numpy as np
     >>> reference = np.zeros((2, 16, 16), np.int16)
     >>> metrics = hu_metrics(reference + 10, reference)
     >>> metrics["mae"], metrics["rmse"], round(metrics["psnr"], 2)  # 20 log10(4095 / 10)
     (10.0, 10.0, 52.25)
     """
-    shape = tuple(prediction.shape)
-    others = [volume for volume in (reference, lung) if volume is not None]
-    if len(shape) != 3 or any(tuple(volume.shape) != shape for volume in others) or shape[0] < 1 or min(shape[1:]) < _WINDOW:
-        shapes = " and ".join(str(tuple(volume.shape)) for volume in (prediction, *others))
-        raise ValueError(f"Expected volumes of one shape (depth, height, width), in-plane at least {_WINDOW}, got {shapes}.")
-    if chunk < 1:
-        raise ValueError(f"Expected a chunk of at least 1 slice, got {chunk}.")
-    device = prediction.device if isinstance(prediction, Tensor) else torch.device("cpu")
-    whole, inside = _Sums(), _Sums()
-    for start in range(0, shape[0], chunk):
-        predicted, wanted = (_slices(volume, start, chunk, device).clamp(HU_MIN, HU_MAX) for volume in (prediction, reference))
-        error = predicted - wanted
-        similarity = _ssim_map(predicted, wanted)
-        whole.add(error, similarity[:, _BORDER:-_BORDER, _BORDER:-_BORDER])
-        if lung is not None:
-            mask = _slices(lung, start, chunk, device) != 0
-            inside.add(error[mask], similarity[mask])
-    metrics = dict(zip(WHOLE_METRICS, whole.metrics(), strict=True))
-    return metrics if lung is None else metrics | dict(zip(LUNG_METRICS, inside.metrics(), strict=True))
+    found = quality(prediction, reference, lung, chunk=chunk)
+    metrics = dict(zip(WHOLE_METRICS, found["whole"], strict=True))
+    return metrics | dict(zip(LUNG_METRICS, found["lungs"], strict=True)) if "lungs" in found else metrics
 
 
 class CaseMetrics(Metric):
@@ -134,44 +106,3 @@ class CaseMetrics(Metric):
         columns = dict(zip(names, table.T, strict=True))
         means = {name: columns[name].mean() for name in WHOLE_METRICS}
         return means | {name: columns[name].nanmean() for name in LUNG_METRICS if not columns[name].isnan().all()}
-
-
-class _Sums:
-    """Running sums over voxels, as Python floats: float64 on every device."""
-
-    def __init__(self) -> None:
-        self.voxels, self.absolute, self.squared = 0, 0.0, 0.0
-        self.windows, self.similarity = 0, 0.0
-
-    def add(self, error: Tensor, similarity: Tensor) -> None:
-        self.voxels += error.numel()
-        self.absolute += error.abs().sum().item()
-        self.squared += error.square().sum().item()
-        self.windows += similarity.numel()
-        self.similarity += similarity.sum().item()
-
-    def metrics(self) -> tuple[float, float, float, float]:
-        if self.voxels == 0:
-            return math.nan, math.nan, math.nan, math.nan
-        rmse = math.sqrt(self.squared / self.voxels)
-        psnr = math.inf if rmse == 0 else 20 * math.log10(HU_RANGE / rmse)
-        return self.absolute / self.voxels, rmse, psnr, self.similarity / self.windows
-
-
-def _slices(volume: Volume, start: int, chunk: int, device: torch.device) -> Tensor:
-    part = volume[start : start + chunk]
-    if not isinstance(part, Tensor):
-        part = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32))  # also undoes flips, which torch cannot
-    return part.to(device, torch.float32)
-
-
-def _ssim_map(prediction: Tensor, reference: Tensor) -> Tensor:
-    """SSIM at each voxel of slices (S, H, W) in HU, padded by reflection."""
-    # With a Gaussian, torchmetrics derives the window from sigma alone: 2 * int(3.5 * 1.5 + 0.5) + 1 = 11. Its own mean over
-    # the map has changed between versions (with or without the border), so the map is taken and averaged here.
-    # Not in the half precision of a trainer's autocast: its steps are as large as the variances that SSIM compares.
-    with torch.autocast(prediction.device.type, enabled=False):
-        _, full = structural_similarity_index_measure(
-            from_hu(prediction)[:, None], from_hu(reference)[:, None], sigma=1.5, data_range=1.0, return_full_image=True
-        )
-    return full[:, 0]

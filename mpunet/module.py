@@ -14,6 +14,8 @@ from mpunet.adversarial import CriticTraining
 from mpunet.config import Configurable, from_config, to_config
 from mpunet.data.datamodule import CropBatch, VolumeCase
 from mpunet.data.scans import PredictCase
+from mpunet.evaluation.consistency import ConsistencyRange, consistency
+from mpunet.inference.check import data_profile, gather
 from mpunet.inference.options import InferenceOptions, window_stride
 from mpunet.inference.reconstruct import Reconstructor, ThinSlices
 from mpunet.losses import Objective
@@ -47,6 +49,8 @@ class MPUNetModule(L.LightningModule):
     Attributes:
         inference: how whole volumes are reconstructed, an :class:`mpunet.inference.InferenceOptions`. No argument, as it belongs to
             a run and not into a checkpoint.
+        consistency_range: how far reconstructions, thickened again, were from their input in the last complete validation; kept in
+            the checkpoint for ``predict --check``. None before.
     """
 
     def __init__(
@@ -91,6 +95,8 @@ class MPUNetModule(L.LightningModule):
         self._reconstructor: Reconstructor | None = None
         self.val_metrics = CaseMetrics()
         self.test_metrics = CaseMetrics()
+        self.consistency_range: ConsistencyRange | None = None
+        self._consistency: dict[int, float] = {}
 
     def setup(self, stage: str) -> None:
         """Check options and load what training needs beside the network (VGG-16 for feature matching) before the data are read."""
@@ -121,17 +127,28 @@ class MPUNetModule(L.LightningModule):
         self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=len(batch["thick"]))
         return losses["loss"]
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget the cases of a validation that was interrupted."""
+        self._consistency.clear()
+
     def validation_step(self, batch: VolumeCase, batch_idx: int) -> dict[str, Any]:
-        """Reconstruct a whole case and measure it in HU."""
-        return self._evaluate(batch, self.val_metrics)
+        """Reconstruct a whole case, measure it in HU, and compare it, thickened again, with the thick slices."""
+        result = self._evaluate(batch, self.val_metrics)
+        thin, thick = (image.float().cpu().numpy() for image in (result["image"], batch["thick"]))
+        self._consistency[batch["index"]] = consistency(thin, thick, **data_profile(self.trainer)).mae
+        return result
 
     def test_step(self, batch: VolumeCase, batch_idx: int) -> dict[str, Any]:
         """Likewise."""
         return self._evaluate(batch, self.test_metrics)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means over cases."""
+        """Log the means over cases, and keep the range of their consistency for the checkpoint."""
         self._log_metrics("val", self.val_metrics)
+        cases = {index: mae for rank in gather(self._consistency) for index, mae in rank.items()}  # repeats of the sampler once
+        self.log("val/consistency", sum(cases.values()) / len(cases), prog_bar=True)
+        if not self.trainer.sanity_checking and math.isfinite(high := max(cases.values())):
+            self.consistency_range = ConsistencyRange(min(cases.values()), high, len(cases), **data_profile(self.trainer))
 
     def on_test_epoch_end(self) -> None:
         """Likewise."""
@@ -152,12 +169,16 @@ class MPUNetModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the state of the critic's optimiser, where Lightning saves the network's."""
+        """Add the range of consistency, and the state of the critic's optimiser where Lightning saves the network's."""
+        if self.consistency_range is not None:
+            checkpoint["consistency"] = self.consistency_range._asdict()
         if self._critic_training is not None and "optimizer_states" in checkpoint:
             checkpoint["critic_optimizer"] = self._critic_training.optimizer.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep that state until the critic is on its device: a fit that goes on from this checkpoint takes it."""
+        """Take the range; keep that state until the critic is on its device: a fit that goes on from this checkpoint takes it."""
+        known = checkpoint.get("consistency")
+        self.consistency_range = None if known is None else ConsistencyRange(**known)
         self._critic_state = checkpoint.get("critic_optimizer")
 
     def _add_adversarial(

@@ -64,7 +64,11 @@ def test_two_processes_give_what_one_gives(data: Path) -> None:
             metrics[ranks] = {k: float(v) for row in csv.DictReader(file) for k, v in row.items() if k.startswith("val/") and v}
     assert {"val/mae", "val/psnr", "val/ssim", "val/lung_rmse"} <= metrics[1].keys()
     assert metrics[1] == pytest.approx(metrics[2], rel=1e-4)
-    one, two = (torch.load(data / f"ranks{r}" / "last.ckpt", weights_only=True)["state_dict"] for r in (1, 2))
+    checkpoints = [torch.load(data / f"ranks{r}" / "last.ckpt", weights_only=True) for r in (1, 2)]
+    for key, number in checkpoints[0]["consistency"].items():
+        assert checkpoints[1]["consistency"][key] == (pytest.approx(number, rel=1e-4) if key in ("low", "high") else number)
+    assert checkpoints[0]["consistency"]["cases"] == 3
+    one, two = (checkpoint["state_dict"] for checkpoint in checkpoints)
     assert one.keys() == two.keys()
     # The mean over two ranks is the mean over the batch; only the order of additions differs, which Adam enlarges for gradients near 0
     for key in one:

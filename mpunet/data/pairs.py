@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mpunet.data.scans import Scan, find_scans
+from mpunet.data.scans import find_scans
 from mpunet.data.volume import Volume
 from mpunet.geometry import grid_spacing
 
-__all__ = ["Case", "align_pair", "find_cases", "split_by_patient"]
+__all__ = ["Case", "align_pair", "files_by_name", "find_cases", "split_by_patient"]
 
 
 class Case(NamedTuple):
@@ -54,10 +54,10 @@ def find_cases(folder: str | Path, *, patient_pattern: str | None = None) -> lis
             raise ValueError(
                 f"{root} has a subfolder 'thick' but none named 'thin'; put the thin volumes there under the same names."
             )
-        return [Case(name, _patient(name, patient_pattern), path) for name, path in _by_name(find_scans(root)).items()]
-    thin = _by_name(find_scans(root / "thin"))
-    thick = _by_name(find_scans(root / "thick")) if (root / "thick").is_dir() else {}
-    lung = _by_name(find_scans(root / "lung")) if (root / "lung").is_dir() else {}
+        return [Case(name, _patient(name, patient_pattern), path) for name, path in files_by_name(root).items()]
+    thin = files_by_name(root / "thin")
+    thick = files_by_name(root / "thick") if (root / "thick").is_dir() else {}
+    lung = files_by_name(root / "lung") if (root / "lung").is_dir() else {}
     for kind, files in (("thick", thick), ("lung", lung)):
         if files and (odd := sorted(files.keys() ^ thin.keys())):
             raise ValueError(
@@ -136,9 +136,10 @@ def align_pair(thick: Volume, thin: Volume, ratio: int) -> tuple[slice, slice]:
     return slice(first, last + 1), slice(start + first * ratio, start + last * ratio + 1)
 
 
-def _by_name(scans: Sequence[Scan]) -> dict[str, Path]:
+def files_by_name(folder: str | Path) -> dict[str, Path]:
+    """The volumes of :func:`mpunet.data.scans.find_scans` by their path below the folder without ``.nii`` and ``.nii.gz``, sorted."""
     out: dict[str, Path] = {}
-    for scan in scans:
+    for scan in find_scans(folder):
         name = re.sub(r"\.nii(\.gz)?$", "", scan.relative.as_posix(), flags=re.IGNORECASE)
         if name in out:
             raise ValueError(f"Two files have the name {name!r}: {out[name]} and {scan.path}. Remove one of them.")

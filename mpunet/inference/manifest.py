@@ -8,10 +8,26 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypedDict
 
-__all__ = ["NAME", "Manifest", "Record", "read_manifest"]
+__all__ = ["NAME", "ConsistencyRecord", "Manifest", "Record", "read_manifest"]
 
 NAME = "manifest.jsonl"
 _PART = ".manifest.rank*.jsonl"
+
+
+class ConsistencyRecord(TypedDict):
+    """The result thickened again minus the scan, in HU; see :mod:`mpunet.evaluation.consistency`.
+
+    Attributes:
+        mae: mean absolute difference; rmse its root mean square, bias its signed mean.
+        limit: largest ``mae`` that is in the range of the checkpoint's validation; null where the checkpoint knows none.
+        out_of_range: whether ``mae`` is above it, likewise.
+    """
+
+    mae: float
+    rmse: float
+    bias: float
+    limit: float | None
+    out_of_range: bool | None
 
 
 class Record(TypedDict):
@@ -28,6 +44,7 @@ class Record(TypedDict):
         version: mpunet's.
         stride: thick slices between windows.
         tile: in-plane size of tiles, where planes were cut.
+        consistency: with the scan, where it was asked for. Older manifests do not have it.
         time: when, in UTC (ISO 8601).
     """
 
@@ -41,6 +58,7 @@ class Record(TypedDict):
     version: str
     stride: int | None
     tile: list[int] | None
+    consistency: ConsistencyRecord | None
     time: str
 
 

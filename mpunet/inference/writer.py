@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
-import torch.distributed
 from lightning.pytorch.callbacks import Callback
 
 from mpunet import __version__
@@ -23,7 +22,8 @@ from mpunet.data.scan_file import ScanFile
 from mpunet.data.scans import PredictCase, Scan
 from mpunet.data.thin_file import Dtype, remove_partials, write_slices
 from mpunet.geometry import grid_spacing, thin_affine
-from mpunet.inference.manifest import NAME, Manifest, Record, read_manifest
+from mpunet.inference.check import ConsistencyCheck, data_profile, gather, summary_lines
+from mpunet.inference.manifest import NAME, ConsistencyRecord, Manifest, Record, read_manifest
 from mpunet.inference.reconstruct import ThinSlices
 from mpunet.memory import is_out_of_memory
 from mpunet.weights import file_sha256
@@ -55,6 +55,8 @@ class ThinVolumeWriter(Callback):
         existing: what to do with scans whose output is already there. "skip" goes on where an interrupted run stopped, which
             is safe because a file has its name only when it is whole; "overwrite" does them again, "error" refuses to begin.
         dtype: "int16" rounds and clips to [-1024, 3071] HU; "float32" writes predictions as they are.
+        check: thicken each result again while it is written, compare it with the scan, which is read once more for that, and
+            warn where they differ by more than 1.5 times what the checkpoint's validation saw; for the command line also --check.
 
     Attributes:
         failures: after ``predict``, on every rank, the failures of all ranks.
@@ -66,12 +68,15 @@ class ThinVolumeWriter(Callback):
         *,
         existing: Literal["skip", "overwrite", "error"] = "skip",
         dtype: Dtype = "int16",
+        check: bool = False,
     ) -> None:
         super().__init__()
         self.output_dir = output_dir
         self.existing = existing
         self.dtype = dtype
+        self.check = check
         self.failures: list[Failure] = []
+        self._check: ConsistencyCheck | None = None
         self._checkpoint: str | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -87,13 +92,18 @@ class ThinVolumeWriter(Callback):
         if problem is not None:
             raise ValueError(problem)
         datamodule.predict_scans = todo
-        self.failures, self._written, self._disk_full, self._checkpoint = [], 0, False, None
+        self.failures, self._written, self._disk_full, self._checkpoint, self._check = [], 0, False, None, None
         self._skipped = set(scans) - set(todo) if trainer.is_global_zero else set()
         self._manifest = Manifest(Path(str(self.output_dir)), trainer.global_rank)
         if trainer.is_global_zero:
             self._manifest.merge()
             if self._skipped:
                 print(f"{len(self._skipped)} of {len(scans)} volumes are already in {self.output_dir}: skipped.", flush=True)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ask the module, whose checkpoint is now loaded, what consistency its validation saw."""
+        if self.check:
+            self._check = ConsistencyCheck(getattr(pl_module, "consistency_range", None), **data_profile(trainer))
 
     def on_predict_batch_end(
         self,
@@ -106,16 +116,17 @@ class ThinVolumeWriter(Callback):
     ) -> None:
         """Compute and write one volume, or note why it cannot be."""
         start = time.perf_counter()
-        reason = shape = spacing = None
+        reason = shape = spacing = consistency = None
         if batch.volume is None or outputs is None:
             reason = (batch.error or "the model returned no prediction").removeprefix(f"{batch.scan.relative.name}: ")
         else:
             try:
-                shape, spacing = self._write(batch.scan, batch.volume, outputs)
+                shape, spacing, consistency = self._write(batch.scan, batch.volume, outputs)
             except Exception as error:  # whatever it is, the other volumes may still succeed
                 reason = _one_line(error)
         record = self._record(trainer, pl_module, batch.scan)
         record["shape"], record["spacing"], record["seconds"] = shape, spacing, round(time.perf_counter() - start, 3)
+        record["consistency"] = consistency
         if reason is None:
             self._written += 1
         else:
@@ -129,26 +140,26 @@ class ThinVolumeWriter(Callback):
             return
         # Not in on_predict_end, which Lightning leaves out on a rank that has no scan.
         complete = self._manifest.flush()
-        results = [(self._written, self.failures, complete)]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            results *= trainer.world_size
-            torch.distributed.all_gather_object(results, (self._written, self.failures, complete))
-        self.failures = sorted(failure for _, failures, _ in results for failure in failures)
+        results = gather((self._written, self.failures, complete, self._check.summary if self._check else None))
+        self.failures = sorted(failure for _, failures, *_ in results for failure in failures)
         if not trainer.is_global_zero:
             return
         self._manifest.merge()
-        lines = [f"{sum(written for written, _, _ in results)} volumes written to {self.output_dir}"]
+        lines = [f"{sum(written for written, *_ in results)} volumes written to {self.output_dir}"]
         if self.failures:
             lines[0] += f", {len(self.failures)} failed:"
             lines += [f"  {relative}: {reason}" for relative, reason in self.failures[:_SHOWN]]
             if len(self.failures) > _SHOWN:
                 lines.append(f"  ... and {len(self.failures) - _SHOWN} more, see {Path(str(self.output_dir)) / NAME}")
-        if not all(complete for _, _, complete in results):
+        if not all(complete for _, _, complete, _ in results):
             lines.append(f"The last lines of {NAME} could not be written.")
+        lines += summary_lines(summary for *_, summary in results if summary is not None)
         print("\n".join([*lines, *self._note_skipped(trainer, pl_module)]), flush=True)
 
-    def _write(self, scan: Scan, volume: ScanFile, prediction: ThinSlices | npt.NDArray[Any]) -> tuple[list[int], list[float]]:
-        """Shape and spacing of the file that was written, along its stored axes."""
+    def _write(
+        self, scan: Scan, volume: ScanFile, prediction: ThinSlices | npt.NDArray[Any]
+    ) -> tuple[list[int], list[float], ConsistencyRecord | None]:
+        """Shape and spacing of the file that was written, along its stored axes, and its consistency if it was checked."""
         ratio = (len(prediction) - 1) // (volume.shape[0] - 1)
         path = Path(str(self.output_dir)) / scan.relative
         if self._disk_full:  # wait for more room than any file of this volume takes, before computing for nothing
@@ -159,9 +170,11 @@ class ThinVolumeWriter(Callback):
             chunks, last_first = prediction.chunks(self.dtype), prediction.last_first
         else:
             chunks, last_first = iter([np.asarray(prediction)]), False
+        meter = self._check.meter(volume, ratio, last_first=last_first) if self._check else None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_slices(path, chunks, volume, ratio, dtype=self.dtype, last_first=last_first)
+            watched = meter.watch(chunks) if meter else chunks
+            write_slices(path, watched, volume, ratio, dtype=self.dtype, last_first=last_first)
         except OSError as error:
             self._disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             hint = "; free space and start again, finished volumes are skipped" if self._disk_full else ""
@@ -169,7 +182,8 @@ class ThinVolumeWriter(Callback):
         self._disk_full = False
         shape = [len(prediction) if axis == volume.slice_axis else size for axis, size in enumerate(volume.stored_shape)]
         spacing = grid_spacing(thin_affine(volume.affine, volume.slice_axis, ratio))
-        return shape, [round(float(mm), 6) for mm in spacing]
+        consistency = self._check.judge(scan.relative.as_posix(), meter) if self._check and meter else None
+        return shape, [round(float(mm), 6) for mm in spacing], consistency
 
     def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule, scan: Scan) -> Record:
         """The record of a scan that was written, but for what the volume itself tells."""
@@ -186,6 +200,7 @@ class ThinVolumeWriter(Callback):
             version=__version__,
             stride=getattr(engine, "stride", None),
             tile=None if tile is None else list(tile),
+            consistency=None,
             time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
 

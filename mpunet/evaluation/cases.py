@@ -1,0 +1,128 @@
+"""Which prediction belongs to which reference, and whether the two show the same slices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mpunet.data.pairs import Case, files_by_name, find_cases
+from mpunet.data.volume import VolumeInfo
+from mpunet.geometry import grid_spacing
+
+__all__ = ["Matched", "common_slices", "match_cases", "misplaced"]
+
+MAX_SHIFT = 3
+CLEARLY = 0.9
+COARSE = 64
+
+
+class Matched(NamedTuple):
+    """Predictions matched with references.
+
+    Attributes:
+        pairs: reference case and its prediction, sorted by name.
+        missing: names of references without a prediction.
+        extra: names of predictions without a reference.
+    """
+
+    pairs: list[tuple[Case, Path]]
+    missing: list[str]
+    extra: list[str]
+
+
+def match_cases(predictions: str | Path, references: str | Path) -> Matched:
+    """Match the files of two folders by their path below each, without ``.nii`` and ``.nii.gz``; two files are a pair whatever their names.
+
+    Args:
+        predictions: a folder of thin volumes, or one file.
+        references: likewise, or a folder with the subfolders ``thin``, perhaps ``thick`` and ``lung``, as for training.
+
+    Raises:
+        ValueError: if a folder holds no volume, or no name is in both.
+    """
+    cases = {case.name: case for case in find_cases(references)}
+    files = files_by_name(predictions)
+    if Path(predictions).is_file() and Path(references).is_file():
+        return Matched([(next(iter(cases.values())), Path(predictions))], [], [])
+    names = [name for name in cases if name in files]
+    if not names:
+        raise ValueError(
+            f"No file of {predictions} has the name of one of {references}: there {next(iter(files))!r} and so on, "
+            f"here {next(iter(cases))!r}. Predictions are matched with references by name."
+        )
+    pairs = [(cases[name], files[name]) for name in names]
+    return Matched(pairs, [name for name in cases if name not in files], [name for name in files if name not in cases])
+
+
+def common_slices(prediction: VolumeInfo, reference: VolumeInfo) -> tuple[slice, slice]:
+    """Slices of a prediction and of its reference that stand at the same positions, to a tenth of a voxel everywhere.
+
+    A prediction may cover less than the reference, or more: what both have is compared.
+
+    Raises:
+        ValueError: if the grids differ in plane, in direction or in spacing, if slices stand between each other, or none is common.
+    """
+    a, b = prediction.slab_affine, reference.slab_affine
+    if prediction.shape[1:] != reference.shape[1:]:
+        raise ValueError(f"{_size(prediction)} voxels against the reference's {_size(reference)}: another field of view or size")
+    per_voxel = np.linalg.solve(b[:3, :3], a[:3, :3])
+    offset = np.linalg.solve(b[:3, :3], a[:3, 3] - b[:3, 3])
+    drift = np.abs(per_voxel - np.eye(3)) @ np.subtract(prediction.shape, 1)
+    if drift.max() > 0.1:
+        ours, theirs = (" x ".join(f"{mm:.4g}" for mm in grid_spacing(m)) for m in (a, b))
+        same = " in other directions" if ours == theirs else ""
+        raise ValueError(f"voxels of {ours} mm against the reference's {theirs} mm{same}: another grid")
+    start = round(offset[0])
+    if np.abs(offset - (start, 0, 0)).max() > 0.1:
+        mm = ", ".join(f"{value:.2f}" for value in np.abs(a[:3, 3] - b[:3, 3]))
+        raise ValueError(f"its first voxel is ({mm}) mm from the reference's in x, y, z, which is not a whole number of slices")
+    first, last = max(0, start), min(reference.shape[0], start + prediction.shape[0])
+    if last <= first:
+        raise ValueError("it has no slice in common with the reference")
+    return slice(first - start, last - start), slice(first, last)
+
+
+def misplaced(prediction: npt.NDArray[Any], reference: npt.NDArray[Any]) -> str | None:
+    """What a prediction looks like if it agrees clearly better with the reference when it is moved by a few slices or turned round.
+
+    A header can be right and the voxels under it wrong: then every metric is a number that says nothing. Compared are about
+    64 x 64 voxels of each slice, by mean absolute difference; "clearly" is a difference of a tenth (our choice).
+
+    Args:
+        prediction: (D, H, W) in HU.
+        reference: the same shape.
+
+    Returns:
+        In words, or None.
+
+    >>> ramp = np.arange(20, dtype=np.float32)[:, None, None] ** 2 * np.ones((1, 4, 4), np.float32)
+    >>> misplaced(ramp[2:], ramp[:-2])
+    'shifted by 2 slices'
+    """
+    step = [max(1, size // COARSE) for size in reference.shape[1:]]
+    a, b = (np.asarray(v[:, :: step[0], :: step[1]], np.float32) for v in (prediction, reference))
+
+    def difference(x: npt.NDArray[np.float32], y: npt.NDArray[np.float32]) -> float:
+        return float(np.abs(x - y).mean())
+
+    # Slice k of the prediction against slice k + shift of the reference, within the range that all shifts share.
+    reach = min(MAX_SHIFT, (len(a) - 1) // 2)
+    inner = a[reach : len(a) - reach]
+    errors = {shift: difference(inner, b[reach + shift : len(b) - reach + shift]) for shift in range(-reach, reach + 1)}
+    best = min(errors, key=lambda shift: errors[shift])
+    turned = {
+        name: difference(np.flip(a, axis), b) for axis, name in enumerate(("upside down", "front to back", "left to right"))
+    }
+    closest = min(turned, key=lambda name: turned[name])
+    if turned[closest] < CLEARLY * difference(a, b):
+        return f"turned {closest}"
+    if errors[best] < CLEARLY * errors[0]:
+        return f"shifted by {best} slice{'s' if abs(best) > 1 else ''}"
+    return None
+
+
+def _size(volume: VolumeInfo) -> str:
+    return " x ".join(map(str, volume.shape))

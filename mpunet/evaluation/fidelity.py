@@ -1,0 +1,144 @@
+"""Whether HU can be trusted: signed errors against a reference, and the density of the lungs as emphysema is measured by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mpunet.intensity import HU_MAX, HU_MIN
+
+__all__ = ["HU_EDGES", "BinBias", "HuBias", "LungDensity", "hu_bias", "lung_density"]
+
+Slab = npt.NDArray[Any]
+
+# Our choice: emphysema, lung, dense lung and ground glass, partial volumes, fat, soft tissue, bone.
+HU_EDGES = (-1024.0, -950.0, -850.0, -700.0, -500.0, -100.0, 100.0, 300.0, 3071.0)
+
+
+class BinBias(NamedTuple):
+    """Mean error in HU over the ``voxels`` whose reference is at least ``low`` and below ``high`` HU; NaN where there are none."""
+
+    low: float
+    high: float
+    bias: float
+    voxels: int
+
+
+class HuBias(NamedTuple):
+    """Mean of prediction - reference in HU: everywhere, in the lungs, outside, and by HU of the reference; NaN where there is nothing."""
+
+    whole: float
+    lungs: float
+    outside: float
+    bins: tuple[BinBias, ...]
+
+
+class LungDensity(NamedTuple):
+    """Density of the lungs.
+
+    Attributes:
+        laa950: low attenuation area, % of lung voxels below -950 HU.
+        perc15: 15th percentile of lung voxels, in HU.
+        voxels: in the lungs; 0 makes the others NaN.
+    """
+
+    laa950: float
+    perc15: float
+    voxels: int
+
+
+def hu_bias(prediction: Slab, reference: Slab, lung: Slab | None = None, *, edges: Sequence[float] = HU_EDGES) -> HuBias:
+    """Signed error of a prediction, slice by slice; both are clipped to [-1024, 3071] HU first, as in the paper's metrics.
+
+    Args:
+        prediction: (D, H, W) in HU.
+        reference: likewise.
+        lung: likewise, lung where not 0.
+        edges: of the bins, rising, in HU; the last bin has its upper edge in it.
+
+    >>> reference = np.array([[[-900, 0, 40]]])
+    >>> bias = hu_bias(reference + [-3, 0, 9], reference, reference < -500)
+    >>> bias.whole, bias.lungs, bias.outside, [part.bias for part in bias.bins if part.voxels]
+    (2.0, -3.0, 4.5, [-3.0, 4.5])
+    """
+    _check(prediction, reference, *(() if lung is None else (lung,)))
+    if len(edges) < 2 or any(not a < b for a, b in pairwise(edges)):
+        raise ValueError(f"Expected at least two rising edges of HU bins, got {list(edges)}.")
+    limits = [*edges[:-1], np.nextafter(np.float32(edges[-1]), np.float32(np.inf))]
+    whole, lungs, outside, *bins = (_Mean() for _ in range(3 + len(edges) - 1))
+    for index in range(len(reference)):
+        wanted = reference[index].astype(np.float32).clip(HU_MIN, HU_MAX)
+        error = prediction[index].astype(np.float32).clip(HU_MIN, HU_MAX) - wanted
+        whole.add(error, np.True_)
+        for part, (low, high) in zip(bins, pairwise(limits), strict=True):
+            part.add(error, (wanted >= low) & (wanted < high))
+        if lung is not None:
+            lungs.add(error, lung[index] != 0)
+            outside.add(error, lung[index] == 0)
+    by_hu = (BinBias(low, high, part.value(), part.count) for part, (low, high) in zip(bins, pairwise(edges), strict=True))
+    return HuBias(whole.value(), lungs.value(), outside.value(), tuple(by_hu))
+
+
+def lung_density(volume: Slab, lung: Slab) -> LungDensity:
+    """LAA-950 and Perc15, the two measures of emphysema by CT (reviewed by Mascalchi et al. 2017, doi 10.21037/jtd.2017.08.17).
+
+    From a histogram of HU from -1024 to 3071, slice by slice. It is exact for whole HU, ``perc15`` being that of
+    :func:`numpy.percentile`; other values count as evenly spread over their bin of 1 HU. Both depend on noise, and so on slice
+    thickness: compare volumes of the same only.
+
+    Args:
+        volume: (D, H, W) in HU.
+        lung: (D, H, W), lung where not 0.
+
+    >>> lung_density(np.arange(-1000, -899).reshape(1, 1, -1), np.ones((1, 1, 101)))
+    LungDensity(laa950=49.504950495049506, perc15=-985.0, voxels=101)
+    """
+    _check(volume, lung)
+    counts = np.zeros(int(HU_MAX - HU_MIN) + 1, np.int64)
+    for plane, mask in zip(volume, lung, strict=True):
+        hu = plane[mask != 0].clip(HU_MIN, HU_MAX) - HU_MIN
+        counts += np.bincount(np.floor(hu).astype(np.intp), minlength=len(counts))
+    voxels = int(counts.sum())
+    if voxels == 0:
+        return LungDensity(math.nan, math.nan, 0)
+    below = int(counts[: int(-950 - HU_MIN)].sum())
+    at = _order_statistics if np.issubdtype(volume.dtype, np.integer) else _spread
+    return LungDensity(100 * below / voxels, HU_MIN + at(np.cumsum(counts), 0.15 * (voxels - 1)), voxels)
+
+
+def _order_statistics(cumulative: npt.NDArray[np.int64], rank: float) -> float:
+    """Value at a rank counted from 0, linear between the two voxels beside it, whose values are their bins' numbers."""
+    low, high = (int(np.searchsorted(cumulative, place, side="right")) for place in (math.floor(rank), math.ceil(rank)))
+    return low + (rank - math.floor(rank)) * (high - low)
+
+
+def _spread(cumulative: npt.NDArray[np.int64], rank: float) -> float:
+    """Value at a rank, voxels evenly spread over their bins."""
+    place = int(np.searchsorted(cumulative, rank, side="right"))
+    before = int(cumulative[place - 1]) if place else 0
+    return place + (rank + 0.5 - before) / (int(cumulative[place]) - before)
+
+
+class _Mean:
+    """Running mean over the voxels of masks, in float64."""
+
+    def __init__(self) -> None:
+        self.count, self._total = 0, 0.0
+
+    def add(self, values: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_] | np.bool_) -> None:
+        self._total += float(values.sum(where=mask, dtype=np.float64))
+        self.count += int(np.count_nonzero(np.broadcast_to(mask, values.shape)))
+
+    def value(self) -> float:
+        return self._total / self.count if self.count else math.nan
+
+
+def _check(volume: Slab, *others: Slab) -> None:
+    if volume.ndim != 3 or any(other.shape != volume.shape for other in others):
+        shapes = ", ".join(str(array.shape) for array in (volume, *others))
+        raise ValueError(f"Expected volumes and masks of one shape (depth, height, width), got {shapes}.")

@@ -1,0 +1,198 @@
+"""What readers found, and the standard they are judged by: two CSV files, checked line by line.
+
+Findings have the columns ``reader,condition,case,x,y,z,diameter``, the standard ``case,x,y,z,diameter``; any others are left alone.
+Coordinates and diameters are in mm. A row whose ``x``, ``y``, ``z`` and ``diameter`` are all empty says that the case was read
+and nothing found, in the standard that it holds no nodule. A case without any row of a reader counts as not read by that reader.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+__all__ = [
+    "ALL_READERS",
+    "Coordinates",
+    "Finding",
+    "Reading",
+    "findings_csv",
+    "read_findings",
+    "read_standard",
+    "standard_csv",
+]
+
+Coordinates = Literal["RAS", "LPS"]
+
+ALL_READERS = "all readers"  # what the study calls them together, so that nobody else may be called so
+_PLACE = ("x", "y", "z", "diameter")
+_READING = ("reader", "condition", "case")
+_SHOWN = 120  # characters of a header in an error
+
+
+class Finding(NamedTuple):
+    """A nodule, or what a reader takes for one.
+
+    Attributes:
+        position: x, y, z in mm, RAS+ as in NIfTI.
+        diameter: in mm.
+        score: of the automatic reader, in HU; None for people and the standard.
+    """
+
+    position: tuple[float, float, float]
+    diameter: float
+    score: float | None = None
+
+
+class Reading(NamedTuple):
+    """One case as one reader read it in one condition, such as "thick"."""
+
+    reader: str
+    condition: str
+    case: str
+
+
+def read_findings(path: str | Path, *, cases: Collection[str], coordinates: Coordinates = "RAS") -> dict[Reading, list[Finding]]:
+    """Every reading of a findings CSV, in the order of the file.
+
+    Args:
+        path: the file, UTF-8 with a header.
+        cases: names in the standard, which alone may occur.
+        coordinates: of the file; "LPS" is DICOM's, x and y towards left and posterior.
+
+    Raises:
+        ValueError: with file and line, for what cannot be a finding, an unknown case, a repeated row.
+    """
+    readings: dict[Reading, list[Finding]] = {}
+    for (reader, condition, case), finding, where in _rows(Path(path), _READING, coordinates):
+        if case not in cases:
+            raise ValueError(
+                f"{where}: case {case!r} is not in the standard; list it there, with empty x, y, z and diameter if it has no nodule."
+            )
+        if reader == ALL_READERS:
+            raise ValueError(f"{where}: a reader may not be called {ALL_READERS!r}, the name of all of them together.")
+        found = readings.setdefault(Reading(reader, condition, case), [])
+        found += [] if finding is None else [finding]
+    if not readings:
+        raise ValueError(f"{path}: expected at least one row of findings below the header, got none.")
+    return readings
+
+
+def read_standard(path: str | Path, *, coordinates: Coordinates = "RAS") -> dict[str, list[Finding]]:
+    """The nodules of each case of a standard CSV; arguments and errors as for :func:`read_findings`."""
+    standard: dict[str, list[Finding]] = {}
+    for (case,), nodule, _ in _rows(Path(path), ("case",), coordinates):
+        standard.setdefault(case, []).extend([] if nodule is None else [nodule])
+    if not standard:
+        raise ValueError(f"{path}: expected at least one case below the header, got none.")
+    return standard
+
+
+def findings_csv(readings: Mapping[Reading, Sequence[Finding]]) -> str:
+    """Content of a findings CSV (RAS+), with a further column ``score``.
+
+    >>> print(findings_csv({Reading("anna", "thick", "p1"): []}), end="")
+    reader,condition,case,x,y,z,diameter,score
+    anna,thick,p1,,,,,
+    """
+    lines = ([*reading, *place] for reading, found in readings.items() for place in _places(found))
+    return _csv([*_READING, *_PLACE, "score"], lines)
+
+
+def standard_csv(standard: Mapping[str, Sequence[Finding]]) -> str:
+    """Content of a standard CSV (RAS+).
+
+    >>> print(standard_csv({"p1": [Finding((1.5, -20, 33), 6.25)]}), end="")
+    case,x,y,z,diameter
+    p1,1.50,-20.00,33.00,6.25
+    """
+    return _csv(["case", *_PLACE], ([case, *place[:4]] for case, found in standard.items() for place in _places(found)))
+
+
+def _places(found: Sequence[Finding]) -> Iterator[list[str]]:
+    for position, diameter, score in found:
+        yield [f"{value:.2f}" for value in (*position, diameter)] + ["" if score is None else f"{score:.1f}"]
+    if not found:
+        yield [""] * 5
+
+
+def _csv(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *lines])
+    return text.getvalue()
+
+
+def _rows(path: Path, keys: tuple[str, ...], coordinates: Coordinates) -> Iterator[tuple[tuple[str, ...], Finding | None, str]]:
+    """The key columns of each row, its finding (None if there is none), and where it stands; rows of a key that clash raise."""
+    if coordinates not in ("RAS", "LPS"):
+        raise ValueError(f"Expected coordinates 'RAS' or 'LPS', got {coordinates!r}.")
+    seen: dict[tuple[str, ...], dict[tuple[float, ...] | None, int]] = {}
+    for line, row in _fields(path, (*keys, *_PLACE)):
+        where = f"{path}, line {line}"
+        key = tuple(row[name] for name in keys)
+        if not all(key):
+            raise ValueError(f"{where}: expected a {keys[key.index('')]}, got an empty field.")
+        finding = _finding(row, coordinates, where)
+        others = seen.setdefault(key, {})
+        place = None if finding is None else finding.position
+        if place in others:
+            raise ValueError(f"{where}: the same as line {others[place]}; remove one of them.")
+        if others and (place is None or None in others):
+            first = next(iter(others.values()))
+            raise ValueError(
+                f"{where}: contradicts line {first}: {', '.join(key)} has findings, and a row that says there is none."
+            )
+        others[place] = line
+        yield key, finding, where
+
+
+def _finding(row: Mapping[str, str], coordinates: Coordinates, where: str) -> Finding | None:
+    empty = [name for name in _PLACE if not row[name]]
+    if len(empty) == len(_PLACE):
+        return None
+    if empty:
+        raise ValueError(
+            f"{where}: {', '.join(empty)} is empty; fill in x, y, z and diameter, or none of them for 'nothing found'."
+        )
+    values = []
+    for name in _PLACE:
+        try:
+            value = float(row[name])
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise ValueError(f"{where}: expected a finite number of mm for {name}, got {row[name]!r}.")
+        values.append(value)
+    x, y, z, diameter = values
+    if diameter <= 0:
+        raise ValueError(f"{where}: expected a diameter above 0 mm, got {row['diameter']}.")
+    sign = -1.0 if coordinates == "LPS" else 1.0
+    return Finding((sign * x, sign * y, z), diameter)
+
+
+def _fields(path: Path, names: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and the fields asked for of each row that is not blank."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets begin files with a mark
+            reader = csv.reader(file)
+            head = [name.strip().lower() for name in next(reader, [])]
+            missing = [name for name in names if name not in head]
+            if missing:
+                got = ",".join(head)[:_SHOWN]
+                raise ValueError(f"{path}, line 1: expected the columns {','.join(names)}, got {got!r}: no {', '.join(missing)}.")
+            for fields in reader:
+                if not any(field.strip() for field in fields):
+                    continue
+                if len(fields) != len(head):
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: expected {len(head)} fields as in the header, got {len(fields)}; "
+                        "write decimals with a point."
+                    )
+                yield reader.line_num, {name: fields[head.index(name)].strip() for name in names}
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a CSV file in UTF-8: {error}.") from error
+    except csv.Error as error:
+        raise ValueError(f"{path}: cannot be read as CSV: {error}.") from error

@@ -1,0 +1,93 @@
+"""Distribution of a metric over cases as inline SVG: a dot for each case, a row for each method."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+__all__ = ["strip_plot"]
+
+MOST_DOTS = 300  # a row; more make a smear and a heavy page
+WIDTH, LABEL, ROW, DOT = 640, 130, 34, 4.0
+
+
+def strip_plot(title: str, rows: Mapping[str, Mapping[str, float]], shown: Collection[str], digits: int) -> str:
+    """A figure in SVG, 640 units wide, with median and quartiles of each method over its dots.
+
+    Beyond 300 cases a method's row has its tenth-lowest and tenth-highest cases and the ones in ``shown`` alone, over the box.
+
+    Args:
+        title: plain text.
+        rows: method to case to value; values that are not finite are left out.
+        shown: cases in the page's viewer; their dots lead there.
+        digits: decimals of what dots say.
+    """
+    finite = {method: {c: v for c, v in cases.items() if math.isfinite(v)} for method, cases in rows.items()}
+    finite = {method: cases for method, cases in finite.items() if cases}
+    if not finite:
+        return ""
+    values = np.array([value for cases in finite.values() for value in cases.values()])
+    low, high = float(values.min()), float(values.max())
+    margin = 0.05 * (high - low) or max(abs(low) * 0.05, 10.0**-digits)
+    low, high = low - margin, high + margin
+    height = ROW * len(finite) + 30
+
+    def x(value: float) -> str:
+        return f"{LABEL + (WIDTH - LABEL - 20) * (value - low) / (high - low):.1f}"
+
+    parts = []
+    for tick in _ticks(low, high):
+        parts.append(f'<path class="grid" d="M{x(tick)} 4V{height - 22}"/>')
+        parts.append(f'<text class="tick" x="{x(tick)}" y="{height - 8}">{tick:g}</text>')
+    for number, (method, cases) in enumerate(finite.items()):
+        y = 4 + ROW * (number + 0.5)
+        parts.append(f'<text class="method" x="{LABEL - 12}" y="{y + 4}">{html.escape(_short(method))}</text>')
+        if len(cases) > 4:
+            quarter, half, three = np.percentile(list(cases.values()), [25, 50, 75])
+            parts.append(f'<path class="box" d="M{x(quarter)} {y - 10}H{x(three)}V{y + 10}H{x(quarter)}Z"/>')
+            parts.append(f'<path class="median" d="M{x(half)} {y - 10}V{y + 10}"/>')
+        for case in _dotted(cases, shown):
+            name = html.escape(case)
+            tip = f"<title>{html.escape(method)}, {name}: {cases[case]:.{digits}f}</title>"
+            place = f'cx="{x(cases[case])}" cy="{y + _jitter(case):.1f}"'
+            if case in shown:
+                parts.append(
+                    f'<a href="#viewer" data-case="{name}" aria-label="Show {name}"><circle r="5.5" {place}>{tip}</circle></a>'
+                )
+            else:
+                parts.append(f'<circle r="{DOT}" {place}>{tip}</circle>')
+    label = html.escape(title)
+    return (
+        f'<figure class="strip"><figcaption>{label}</figcaption><svg viewBox="0 0 {WIDTH} {height}" role="group" '
+        f'aria-label="{label} by case and method">{"".join(parts)}</svg></figure>'
+    )
+
+
+def _dotted(cases: Mapping[str, float], shown: Collection[str]) -> Sequence[str]:
+    if len(cases) <= MOST_DOTS:
+        return list(cases)
+    ordered = sorted(cases, key=cases.__getitem__)
+    return list(dict.fromkeys([*ordered[:10], *ordered[-10:], *(case for case in shown if case in cases)]))
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Three to seven round numbers between the ends.
+
+    >>> _ticks(17.0, 62.0)
+    [20.0, 30.0, 40.0, 50.0, 60.0]
+    """
+    power = 10.0 ** math.floor(math.log10((high - low) / 3))
+    step = next(power * factor for factor in (1, 2, 5, 10) if (high - low) / (power * factor) < 7)
+    return [round(step * k, 10) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _jitter(case: str) -> float:
+    """-8 to 8 units from the row's middle, the same for a case in every row and report."""
+    return (sum(case.encode()) * 7919 % 1000) / 1000 * 16 - 8
+
+
+def _short(name: str, most: int = 16) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"

@@ -1,0 +1,156 @@
+"""An evaluation as files (CSV, JSON) and as text for the screen."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mpunet.evaluation.scores import Evaluation, Measure, PairedDifference, Score, Summary
+
+__all__ = ["screen", "write_tables", "write_whole"]
+
+MEASURE = ["metric", "region", "unit", "window_low", "window_high", "range", "kind"]
+QUALITY = {"mae": ("MAE", 2), "rmse": ("RMSE", 2), "psnr": ("PSNR", 2), "ssim": ("SSIM", 4)}
+DIGITS = {"ssim": 4, "sharpness": 3}
+
+
+def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:
+    """Write ``scores.csv`` (a line for each number of each case), ``summary.csv``, ``differences.csv``, ``problems.csv`` and ``evaluation.json``.
+
+    Each number stands beside its unit, region, window, range and kind. NaN is an empty field, in JSON null, as is infinity there.
+    """
+    tables: dict[str, tuple[list[str], Iterable[Sequence[Any]]]] = {
+        "scores": (
+            ["method", "case", *MEASURE, "value"],
+            ((s.method, s.case, *_flat(s.measure), s.value) for s in evaluation.scores),
+        ),
+        "summary": (
+            ["method", *MEASURE, "cases", "mean", "low", "high"],
+            ((s.method, *_flat(s.measure), *s[2:]) for s in evaluation.summaries),
+        ),
+        "differences": (
+            ["method", "minus", *MEASURE, "cases", "mean", "low", "high", "p"],
+            ((d.method, d.other, *_flat(d.measure), *d[3:]) for d in evaluation.differences),
+        ),
+        "problems": (["method", "case", "reason", "measured"], evaluation.problems),
+    }
+    written = []
+    for name, (head, lines) in tables.items():
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows([["" if _is_nan(v) else v for v in line] for line in lines])
+        written.append(write_whole(folder / f"{name}.csv", text.getvalue()))
+    content = {field: _plain(getattr(evaluation, field)) for field in Evaluation.__dataclass_fields__}
+    written.append(write_whole(folder / "evaluation.json", json.dumps(content, indent=1, allow_nan=False)))
+    return written
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a file so that it is at any time absent, as before, or whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def screen(evaluation: Evaluation) -> str:
+    """Means with their intervals by region, fidelity, paired differences, and what went wrong."""
+    protocol = evaluation.protocol
+    trim = f", {protocol.trim} slices left out at each end" if protocol.trim else ""
+    parts = [
+        f"Protocol {protocol.name}: HU clipped to [{protocol.low:g}, {protocol.high:g}], PSNR and SSIM for a range of "
+        f"{protocol.high - protocol.low:g} HU, SSIM 2D axial{trim}."
+    ]
+    found = {(s.method, s.measure.metric, s.measure.region): s for s in evaluation.summaries}
+    for region in ("lungs", "outside", "whole"):
+        lines = [
+            [m, *(_mean(found[m, q, region], d) for q, (_, d) in QUALITY.items())]
+            for m in evaluation.methods
+            if (m, "mae", region) in found
+        ]
+        if lines:
+            parts.append(_table([region, "MAE, HU", "RMSE, HU", "PSNR, dB", "SSIM"], lines))
+    methods = list(dict.fromkeys(s.method for s in evaluation.summaries))
+    others = dict.fromkeys((s.measure.metric, s.measure.region, s.measure.unit) for s in evaluation.summaries)
+    lines = [
+        [f"{metric}, {region}" + (f", {unit}" if unit else ""), *(_cell(found.get((m, metric, region))) for m in methods)]
+        for metric, region, unit in others
+        if metric not in QUALITY
+    ]
+    if lines:
+        parts.append(_table(["fidelity", *methods], lines))
+    for other in evaluation.methods[1:]:
+        lines = [
+            [f"{d.measure.metric}, {d.measure.region}", _mean(d, DIGITS.get(d.measure.metric, 2)), str(d.cases), _p(d.p)]
+            for d in evaluation.differences
+            if d.other == other and d.measure.metric in QUALITY
+        ]
+        if lines:
+            parts.append(_table([f"{evaluation.methods[0]} - {other}", "mean", "cases", "Wilcoxon p"], lines))
+    if any(s.cases > 1 for s in evaluation.summaries):
+        parts.append("Means over cases with 95 % bootstrap intervals.")
+    if evaluation.problems:
+        shown = [
+            f"  {p.method}, {p.case}: {p.reason}" + ("" if p.measured else " (not measured)") for p in evaluation.problems[:20]
+        ]
+        more = len(evaluation.problems) - len(shown)
+        parts.append(
+            "\n".join(
+                [f"{len(evaluation.problems)} problems:", *shown, *([f"  ... and {more} more, see problems.csv"] if more else [])]
+            )
+        )
+    return "\n\n".join(parts)
+
+
+def _flat(measure: Measure) -> tuple[Any, ...]:
+    low, high = measure.window or (None, None)
+    return measure.metric, measure.region, measure.unit, low, high, measure.range, measure.kind
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        for line in [head, *lines]
+    )
+
+
+def _cell(summary: Summary | None) -> str:
+    return "" if summary is None else _mean(summary, DIGITS.get(summary.measure.metric, 2))
+
+
+def _mean(found: Summary | PairedDifference, digits: int) -> str:
+    interval = "" if _is_nan(found.low) else f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    return f"{found.mean:.{digits}f}{interval}"
+
+
+def _p(p: float) -> str:
+    return "" if _is_nan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (Measure, Score, Summary, PairedDifference)) or hasattr(value, "_asdict"):
+        named: NamedTuple = value
+        return {key: _plain(item) for key, item in named._asdict().items()}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
