@@ -21,6 +21,7 @@ __all__ = ["choose_cases", "write_report"]
 Values = dict[tuple[str, Measure], dict[str, float]]
 
 MAIN = {"mae": "MAE", "rmse": "RMSE", "psnr": "PSNR", "ssim": "SSIM"}
+NAMES = {**MAIN, "laa950": "LAA-950", "perc15": "Perc15"}
 HIGHER_IS_BETTER = {"mae": False, "rmse": False, "psnr": True, "ssim": True}
 TRUTH = "truth"
 
@@ -54,12 +55,13 @@ def write_report(path: Path, evaluation: Evaluation, *, slices: int | None = Non
         f"{protocol.high - protocol.low:g} HU, {protocol.trim or 'no'} thin slices left out at each end. {protocol.note}."
     ).replace("-", "−")
     body = [
-        f'<section class="about"><p>{escape(", ".join(evaluation.methods))}; {len(evaluation.files)} cases. {escape(about)}</p></section>',
+        f'<section class="about"><p>{escape(", ".join(evaluation.methods))}; {_count(len(evaluation.files))}. {escape(about)}</p></section>',
         _problems(evaluation, lines),
-        _summary(evaluation),
-        _differences(evaluation),
-        _distribution(evaluation, values, shown),
+        _quality(evaluation),
         f'<section id="viewer"><h2>Cases to look at</h2></section>{viewer_html()}' if shown else "",
+        _distribution(evaluation, values, shown),
+        _differences(evaluation),
+        _fidelity(evaluation),
         _cases(evaluation, values),
     ]
     note = f"Made {escape(evaluation.created)} by mpunet {escape(evaluation.version)}. "
@@ -97,44 +99,49 @@ def _problems(evaluation: Evaluation, lines: list[str]) -> str:
     return f'<section class="problems" role="alert"><h2>{head}</h2><ul>{"".join(items)}</ul></section>'
 
 
-def _summary(evaluation: Evaluation) -> str:
+def _quality(evaluation: Evaluation) -> str:
+    """Methods by metric for each region, and below them once what each metric is."""
+    found = {(s.method, s.measure.metric, s.measure.region): s for s in evaluation.summaries if s.measure.metric in MAIN}
+    measures = {s.measure.metric: s.measure for s in found.values()}
+    regions = [region for region in ("lungs", "outside", "whole") if any(key[2] == region for key in found)]
+    counts = {s.cases for s in found.values()}
+    if not counts:
+        return ""
+    heads = "".join(f'<th scope="col">{escape(_title(measures[metric]))}</th>' for metric in MAIN if metric in measures)
+    parts = []
+    for region in regions:
+        parts.append(f'<tbody><tr class="region"><th scope="col">{_region(region)}</th>{heads}</tr>')
+        for method in evaluation.methods:
+            row = [found.get((method, metric, region)) for metric in MAIN if metric in measures]
+            cells = "".join(f"<td>{_interval(s, s.measure, count=len(counts) > 1) if s else ''}</td>" for s in row)
+            parts.append(f'<tr><th scope="row">{escape(method)}</th>{cells}</tr>')
+        parts.append("</tbody>")
+    legend = "".join(f"<li><b>{escape(_title(m))}</b>: {escape(_about(m))}</li>" for m in measures.values())
+    over = _count(max(counts)) if len(counts) == 1 else "cases"
+    means = "One case." if counts == {1} else f"Means over {over}, with 95 % bootstrap intervals."
+    return f'<section><h2>Summary</h2><p>{means}</p><div class="wide"><table>{"".join(parts)}</table></div><ul class="legend">{legend}</ul></section>'
+
+
+def _fidelity(evaluation: Evaluation) -> str:
     cells: dict[Measure, dict[str, Summary]] = defaultdict(dict)
     for summary in evaluation.summaries:
-        cells[summary.measure][summary.method] = summary
-    others = dict.fromkeys(s.method for s in evaluation.summaries if s.method not in evaluation.methods)
-    regions = dict.fromkeys(measure.region for measure in cells if measure.metric in MAIN)
-    quality = {_region(region): [m for m in cells if m.metric in MAIN and m.region == region] for region in regions}
-    fidelity = [m for m in cells if m.metric not in MAIN]
-    return (
-        "<section><h2>Summary</h2><p>Mean over n cases, and its 95 % bootstrap interval where there are several. "
-        "Below each metric: window that HU were clipped to, range, how it is computed.</p>"
-        f"{_summary_table(quality, evaluation.methods, cells)}</section>"
-    ) + (
-        f"<section><h2>Fidelity</h2>{_summary_table({'': fidelity}, [*evaluation.methods, *others], cells)}</section>"
-        if fidelity
-        else ""
-    )
-
-
-def _summary_table(
-    groups: Mapping[str, list[Measure]], columns: list[str], cells: Mapping[Measure, Mapping[str, Summary]]
-) -> str:
-    head = "".join(f'<th scope="col">{escape(method)}</th>' for method in columns)
-    parts = []
-    for title, group in groups.items():
-        parts.append("<tbody>")
-        if title:
-            parts.append(f'<tr class="region"><th colspan="{len(columns) + 1}">{escape(title)}</th></tr>')
-        for measure in group:
-            row = cells[measure]
-            found = "".join(f"<td>{_interval(row[m], measure) if m in row else ''}</td>" for m in columns)
-            parts.append(f'<tr><th scope="row">{_measure(measure)}</th>{found}</tr>')
-        parts.append("</tbody>")
-    return f'<div class="wide"><table><thead><tr><th scope="col">metric</th>{head}</tr></thead>{"".join(parts)}</table></div>'
+        if summary.measure.metric not in MAIN:
+            cells[summary.measure][summary.method] = summary
+    if not cells:
+        return ""
+    columns = list(dict.fromkeys([*evaluation.methods, *(s.method for s in evaluation.summaries)]))
+    counts = {s.cases for row in cells.values() for s in row.values()}
+    rows = []
+    for measure, row in cells.items():
+        found = "".join(f"<td>{_interval(row[m], measure, count=len(counts) > 1) if m in row else ''}</td>" for m in columns)
+        rows.append(f'<tr><th scope="row">{_name(measure)}<small>{escape(_about(measure))}</small></th>{found}</tr>')
+    head = "".join(f'<th scope="col">{escape(method)}</th>' for method in ["", *columns])
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<section><h2>Fidelity</h2><div class="wide">{table}</div></section>'
 
 
 def _differences(evaluation: Evaluation) -> str:
-    if not evaluation.differences:
+    if not any(difference.cases > 1 for difference in evaluation.differences):
         return ""
     rows = []
     for d in evaluation.differences:
@@ -203,6 +210,10 @@ def _cases(evaluation: Evaluation, values: Values) -> str:
     )
 
 
+def _count(cases: int) -> str:
+    return f"{cases} case{'s' * (cases != 1)}"
+
+
 def _number(value: float) -> float | str | None:
     """What JSON can hold: no NaN, no infinity."""
     return None if math.isnan(value) else ("∞" if value > 0 else "−∞") if math.isinf(value) else float(f"{value:.6g}")
@@ -218,32 +229,30 @@ def _format(value: float, measure: Measure, *, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''}.{_digits(measure)}f}".replace("-", "−")
 
 
-def _interval(found: Summary | PairedDifference, measure: Measure, *, sign: bool = False) -> str:
+def _interval(found: Summary | PairedDifference, measure: Measure, *, sign: bool = False, count: bool = True) -> str:
     text = f"<b>{_format(found.mean, measure, sign=sign)}</b>"
     if not math.isnan(found.low):
         text += f" <small>[{_format(found.low, measure, sign=sign)}, {_format(found.high, measure, sign=sign)}]</small>"
-    return f"{text} <small>n = {found.cases}</small>"
+    return f"{text} <small>n = {found.cases}</small>" if count else text
 
 
 def _title(measure: Measure) -> str:
-    words = MAIN.get(measure.metric, measure.metric.replace("_", " "))
+    words = NAMES.get(measure.metric, measure.metric.replace("_", " "))
     return f"{words}, {measure.unit}" if measure.unit else words
 
 
 def _region(region: str) -> str:
-    return {"whole": "Whole volume", "lungs": "In the lungs", "outside": "Outside the lungs"}.get(region, region)
+    return {"whole": "Whole volume", "lungs": "In the lungs", "outside": "Outside the lungs"}.get(region, region).replace(
+        "-", "−"
+    )
 
 
 def _name(measure: Measure) -> str:
-    return f"{escape(_title(measure))}, {escape(_region(measure.region).lower())}"
+    region = _region(measure.region)
+    return f"{escape(_title(measure))}, {escape(region[0].lower() + region[1:])}"
 
 
 def _about(measure: Measure) -> str:
     window = "HU not clipped" if measure.window is None else f"HU in [{measure.window[0]:g}, {measure.window[1]:g}]"
     full = "" if measure.range is None else f"; range {measure.range:g} HU"
     return f"{window}{full}; {measure.kind}".replace("-", "−")
-
-
-def _measure(measure: Measure) -> str:
-    place = "" if measure.metric in MAIN else f", {escape(_region(measure.region).lower())}"
-    return f"{escape(_title(measure))}{place}<small>{escape(_about(measure))}</small>"
