@@ -19,7 +19,7 @@ from mpunet.geometry import grid_spacing
 from mpunet.intensity import HU_MAX, HU_MIN
 from mpunet.quality import Protocol, quality
 
-__all__ = ["against_reference", "against_thick", "alone"]
+__all__ = ["Measured", "against_reference", "against_thick", "alone", "bias"]
 
 Slab = npt.NDArray[Any]
 Measured = Iterator[tuple[Measure, float]]
@@ -29,16 +29,8 @@ SSIM_KIND = "2D axial, Gaussian 11 x 11, sigma 1.5, K1 0.01, K2 0.03, of HU less
 BORDER_KIND = {"exclude": "5 voxels at a slice's border left out of the whole volume", "zeros": "padded with zeros"}
 
 
-def against_reference(prediction: Slab, reference: Slab, lung: Slab | None, protocol: Protocol, *, fidelity: bool) -> Measured:
-    """MAE, RMSE, PSNR and SSIM by a protocol; with ``fidelity`` also the signed bias.
-
-    Args:
-        prediction: (D, H, W) in HU.
-        reference: likewise.
-        lung: likewise, lung where not 0; None leaves out what is measured in the lungs and outside.
-        protocol: window, range and trim.
-        fidelity: whether to measure the bias.
-    """
+def against_reference(prediction: Slab, reference: Slab, lung: Slab | None, protocol: Protocol) -> Measured:
+    """MAE, RMSE, PSNR and SSIM by a protocol; (D, H, W) in HU each, and lung where not 0. No mask: only the whole volume."""
     window, full = (protocol.low, protocol.high), protocol.high - protocol.low
     trimmed = f", {protocol.trim} slices left out at each end" if protocol.trim else ""
     for region, found in quality(prediction, reference, lung, protocol=protocol).items():
@@ -46,17 +38,17 @@ def against_reference(prediction: Slab, reference: Slab, lung: Slab | None, prot
         yield Measure("rmse", region, "HU", window, None, "root of the mean squared error" + trimmed), found.rmse
         yield Measure("psnr", region, "dB", window, full, "20 log10(range / RMSE)" + trimmed), found.psnr
         yield Measure("ssim", region, "", window, full, SSIM_KIND + BORDER_KIND[protocol.border] + trimmed), found.ssim
-    if fidelity:
-        bias = hu_bias(prediction, reference, lung)
-        for region, value in (("whole", bias.whole), ("lungs", bias.lungs), ("outside", bias.outside)):
-            if region == "whole" or lung is not None:
-                yield Measure("bias", region, "HU", CLIPPED, None, "mean of prediction - reference"), value
-        for part in bias.bins:
-            region = f"{part.low:g} to {part.high:g} HU"
-            yield (
-                Measure("bias", region, "HU", CLIPPED, None, "mean of prediction - reference, by HU of the reference"),
-                part.bias,
-            )
+
+
+def bias(prediction: Slab, reference: Slab, lung: Slab | None) -> Measured:
+    """Signed bias by region and by HU of the reference; arguments as above."""
+    found = hu_bias(prediction, reference, lung)
+    for region, value in (("whole", found.whole), ("lungs", found.lungs), ("outside", found.outside)):
+        if region == "whole" or lung is not None:
+            yield Measure("bias", region, "HU", CLIPPED, None, "mean of prediction - reference"), value
+    for part in found.bins:
+        region = f"{part.low:g} to {part.high:g} HU"
+        yield Measure("bias", region, "HU", CLIPPED, None, "mean of prediction - reference, by HU of the reference"), part.bias
 
 
 def alone(volume: Slab, lung: Slab | None, spacing: npt.NDArray[np.float64]) -> Measured:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from mpunet.data.scan_file import read_volume
 from mpunet.data.simulate import Profile
 from mpunet.data.thin_file import write_slices
 from mpunet.data.volume import Volume
-from mpunet.evaluation.case_scores import against_reference, against_thick, alone
+from mpunet.evaluation.case_scores import Measured, against_reference, against_thick, alone, bias
 from mpunet.evaluation.cases import common_slices, match_cases, misplaced
 from mpunet.evaluation.scores import Evaluation, Measure, PairedDifference, Problem, Score, Summary
 from mpunet.evaluation.statistics import bootstrap_mean, paired_difference
@@ -84,13 +85,15 @@ class Evaluator:
         self.cases = {case.name: case for case in find_cases(references)}
         self.problems: list[Problem] = []
         self.methods = [_Method(name, self._match(name, folder, references)) for name, folder in predictions.items()]
-        self.inputs = files_by_name(inputs) if inputs is not None else {n: c.thick for n, c in self.cases.items() if c.thick}
+        self.inputs = {name: case.thick for name, case in self.cases.items() if case.thick}
+        if inputs is not None:
+            self.inputs = self._files(inputs)
         if baselines and not self.inputs:
             raise ValueError("Expected the thick scans that baselines interpolate: give inputs.")
         if baselines and baselines_dir is None:
             raise ValueError("Expected a folder to write baselines to: give baselines_dir.")
         self.lungs = lungs
-        self.masks = {} if lungs in ("auto", "none") else files_by_name(lungs)
+        self.masks = {} if lungs in ("auto", "none") else self._files(lungs)
         self.baselines = list(baselines)
         self.baselines_dir = Path(baselines_dir or ".")
         self.fidelity = fidelity
@@ -98,6 +101,7 @@ class Evaluator:
         self.fwhm = fwhm
         self.title = title
         self.scores: list[Score] = []
+        self._done: set[tuple[str, str]] = set()
         self.files: dict[str, dict[str, Path]] = {}
 
     def run(self) -> Iterator[str]:
@@ -138,6 +142,11 @@ class Evaluator:
         self.problems += [Problem(method, name, "no reference of this name", False) for name in extra]
         return {case.name: path for case, path in pairs}
 
+    def _files(self, folder: str | Path) -> dict[str, Path]:
+        """By name; a single file belongs to a single case whatever its name."""
+        files = files_by_name(folder)
+        return dict(zip(self.cases, files.values(), strict=False)) if Path(folder).is_file() and len(self.cases) == 1 else files
+
     def _measure(self, case: Case) -> None:
         thick = lung = None
         try:
@@ -158,33 +167,35 @@ class Evaluator:
                 files |= {kind: self._interpolate(kind, case.name, thick, reference) for kind in self.baselines if thick}
             except (ValueError, OSError) as error:
                 self.problems.append(Problem("thick", case.name, f"neither consistency nor baselines: {error}", False))
-        used = slice(None)
-        for index, (method, path) in enumerate(files.items()):
+        for method, path in files.items():
             try:
-                covered = self._measure_one(method, case.name, read_volume(path, check_hu=False), reference, lung, thick)
+                self._measure_one(method, case.name, read_volume(path, check_hu=False), reference, lung, thick)
             except (ValueError, OSError) as error:
                 self.problems.append(Problem(method, case.name, str(error), False))
-                continue
-            used = covered if index == 0 else used
-            shown[method] = path
-        if self.fidelity:
-            mask = None if lung is None else lung[used]
-            spacing = grid_spacing(reference.slab_affine)
-            self._add(TRUTH, case.name, alone(reference.slab[used], mask, spacing))
+            else:
+                shown[method] = path
         self.files[case.name] = {**shown, TRUTH: case.thin}
 
     def _measure_one(
         self, method: str, case: str, volume: Volume, reference: Volume, lung: npt.NDArray[np.bool_] | None, thick: Volume | None
-    ) -> slice:
-        """The reference's slices that were compared."""
+    ) -> None:
         mine, used = common_slices(volume, reference)
         prediction, truth = volume.slab[mine], reference.slab[used]
         mask = None if lung is None else lung[used]
+        spacing = grid_spacing(reference.slab_affine)
         # All or nothing: a case that breaks off half-way must not be in some of the means only.
-        found = list(against_reference(prediction, truth, mask, self.protocol, fidelity=self.fidelity))
+        found = list(against_reference(prediction, truth, mask, self.protocol))
+        work: list[tuple[str, Measured]] = []
         if self.fidelity:
-            found += alone(prediction, mask, grid_spacing(reference.slab_affine))
+            work = [(method, bias(prediction, truth, mask)), (method, alone(prediction, mask, spacing))]
+            if (TRUTH, case) not in self._done:
+                work.append((TRUTH, alone(truth, mask, spacing)))
+        with ThreadPoolExecutor(2) as pool:  # NumPy lets go of the interpreter for most of this; torch is slow in other threads
+            measured = list(pool.map(list[tuple[Measure, float]], (part for _, part in work)))
         self._add(method, case, found)
+        for (name, _), part in zip(work, measured, strict=True):
+            self._add(name, case, part)
+            self._done.add((name, case))
         if len(prediction) < len(reference.slab) and (used.start > 0 or mine.start > 0):
             note = f"begins {used.start or -mine.start} slices off: {len(prediction)} of {len(reference.slab)} slices compared"
             self.problems.append(Problem(method, case, note, True))
@@ -199,9 +210,8 @@ class Evaluator:
                 self._add(method, case, list(against_thick(volume, thick, mask, profile=self.profile, fwhm=self.fwhm)))
             except ValueError as error:
                 self.problems.append(Problem(method, case, f"no consistency: {error}", True))
-        return used
 
-    def _add(self, method: str, case: str, measured: Any) -> None:
+    def _add(self, method: str, case: str, measured: Iterable[tuple[Measure, float]]) -> None:
         self.scores += [Score(method, case, measure, float(value)) for measure, value in measured]
 
     def _lung(self, case: Case, reference: Volume) -> npt.NDArray[np.bool_] | None:

@@ -303,5 +303,11 @@ def test_single_files(tmp_path, chests):
     image = nifti(chests["a"], spacing=SPACING)
     for name in ("mine", "its_truth"):
         image.to_filename(tmp_path / f"{name}.nii.gz")
-    evaluation = evaluated({"mine": tmp_path / "mine.nii.gz"}, tmp_path / "its_truth.nii.gz", fidelity=False)
+    save(tmp_path / "scan.nii.gz", np.rint(thicken(chests["a"], 5)).astype(np.int16), spacing=THICK)
+    save(tmp_path / "mask.nii.gz", (chests["a"] < -600).astype(np.uint8), spacing=SPACING)
+    evaluation = evaluated(
+        {"mine": tmp_path / "mine.nii.gz"}, tmp_path / "its_truth.nii.gz", inputs=tmp_path / "scan.nii.gz", lungs=tmp_path / "mask.nii.gz"
+    )  # fmt: skip
+    assert evaluation.problems == []
     assert {s.case for s in evaluation.scores} == {"its_truth"}
+    assert value(evaluation, "mine", "its_truth", "consistency", "lungs") < 1
