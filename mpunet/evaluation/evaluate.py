@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,7 @@ class Evaluator:
         inputs: the thick scans, by the same names, for the consistency and the baselines; ``references/thick`` by default.
         lungs: a folder of lung masks on the references' grids; "auto" takes ``references/lung`` or else computes them
             (:func:`mpunet.data.lung_mask`), "none" measures whole volumes only.
-        baselines: interpolations of the thick scans to measure beside the predictions.
+        baselines: interpolations of the thick scans to measure beside the predictions, "linear" or "cubic".
         baselines_dir: where they are written, a folder for each; needed with ``baselines``.
         fidelity: measure bias, lung density, noise, sharpness and consistency too.
         profile: slice profile that thickens predictions for the consistency.
@@ -69,7 +69,7 @@ class Evaluator:
         protocol: str | Protocol = "paper",
         inputs: str | Path | None = None,
         lungs: str | Path = "auto",
-        baselines: Sequence[Interpolation] = (),
+        baselines: Sequence[str] = (),
         baselines_dir: str | Path | None = None,
         fidelity: bool = True,
         profile: Profile = "gaussian",
@@ -81,6 +81,9 @@ class Evaluator:
         names = [*predictions, *baselines]
         if not predictions or len(set(names)) < len(names) or TRUTH in names:
             raise ValueError(f"Expected methods of distinct names other than {TRUTH!r}, got {', '.join(names) or 'none'}.")
+        unknown = sorted(set(baselines) - set(get_args(Interpolation)))
+        if unknown:
+            raise ValueError(f"Expected baselines among {', '.join(get_args(Interpolation))}, got {', '.join(unknown)}.")
         self.protocol = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
         self.cases = {case.name: case for case in find_cases(references)}
         self.problems: list[Problem] = []
@@ -94,7 +97,7 @@ class Evaluator:
             raise ValueError("Expected a folder to write baselines to: give baselines_dir.")
         self.lungs = lungs
         self.masks = {} if lungs in ("auto", "none") else self._files(lungs)
-        self.baselines = list(baselines)
+        self.baselines = cast(list[Interpolation], list(baselines))
         self.baselines_dir = Path(baselines_dir or ".")
         self.fidelity = fidelity
         self.profile: Profile = profile
@@ -113,7 +116,7 @@ class Evaluator:
 
     def result(self) -> Evaluation:
         """All that was measured so far."""
-        methods = [method.name for method in self.methods] + self.baselines
+        methods = [*(method.name for method in self.methods), *self.baselines]
         values: dict[tuple[str, Measure], dict[str, float]] = defaultdict(dict)
         for score in self.scores:
             values[score.method, score.measure][score.case] = score.value

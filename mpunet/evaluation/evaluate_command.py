@@ -9,7 +9,6 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from mpunet.data.interpolate import Interpolation
 from mpunet.data.simulate import Profile
 from mpunet.evaluation.evaluate import Evaluator
 from mpunet.evaluation.report import write_report
@@ -24,11 +23,11 @@ def evaluate(
     *,
     output: str = "evaluation",
     name: str | None = None,
-    against: dict[str, str] | None = None,
+    against: str | None = None,
     protocol: str = "paper",
     inputs: str | None = None,
     lungs: str = "auto",
-    baselines: list[Interpolation] | None = None,
+    baselines: str | None = None,
     fidelity: bool = True,
     profile: Profile = "gaussian",
     fwhm: float | None = None,
@@ -43,11 +42,11 @@ def evaluate(
         references: true thin volumes of the same names; or a folder with the subfolders thin and perhaps thick and lung.
         output: folder for the results.
         name: what to call the method; the folder's name by default.
-        against: other methods to compare it with, '{"cubic": "DIR", ...}': paired differences, Wilcoxon signed-rank test.
+        against: other methods to compare it with, "NAME=DIR,NAME=DIR": paired differences, Wilcoxon signed-rank test.
         protocol: "paper" or "rplhr": window, range, and what is trimmed; see docs/evaluate.md.
         inputs: the thick scans, for consistency and baselines; references/thick by default.
         lungs: folder of lung masks on the references' grids; "auto" takes references/lung or else computes them, "none" does without.
-        baselines: interpolations of the thick scans to measure too, such as "[linear, cubic]"; written below output/baselines.
+        baselines: interpolations of the thick scans to measure too, "linear", "cubic" or "linear,cubic"; written below output/baselines.
         fidelity: measure bias, lung density, noise, sharpness and consistency too.
         profile: slice profile that thickens predictions again for the consistency.
         fwhm: its full width at half maximum in thick spacings; 0.9 for the Gaussian by default.
@@ -59,12 +58,12 @@ def evaluate(
     folder = Path(output)
     name = name or Path(predictions).resolve().name.removesuffix(".gz").removesuffix(".nii")
     evaluator = Evaluator(
-        {name: predictions, **(against or {})},
+        {name: predictions, **_named(against)},
         references,
         protocol=protocol,
         inputs=inputs,
         lungs=lungs,
-        baselines=baselines or [],
+        baselines=_words(baselines),
         baselines_dir=folder / "baselines",
         fidelity=fidelity,
         profile=profile,
@@ -81,6 +80,17 @@ def evaluate(
         write_report(folder / "report.html", evaluation)
     print(f"{screen(evaluation)}\n\nTables{' and report' if report else ''}: {folder}")
     return int(any(not problem.measured for problem in evaluation.problems))
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in text.split(",")] if text else []
+
+
+def _named(text: str | None) -> dict[str, str]:
+    pairs = [word.partition("=") for word in _words(text)]
+    if not all(name and sign and folder for name, sign, folder in pairs) or len({name for name, *_ in pairs}) < len(pairs):
+        raise ValueError(f"Expected other methods as NAME=DIR,NAME=DIR with distinct names, got {text}.")
+    return {name: folder for name, _, folder in pairs}
 
 
 def run(args: Sequence[str]) -> int:

@@ -228,6 +228,7 @@ def test_baselines_are_the_interpolations(folders, chests):
     ("options", "reason"),
     [
         ({"protocol": "mine"}, "Expected a protocol among paper, rplhr, got 'mine'"),
+        ({"baselines": ["spline"]}, "Expected baselines among linear, cubic, got spline"),
         ({"baselines": ["cubic"]}, "thick scans that baselines interpolate"),
         ({"baselines": ["cubic"], "inputs": "thick"}, "a folder to write baselines to"),
         ({"inputs": "nowhere"}, "found nothing at .*nowhere"),
@@ -277,6 +278,8 @@ class TestCommand:
         assert not [path for path in (folders / "out").iterdir() if path.name.startswith(".")]
 
     def test_bad_input_is_exit_status_two(self, folders, capsys):
+        assert main(["evaluate", str(folders / "good"), str(folders / "truth"), "--against", str(folders / "bad")]) == 2
+        assert "as NAME=DIR,NAME=DIR" in capsys.readouterr().err
         assert main(["evaluate", str(folders / "good"), str(folders / "nowhere")]) == 2
         assert "nowhere" in capsys.readouterr().err
 
