@@ -249,14 +249,7 @@ def test_names_must_differ(folders):
 class TestCommand:
     def test_two_methods(self, folders, capsys):
         words = ["evaluate", str(folders / "good"), str(folders / "truth"), "--output", str(folders / "out")]
-        words += [
-            "--against",
-            json.dumps({"bad": str(folders / "bad")}),
-            "--inputs",
-            str(folders / "thick"),
-            "--baselines",
-            "[cubic]",
-        ]
+        words += ["--against", f"bad={folders / 'bad'}", "--inputs", str(folders / "thick"), "--baselines", "cubic"]
         assert main(words) == 0
         found = capsys.readouterr()
         assert "good - cubic" in found.out
