@@ -53,17 +53,22 @@ def study(
         coordinates: of the CSV files: RAS as in NIfTI, or LPS as in DICOM.
         min_score: what the automatic reader reports at least, in HU.
         figure: draw study.png.
+
+    Returns:
+        1 if a volume could not be read, else 0.
     """
     wanted = _numbers(thresholds)
     truth = read_standard(standard, coordinates=coordinates)
     folder = Path(output)
     readings: dict[Reading, list[Finding]] = {}
     automatic: dict[Reading, list[Finding]] = {}
+    failures: list[str] = []
     for source in findings:
         condition, equals, volumes = source.partition("=")
         if equals and not Path(source).is_file():
-            found = read_folder(volumes, condition=condition, cases=truth, min_score=min_score)
+            found, broken = read_folder(volumes, condition=condition, cases=truth, min_score=min_score)
             automatic |= found
+            failures += broken
         else:
             found = read_findings(source, cases=truth, coordinates=coordinates)
         if both := readings.keys() & found.keys():
@@ -76,16 +81,21 @@ def study(
     if figure:
         draw_study(result, folder / "study.png")
     print(f"{markdown(result)}\nTables{' and figure' if figure else ''}: {folder}")
-    return 0
+    if failures:
+        print("\n".join([f"{len(failures)} volumes could not be read and count as unread:", *(f"  {line}" for line in failures)]))
+    return int(bool(failures))
 
 
 def read_folder(
     folder: str | Path, *, condition: str, cases: Collection[str], min_score: float = MIN_SCORE_HU
-) -> dict[Reading, list[Finding]]:
+) -> tuple[dict[Reading, list[Finding]], list[str]]:
     """What the automatic reader finds in a folder of volumes, the lungs being those that it sees itself in each of them.
 
+    Returns:
+        Findings by reading, and a line for each volume that could not be read, which stops no other.
+
     Raises:
-        ValueError: if there is no volume, one cannot be read, or is a case that is not among ``cases``.
+        ValueError: if there is no volume, none can be read, or one is a case that is not among ``cases``.
     """
     if not condition:
         raise ValueError(f"Expected CONDITION=FOLDER, such as thick=scans, got '={folder}'.")
@@ -94,15 +104,22 @@ def read_folder(
         raise ValueError(
             f"{folder}: case {min(unknown)!r} is not in the standard; list it there, with empty x, y, z and diameter if it has no nodule."
         )
-    readings = {}
+    readings: dict[Reading, list[Finding]] = {}
+    failures = []
     for case, path in files.items():
         start = time.monotonic()
-        volume = read_volume(path)
+        try:
+            volume = read_volume(path)
+        except (ValueError, OSError) as error:
+            failures.append(f"{condition}, {case}: {error}")
+            continue
         lung = lung_mask(volume.slab, grid_spacing(volume.slab_affine))
         found = blob_findings(volume.slab, volume.slab_affine, lung, min_score=min_score)
         readings[Reading(AUTOMATIC, condition, case)] = found
         print(f"{condition}, {case}: {len(found)} findings, {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
-    return readings
+    if not readings:
+        raise ValueError(f"No volume of {folder} could be read: {failures[0]}")
+    return readings, failures
 
 
 def _numbers(text: str) -> list[float]:
@@ -113,7 +130,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def run(args: Sequence[str]) -> int:
-    """The command line of :func:`study`; 0 when done, :class:`ValueError` for bad input."""
+    """The command line of :func:`study`."""
     parser = ArgumentParser(prog="mpunet reader-study", description=(study.__doc__ or "").split("\n\n    Args:")[0])
     parser.add_argument("findings", nargs="+", help="CSV files, or CONDITION=FOLDER for the automatic reader")
     parser.add_argument("standard", help="CSV file with the columns case,x,y,z,diameter")

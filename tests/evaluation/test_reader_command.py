@@ -85,6 +85,15 @@ def test_volumes_are_read_by_the_automatic_reader(tmp_path, files, capsys):
     (rate,) = (r for r in json.loads((tmp_path / "out" / "study.json").read_text())["rates"] if r["threshold"] == 6)
     assert (rate["reader"], rate["nodules"], rate["hits"], rate["false_positive_count"]) == ("automatic reader", 1, 1, 0)
 
+    (tmp_path / "thin" / "a.nii.gz").write_bytes(b"broken")
+    assert main(words) == 1
+    assert "1 volumes could not be read and count as unread:\n  thin, a: a.nii.gz: not a NIfTI file" in capsys.readouterr().out
+    assert read_findings(tmp_path / "out" / "findings.csv", cases="abc") == found
+    for case in "bc":
+        (tmp_path / "thin" / f"{case}.nii.gz").unlink()
+    assert main(words) == 2
+    assert "No volume of" in capsys.readouterr().err
+
 
 def test_bad_input_is_one_line_and_status_2(files, tmp_path, capsys):
     def error(*words):
