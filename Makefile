@@ -15,10 +15,11 @@ test: $(READY)          ## all tests but the slow ones
 slow: $(READY)          ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
-bench: $(READY)         ## what the engine costs: time, memory, MONAI beside it (half an hour on two CPU cores)
+bench: $(READY)         ## what reconstruction and evaluation cost: time, memory, MONAI beside it (half an hour on two CPU cores)
 	$(BIN)/python tests/benchmarks/speed.py
 	$(BIN)/python tests/benchmarks/memory.py --stride 1
 	$(BIN)/python tests/benchmarks/against_monai.py
+	$(BIN)/python tests/benchmarks/quality.py
 
 lint: $(READY)          ## style, types
 	$(BIN)/ruff check .
@@ -26,8 +27,9 @@ lint: $(READY)          ## style, types
 	$(BIN)/mypy
 
 docs: $(READY)          ## the API's pages in build/docs
-	$(BIN)/pdoc --docformat google --output-directory build/docs $(addprefix mpunet.,geometry schedule intensity models losses metrics \
-		data data.datamodule data.transforms inference inference.manifest inference.writer module adversarial benchmark weights callbacks \
+	$(BIN)/pdoc --docformat google --output-directory build/docs $(addprefix mpunet.,geometry schedule intensity models losses metrics quality ssim \
+		data data.datamodule data.transforms inference inference.manifest inference.writer evaluation evaluation.consistency evaluation.reader_study \
+		evaluation.report evaluation.view module adversarial benchmark weights callbacks \
 		pictures config memory)
 
 build: $(READY)         ## wheel and source distribution in dist/
