@@ -20,6 +20,7 @@ bench: $(READY)         ## what reconstruction and evaluation cost: time, memory
 	$(BIN)/python tests/benchmarks/memory.py --stride 1
 	$(BIN)/python tests/benchmarks/against_monai.py
 	$(BIN)/python tests/benchmarks/quality.py
+	$(BIN)/python tests/benchmarks/crops.py
 
 lint: $(READY)          ## style, types
 	$(BIN)/ruff check .

@@ -17,9 +17,9 @@ import torch
 from scipy.interpolate import CubicSpline
 
 import mpunet
-from mpunet.data.cache import cache_case, default_cache_dir, open_case
+from mpunet.data.cache import Cache, Preparation
 from mpunet.data.datamodule import WholeVolumes
-from mpunet.data.pairs import find_cases
+from mpunet.data.layouts import find_cases
 from mpunet.geometry import thin_depth
 from mpunet.memory import hold_memory
 from mpunet.metrics import LUNG_METRICS, WHOLE_METRICS, CaseMetrics, hu_metrics
@@ -56,9 +56,7 @@ def main() -> None:
     for stride in args.stride:
         reconstruct = mpunet.Reconstructor.from_network(network, stride=stride, check_hu=False)
         methods[f"{type(network).__name__}, stride {stride}"] = reconstruct
-    cached = [
-        open_case(cache_case(case, default_cache_dir(), ratio=network.ratio), case.name) for case in find_cases(args.data_dir)
-    ]
+    cached = Cache().cases(find_cases(args.data_dir), Preparation(network.ratio))
     volumes = WholeVolumes(cached, network.ratio)
     means = {name: CaseMetrics() for name in methods}
     seconds = dict.fromkeys(methods, 0.0)

@@ -19,21 +19,13 @@ from mpunet.__main__ import main as mpunet
 from mpunet.data.lung_mask import lung_mask
 from mpunet.data.phantom import phantom_image
 from mpunet.data.scan_file import read_volume
-from mpunet.data.simulate import thicken
-from mpunet.geometry import grid_spacing, thick_affine
+from mpunet.data.thick_file import write_thick
+from mpunet.geometry import grid_spacing
 from mpunet.metrics import hu_metrics
 from mpunet.models import interpolation_matrix
 from mpunet.pictures import coronal
 
 RATIO = 5
-
-
-def write_thick(thin_file: Path, thick_file: Path) -> None:
-    """Simulate the thick scan of a thin one."""
-    volume = read_volume(thin_file)
-    thick = np.rint(thicken(volume.slab, RATIO)).astype(np.int16)
-    affine = thick_affine(volume.affine, volume.slice_axis, RATIO)
-    nib.save(nib.Nifti1Image(volume.frame.to_stored(thick), affine), thick_file)
 
 
 def draw(volumes: dict[str, np.ndarray], spacings: dict[str, np.ndarray], picture: Path) -> None:
@@ -69,7 +61,7 @@ def main() -> int:
         nib.save(phantom_image(seed), folder / "train" / f"phantom{seed}.nii.gz")
     truth_file, thick_file = folder / "truth" / "phantom3.nii.gz", folder / "scans" / "phantom3.nii.gz"
     nib.save(phantom_image(3), truth_file)
-    write_thick(truth_file, thick_file)
+    write_thick(thick_file, truth_file, RATIO)
 
     print(f"2. mpunet fit: {args.steps} steps", flush=True)
     config = Path(__file__).with_name("mpunet_cpu.yaml")

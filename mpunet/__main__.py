@@ -15,6 +15,9 @@ usage: mpunet [--version] [--debug] COMMAND [options]
 
 Thin-slice CT from thick-slice CT. Research software, not a medical device.
 
+  check         look over training data:    mpunet check DATA
+  simulate      thick slices of thin ones:  mpunet simulate THIN THICK --ratio 5
+  fit-profile   slice profile of a pair:    mpunet fit-profile THIN THICK
   fit           train a network:            mpunet fit --config examples/mpunet.yaml --data.train_dir DIR --data.val_dir DIR
   validate      measure on whole volumes:   mpunet validate --ckpt_path CKPT --data.val_dir DIR
   test          likewise, on test data:     mpunet test --ckpt_path CKPT --data.test_dir DIR
@@ -30,8 +33,11 @@ Exit status: 0 done, 1 some volumes or rows failed (manifest.jsonl beside the re
 # Commands that need no Trainer: each module's run(args) returns the exit status.
 COMMANDS = {
     "benchmark": "mpunet.benchmark.command",
+    "check": "mpunet.data.check_command",
     "evaluate": "mpunet.evaluation.evaluate_command",
+    "fit-profile": "mpunet.data.profile_command",
     "reader-study": "mpunet.evaluation.reader_command",
+    "simulate": "mpunet.data.simulate_command",
     "view": "mpunet.evaluation.view",
 }
 

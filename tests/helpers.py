@@ -1,10 +1,13 @@
 """Small volumes in any orientation, whose voxel values say where they stand."""
 
+import tracemalloc
+
 import nibabel as nib
 import numpy as np
 import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
+from mpunet.data.scan_file import open_scan
 from mpunet.data.volume import volume_from_image
 
 
@@ -60,3 +63,25 @@ def save(path, slab, **options):
 
 def volume(slab, **options):
     return volume_from_image(nifti(slab, **options), path="scan.nii.gz")
+
+
+def streamed(path, **options):
+    """The slab of a file, put together from slices."""
+    scan = open_scan(path, **options)
+    slices = list(scan)
+    for plane in slices:
+        assert plane.shape == scan.shape[1:]
+        assert plane.dtype == scan.dtype
+        assert plane.flags.c_contiguous
+        assert plane.flags.writeable
+    return np.stack(slices[::-1] if scan.last_first else slices)
+
+
+def peak(function):
+    """Bytes that a call took at most, in Python and NumPy."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

@@ -14,9 +14,8 @@ import yaml
 import mpunet
 from mpunet.__main__ import main
 from mpunet.data.phantom import phantom_image
-from mpunet.data.scan_file import read_volume
-from mpunet.data.simulate import thicken
-from mpunet.geometry import slice_positions, thick_affine
+from mpunet.data.thick_file import write_thick
+from mpunet.geometry import slice_positions
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY = ["--model.net.widths", "[2,2,2,2,2,2]", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
@@ -32,15 +31,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folder.mkdir()
     for seed, name in enumerate(("train", "val", "test")):
         nib.save(phantom_image(seed, shape=(56, 40, 44), spacing=(1.0, 8.0, 8.0)), out[name] / f"case{seed}.nii.gz")
-    thin = read_volume(out["test"] / "case2.nii.gz")
-    thick = thin.frame.to_stored(np.rint(thicken(thin.slab, 5)).astype(np.int16))
-    affine = thick_affine(thin.affine, thin.slice_axis, 5)
-    nib.save(nib.Nifti1Image(thick, affine), out["scans"] / "a.nii.gz")
+    write_thick(out["scans"] / "a.nii.gz", out["test"] / "case2.nii.gz", 5)
+    image = nib.load(out["scans"] / "a.nii.gz")
+    thick, affine = np.asarray(image.dataobj), image.affine
     flipped = affine.copy()
-    flipped[:, 3] += affine[:, thin.slice_axis] * (thick.shape[thin.slice_axis] - 1)
-    flipped[:, thin.slice_axis] *= -1
+    flipped[:, 3] += affine[:, 2] * (thick.shape[2] - 1)
+    flipped[:, 2] *= -1
     (out["scans"] / "sub").mkdir()
-    nib.save(nib.Nifti1Image(np.flip(thick, thin.slice_axis), flipped), out["scans"] / "sub" / "b.nii")
+    nib.save(nib.Nifti1Image(np.flip(thick, 2), flipped), out["scans"] / "sub" / "b.nii")
     return out
 
 
@@ -76,6 +74,16 @@ def test_fit_leaves_checkpoints_config_and_pictures(run: Path) -> None:
     assert [p.name for p in (run / "samples").iterdir()] == ["case1-step0000002.png"]
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["net"]["init_args"]["widths"] == [2, 2, 2, 2, 2, 2]
+
+
+def test_tensorboard_shows_curves_and_pictures(run: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run)).Reload()
+    tags = events.Tags()
+    assert {"train/loss", "train/inner", "val/lung_rmse", "val/consistency"} <= set(tags["scalars"])
+    assert [point.step for point in events.Scalars("train/loss")] == [0, 1]
+    assert tags["images"] == ["coronal/case1"]
 
 
 def test_fit_without_validation_data_keeps_the_last_checkpoint(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ The data module and the MONAI transforms are not imported here, as Lightning and
 :class:`mpunet.ThickThinDataModule`, :mod:`mpunet.data.transforms`.
 """
 
+from mpunet.data.case import Case
+from mpunet.data.layouts import find_cases
 from mpunet.data.lung_mask import lung_mask
-from mpunet.data.pairs import Case, align_pair, find_cases, split_by_patient
+from mpunet.data.pairs import align_pair, split_by_patient
 from mpunet.data.phantom import ChestPhantom, chest_phantom, phantom_image
 from mpunet.data.scan_file import ScanFile, open_scan, read_volume
 from mpunet.data.scans import Scan, find_scans

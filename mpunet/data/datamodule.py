@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypedDict
 
 import lightning as L
@@ -14,12 +13,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from mpunet.data.cache import CachedCase, cache_case, default_cache_dir, open_case
-from mpunet.data.pairs import Case, find_cases, split_by_patient
+from mpunet.data.augmentation import NO_AUGMENTATION, Augmentation
+from mpunet.data.cache import Cache, CachedCase, Preparation
+from mpunet.data.case import Case, Part
+from mpunet.data.in_plane import DEPTH_AXES
+from mpunet.data.layouts import find_cases
+from mpunet.data.lung_source import LungMasks
+from mpunet.data.pairs import check_alignment, split_cases
+from mpunet.data.profile_range import ProfileRange
+from mpunet.data.rplhr import Intensity
+from mpunet.data.scan_file import read_info
 from mpunet.data.scans import PredictLoader, Scan, find_scans, share_out
 from mpunet.data.simulate import Profile, thicken
 from mpunet.data.transforms import training_transforms
-from mpunet.geometry import thin_depth
+from mpunet.geometry import grid_spacing, thin_depth
 
 __all__ = ["CropBatch", "CropLoader", "CropSampler", "Crops", "ThickThinDataModule", "VolumeCase", "WholeVolumes"]
 
@@ -53,20 +60,34 @@ class Crops(Dataset[dict[str, Tensor]]):
         cases: cached cases, each drawn equally often.
         transforms: see :func:`mpunet.data.transforms.training_transforms`.
         length: crops in one epoch.
+        turned: cases whose depth was in plane, see :mod:`mpunet.data.in_plane`.
+        turned_rate: share of the crops that are drawn from them; all, where there are no other cases.
     """
 
-    def __init__(self, cases: Sequence[CachedCase], transforms: Any, *, length: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        cases: Sequence[CachedCase],
+        transforms: Any,
+        *,
+        length: int,
+        seed: int = 0,
+        turned: Sequence[CachedCase] = (),
+        turned_rate: float = 0.0,
+    ) -> None:
         self.cases = cases
         self.transforms = transforms
         self.length = length
         self.seed = seed
+        self.turned = turned
+        self.turned_rate = turned_rate
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, item: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([self.seed, item])
-        case = self.cases[int(rng.integers(len(self.cases)))]
+        cases = self.turned if self.turned and (not self.cases or rng.random() < self.turned_rate) else self.cases
+        case = cases[int(rng.integers(len(cases)))]
         self.transforms.set_random_state(seed=int(rng.integers(2**32 - 1)))
         data: dict[str, Any] = {"thin": case.thin, "lung": case.lung, "lung_box": case.lung_box}
         if case.thick is not None:
@@ -142,16 +163,17 @@ class WholeVolumes(Dataset[VolumeCase]):
 
 
 class ThickThinDataModule(L.LightningDataModule):
-    """Folders of CT volumes to batches.
+    """CT volumes to batches.
 
-    Give ``data_dir`` to have it split by patient, or ``train_dir``, ``val_dir`` and ``test_dir``; each is a folder of pairs
-    (subfolders ``thin``, ``thick``, perhaps ``lung``) or of thin volumes, whose thick slices are then simulated (see
-    :func:`mpunet.data.pairs.find_cases`). ``predict_dir`` is a folder of thick volumes, searched recursively.
+    Give ``data_dir``, which comes with a split or is split by patient, or ``train_dir``, ``val_dir`` and ``test_dir``. Each is a
+    folder, a CSV of pairs, or folders by kind, ``{thin: DIR, thick: DIR}``, see :func:`mpunet.data.layouts.find_cases`; thick slices
+    that are not there are simulated. ``predict_dir`` is a folder of thick volumes, searched recursively.
 
     Args:
         n_thick: thick slices of a crop; the network's by default.
         ratio: thick spacing / thin spacing; the network's by default.
-        split: fractions for training, validation and test (the paper: 600, 104 and 176 of 880 pairs).
+        split: fractions for training, validation and test (the paper: 600, 104 and 176 of 880 pairs), where ``data_dir`` has no
+            split of its own.
         split_seed: seed of the split.
         patient_pattern: regular expression for the patient in a case's name, see :func:`find_cases`.
         crop: height and width of training crops in voxels (the paper: 256 x 256); multiples of the network's in-plane factor.
@@ -159,23 +181,33 @@ class ThickThinDataModule(L.LightningDataModule):
         batch_size: crops in a batch, per rank.
         max_thin_spacing: leave out training volumes whose slices stand further apart than this, in mm. A folder that mixes 1 mm
             and 2.5 mm series would otherwise teach two different tasks.
+        in_plane_as_depth: share of the training crops that come from those left out, turned so that an axis in plane is depth, see
+            :mod:`mpunet.data.in_plane`; all crops, if every volume was left out.
+        in_plane_spacing: slice spacing of the turned volumes in mm.
         lung_rate: share of the crops centred on a lung voxel (our choice).
         flip: random flips along the three axes, and transposition of square crops.
-        profile: slice profile of simulated thick slices.
-        fwhm: its full width at half maximum in thick spacings; 0.9 for the Gaussian by default.
+        augmentation: what else to vary in training crops: rotation, offset and scale of HU, noise.
+        profile: slice profile of simulated thick slices; of several, each training crop draws one.
+        fwhm: its full width at half maximum in thick spacings; 0.9 for the Gaussian by default. From a range (0.7, 1.1) each training
+            crop draws one, so that the network learns to serve several scanners. Validation and test keep to the first kind and the
+            middle of the range, so that their numbers compare.
         slice_axis: stored axis along which slices are stacked, where spacings do not tell.
         check_hu: refuse scans to predict whose intensities cannot be HU.
-        num_workers: processes that cut crops; by default one per core, up to 8, or none on a machine with two cores or fewer.
+        intensity: what intensities within [0, 1] are: RPLHR-CT's where files lie in its folders ("auto"), or anywhere ("rplhr").
+        lung_masks: where lung masks come from: files, "threshold", the package "lungmask", or files where there are any and else
+            "threshold" ("auto").
+        num_workers: processes that fill the cache and cut crops; by default one per core, up to 8, or none on a machine with two cores or fewer.
         cache_dir: where decompressed volumes are kept; ``$MPUNET_CACHE`` or ``~/.cache/mpunet`` by default.
+        cache_limit: bytes that it may take, or a text like "200 GB": what was not used for longest goes first.
         seed: seed of the crops.
     """
 
     def __init__(
         self,
-        data_dir: str | None = None,
-        train_dir: str | None = None,
-        val_dir: str | None = None,
-        test_dir: str | None = None,
+        data_dir: dict[str, str] | str | None = None,
+        train_dir: dict[str, str] | str | None = None,
+        val_dir: dict[str, str] | str | None = None,
+        test_dir: dict[str, str] | str | None = None,
         predict_dir: str | None = None,
         *,
         n_thick: int | None = None,
@@ -187,21 +219,27 @@ class ThickThinDataModule(L.LightningDataModule):
         crops_per_epoch: int = 1000,
         batch_size: int = 1,
         max_thin_spacing: float | None = None,
+        in_plane_as_depth: float = 0.0,
+        in_plane_spacing: float = 1.0,
         lung_rate: float = 0.9,
         flip: bool = True,
-        profile: Profile = "gaussian",
-        fwhm: float | None = None,
+        augmentation: Augmentation = NO_AUGMENTATION,
+        profile: Profile | list[Profile] = "gaussian",
+        fwhm: float | tuple[float, float] | None = None,
         slice_axis: int | None = None,
         check_hu: bool = True,
+        intensity: Intensity = "auto",
+        lung_masks: LungMasks = "auto",
         num_workers: int | None = None,
         cache_dir: str | None = None,
+        cache_limit: int | str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if data_dir is not None and (train_dir or val_dir or test_dir):
             raise ValueError("Give data_dir, which is split, or train_dir, val_dir and test_dir, not both.")
         self.data_dir = data_dir
-        self.dirs = {"train": train_dir, "val": val_dir, "test": test_dir}
+        self.dirs: dict[Part, dict[str, str] | str | None] = {"train": train_dir, "val": val_dir, "test": test_dir}
         self.predict_dir = predict_dir
         self.n_thick = n_thick
         self.ratio = ratio
@@ -211,26 +249,39 @@ class ThickThinDataModule(L.LightningDataModule):
         self.crop = tuple(crop)
         self.crops_per_epoch = crops_per_epoch
         self.batch_size = batch_size
+        if not 0 <= in_plane_as_depth <= 1 or (in_plane_as_depth and max_thin_spacing is None):
+            raise ValueError(
+                "Expected in_plane_as_depth from 0 to 1, and above 0 with max_thin_spacing, beyond which volumes are turned; "
+                f"got {in_plane_as_depth} with max_thin_spacing {max_thin_spacing}."
+            )
         self.max_thin_spacing = max_thin_spacing
+        self.in_plane_as_depth = in_plane_as_depth
+        self.in_plane_spacing = in_plane_spacing
         self.lung_rate = lung_rate
         self.flip = flip
-        self.profile: Profile = profile
-        self.fwhm = fwhm
+        self.augmentation = augmentation
+        self.profiles = ProfileRange.of(profile, fwhm)
         self.slice_axis = slice_axis
         self.check_hu = check_hu
+        self.intensity: Intensity = intensity
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.num_workers = num_workers if num_workers is not None else 0 if cores <= 2 else min(8, cores)
-        self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
+        self.lung_masks: LungMasks = lung_masks
+        self.cache = Cache(cache_dir, limit=cache_limit)
         self.seed = seed
         self.cases: dict[str, list[CachedCase]] = {}
+        self.turned: list[CachedCase] = []
+        self._found: dict[Part, list[Case]] = {}
         self.predict_scans: list[Scan] = []
 
     def prepare_data(self) -> None:
         """Build the cache, once per node."""
         if self._stage() != "predict":
             for name in self._parts():
-                for case in self._find(name):
-                    self._cached(case)
+                check_alignment(self._wanted(name), ratio=self._geometry()[1], slice_axis=self.slice_axis)
+                self._cached(name)
+                if name == "train":
+                    self._cached_turned()
 
     def setup(self, stage: str) -> None:
         """Open what the stage ("fit", "validate", "test" or "predict") needs; raise ValueError where its folder is not given."""
@@ -242,17 +293,31 @@ class ThickThinDataModule(L.LightningDataModule):
             return
         for name in self._parts(stage):
             if name not in self.cases:
-                self.cases[name] = [open_case(self._cached(case), case.name) for case in self._find(name)]
+                self.cases[name] = self._cached(name)
                 if name == "train":
-                    self.cases[name] = self._thin_enough(self.cases[name])
+                    self.turned = self._cached_turned()
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Random crops as a :class:`CropBatch`."""
         n_thick, ratio = self._geometry()
         transforms = training_transforms(
-            n_thick, ratio, self.crop, lung_rate=self.lung_rate, flip=self.flip, profile=self.profile, fwhm=self.fwhm
+            n_thick,
+            ratio,
+            self.crop,
+            lung_rate=self.lung_rate,
+            flip=self.flip,
+            profile=self.profiles.kinds,
+            fwhm=self.profiles.fwhm,
+            augmentation=self.augmentation,
         )
-        crops = Crops(self.cases["train"], transforms, length=self.crops_per_epoch, seed=self.seed)
+        crops = Crops(
+            self.cases["train"],
+            transforms,
+            length=self.crops_per_epoch,
+            seed=self.seed,
+            turned=self.turned,
+            turned_rate=self.in_plane_as_depth,
+        )
         return CropLoader(
             crops,
             batch_size=self.batch_size,
@@ -277,53 +342,81 @@ class ThickThinDataModule(L.LightningDataModule):
             # Rank 0 decides for all, as a file may change while it is looked at.
             shares = share_out(scans, self.trainer.world_size) if self.trainer.is_global_zero else []
             scans = self.trainer.strategy.broadcast(shares)[self.trainer.global_rank]
-        return PredictLoader(scans, slice_axis=self.slice_axis, check_hu=self.check_hu)
+        return PredictLoader(scans, slice_axis=self.slice_axis, check_hu=self.check_hu, intensity=self.intensity)
 
     def _whole(self, name: str) -> DataLoader[VolumeCase] | list[Any]:
         if not self.cases.get(name):
             return []
-        volumes = WholeVolumes(self.cases[name], self._geometry()[1], profile=self.profile, fwhm=self.fwhm)
+        profile, fwhm = self.profiles.fixed
+        volumes = WholeVolumes(self.cases[name], self._geometry()[1], profile=profile, fwhm=fwhm)
         return DataLoader(volumes, batch_size=None)
 
     def _stage(self) -> str | None:
         stage = self.trainer.state.fn if self.trainer else None
         return None if stage is None else str(stage.value)
 
-    def _parts(self, stage: str | None = None) -> list[str]:
+    def _parts(self, stage: str | None = None) -> list[Part]:
         """Which of train, val and test a stage needs (what the trainer is about to do, if not given) and has."""
         stage = stage or self._stage() or "fit"
-        needed = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}[stage]
-        if self.data_dir is not None:
-            share = dict(zip(("train", "val", "test"), self.split, strict=True))
-            if not share[needed[0]] > 0:
-                raise ValueError(
-                    f"The split {self.split} leaves no case for {stage}: give {needed[0]} a fraction above 0, "
-                    f"or folders of their own ({needed[0]}_dir) instead of data_dir."
-                )
-            return [name for name in needed if share[name] > 0]
-        if self.dirs[needed[0]] is None:
-            raise ValueError(f"Expected a folder for {stage}: give {needed[0]}_dir, or data_dir to have it split.")
-        return [n for n in needed if self.dirs[n] is not None]
+        stages: dict[str, list[Part]] = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}
+        needed = stages[stage]
+        if self.data_dir is None:
+            if self.dirs[needed[0]] is None:
+                raise ValueError(f"Expected a folder for {stage}: give {needed[0]}_dir, or data_dir to have it split.")
+            return [name for name in needed if self.dirs[name] is not None]
+        has = [name for name in needed if self._find(name)]
+        if needed[0] not in has:
+            raise ValueError(
+                f"The split of {self.data_dir} leaves no case for {stage}: give {needed[0]} a fraction above 0 (now {self.split}), cases "
+                f"if it is the data's own split, or a folder of its own ({needed[0]}_dir) instead of data_dir."
+            )
+        return has
 
-    def _find(self, name: str) -> list[Case]:
+    def _find(self, name: Part) -> list[Case]:
+        """A part's cases, listed once, as a large folder takes seconds on a network file system."""
         if self.data_dir is not None:
-            cases = find_cases(self.data_dir, patient_pattern=self.patient_pattern)
-            return split_by_patient(cases, self.split, seed=self.split_seed)[("train", "val", "test").index(name)]
-        folder = self.dirs[name]
-        return find_cases(folder, patient_pattern=self.patient_pattern) if folder is not None else []
+            if not self._found:
+                self._found.update(split_cases(self._list(self.data_dir), self.split, seed=self.split_seed))
+        elif name not in self._found and (source := self.dirs[name]) is not None:
+            self._found[name] = [case for case in self._list(source) if case.part in (None, name)]
+            if not self._found[name]:
+                raise ValueError(f"{source} has a split of its own, and no case in it for {name}: give another {name}_dir.")
+        return self._found.get(name, [])
 
-    def _thin_enough(self, cases: list[CachedCase]) -> list[CachedCase]:
-        limit = self.max_thin_spacing
+    def _list(self, source: dict[str, str] | str) -> list[Case]:
+        return find_cases(source, patient_pattern=self.patient_pattern, intensity=self.intensity)
+
+    def _wanted(self, name: Part) -> list[Case]:
+        """A part's cases, those for training without the ones that :attr:`max_thin_spacing` leaves out, as their headers tell."""
+        return self._by_spacing()[0] if name == "train" else self._find(name)
+
+    def _by_spacing(self) -> tuple[list[Case], list[Case]]:
+        cases, limit = self._find("train"), self.max_thin_spacing
         if limit is None:
-            return cases
-        kept = [case for case in cases if case.spacing[0] <= limit]
-        if not kept:
-            found = ", ".join(f"{case.name} {case.spacing[0]:.2f} mm" for case in cases)
-            raise ValueError(f"No training volume has slices at most {limit} mm apart (max_thin_spacing): {found}.")
-        return kept
+            return cases, []
+        infos = (read_info(case.thin, slice_axis=self.slice_axis) for case in cases)
+        spacings = [float(grid_spacing(info.slab_affine)[0]) for info in infos]
+        kept = [case for case, spacing in zip(cases, spacings, strict=True) if spacing <= limit]
+        if not kept and not self.in_plane_as_depth:
+            found = ", ".join(f"{case.name} {spacing:.2f} mm" for case, spacing in zip(cases, spacings, strict=True))
+            raise ValueError(
+                f"No training volume has slices at most {limit} mm apart (max_thin_spacing): {found}. "
+                "Raise it, or have them turned (in_plane_as_depth)."
+            )
+        return kept, [case for case, spacing in zip(cases, spacings, strict=True) if spacing > limit]
 
-    def _cached(self, case: Case) -> Path:
-        return cache_case(case, self.cache_dir, ratio=self._geometry()[1], slice_axis=self.slice_axis)
+    def _cached(self, name: Part) -> list[CachedCase]:
+        preparation = Preparation(self._geometry()[1], self.slice_axis, self.lung_masks)
+        return self.cache.cases(self._wanted(name), preparation, workers=self.num_workers)
+
+    def _cached_turned(self) -> list[CachedCase]:
+        """What :attr:`max_thin_spacing` leaves out, once with its height as depth and once with its width."""
+        if not self.in_plane_as_depth:
+            return []
+        cases = [case._replace(thick=None) for case in self._by_spacing()[1]]
+        plain = Preparation(self._geometry()[1], self.slice_axis, self.lung_masks, turned_spacing=self.in_plane_spacing)
+        turned = (plain._replace(depth_axis=axis) for axis in DEPTH_AXES)
+        return [case for preparation in turned for case in self.cache.cases(cases, preparation, workers=self.num_workers)]
 
     def _geometry(self) -> tuple[int, int]:
         """(n, r): the network's where a trainer has one, which must then agree with what was given; else what was given, or (8, 5)."""

@@ -1,70 +1,36 @@
-"""Cases in a folder: finding them, pairing thick with thin by name and by position, splitting them by patient."""
+"""Cases split by patient, and thick series aligned with thin ones by position."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from mpunet.data.scans import find_scans
-from mpunet.data.volume import Volume
+from mpunet.data.case import PARTS, Case, Part
+from mpunet.data.scan_file import read_info
+from mpunet.data.volume import VolumeInfo
 from mpunet.geometry import grid_spacing
 
-__all__ = ["Case", "align_pair", "files_by_name", "find_cases", "split_by_patient"]
+__all__ = ["align_pair", "check_alignment", "split_by_patient", "split_cases"]
 
 
-class Case(NamedTuple):
-    """One examination.
-
-    Attributes:
-        name: path below its folder, without ``.nii`` or ``.nii.gz``.
-        patient: what the split keeps together.
-        thin: thin-slice file.
-        thick: thick-slice file of the same examination; None if it is to be simulated.
-        lung: lung mask on the thin grid; None if it is to be computed.
-    """
-
-    name: str
-    patient: str
-    thin: Path
-    thick: Path | None = None
-    lung: Path | None = None
-
-
-def find_cases(folder: str | Path, *, patient_pattern: str | None = None) -> list[Case]:
-    """Cases in a folder, sorted by name.
-
-    Two layouts: subfolders ``thin`` and, if pairs exist, ``thick`` and ``lung`` with files of the same names; or thin volumes
-    right in the folder (and below it).
-
-    Args:
-        patient_pattern: regular expression whose first group (or whole match) in a case's name is the patient; by default the
-            name itself.
+def split_cases(cases: Sequence[Case], fractions: Sequence[float], *, seed: int = 0) -> dict[Part, list[Case]]:
+    """Cases for training, validation and test: by the data's own split where they have one, else by :func:`split_by_patient`.
 
     Raises:
-        ValueError: if the folder is missing or empty, a file lacks its counterpart, or the pattern matches nothing.
+        ValueError: as :func:`split_by_patient`, or if the data's own split has a patient in two parts.
     """
-    root = Path(folder)
-    if not (root / "thin").is_dir():
-        if (root / "thick").is_dir():
+    if not any(case.part for case in cases):
+        return dict(zip(PARTS, split_by_patient(cases, fractions, seed=seed), strict=True))
+    part_of: dict[str, Part | None] = {}
+    for case in cases:
+        if part_of.setdefault(case.patient, case.part) != case.part:
             raise ValueError(
-                f"{root} has a subfolder 'thick' but none named 'thin'; put the thin volumes there under the same names."
+                f"The patient {case.patient!r} is both in {part_of[case.patient]} and in {case.part}; "
+                "a patient in two parts makes the measurements too good."
             )
-        return [Case(name, _patient(name, patient_pattern), path) for name, path in files_by_name(root).items()]
-    thin = files_by_name(root / "thin")
-    thick = files_by_name(root / "thick") if (root / "thick").is_dir() else {}
-    lung = files_by_name(root / "lung") if (root / "lung").is_dir() else {}
-    for kind, files in (("thick", thick), ("lung", lung)):
-        if files and (odd := sorted(files.keys() ^ thin.keys())):
-            raise ValueError(
-                f"{root}: {len(odd)} cases are not both in 'thin' and in '{kind}', the first of them {odd[0]!r}. "
-                "Files of one case have the same name in every subfolder."
-            )
-    return [Case(name, _patient(name, patient_pattern), path, thick.get(name), lung.get(name)) for name, path in thin.items()]
+    return {part: [case for case in cases if case.part == part] for part in PARTS}
 
 
 def split_by_patient(cases: Sequence[Case], fractions: Sequence[float], *, seed: int = 0) -> list[list[Case]]:
@@ -91,7 +57,7 @@ def split_by_patient(cases: Sequence[Case], fractions: Sequence[float], *, seed:
     return [[c for c in cases if part_of[c.patient] == part] for part in range(len(fractions))]
 
 
-def align_pair(thick: Volume, thin: Volume, ratio: int) -> tuple[slice, slice]:
+def align_pair(thick: VolumeInfo, thin: VolumeInfo, ratio: int) -> tuple[slice, slice]:
     """Slices of a thick and a thin slab that cover the same range, thick slice k on thin slice ``ratio`` * k of it.
 
     Positions are read from the affines; a thick series that starts some thin slices after the thin one is cut to what both have.
@@ -101,15 +67,18 @@ def align_pair(thick: Volume, thin: Volume, ratio: int) -> tuple[slice, slice]:
     """
     names = f"{thick.path} and {thin.path}"
     a, b = thick.slab_affine, thin.slab_affine
-    if thick.slab.shape[1:] != thin.slab.shape[1:]:
+    if thick.shape[1:] != thin.shape[1:]:
         raise ValueError(
-            f"{names} do not match: {thick.slab.shape[1:]} against {thin.slab.shape[1:]} voxels in plane. "
+            f"{names} do not match: {thick.shape[1:]} against {thin.shape[1:]} voxels in plane. "
             "A pair must be one examination with one field of view; resample one onto the other."
         )
     spacing = grid_spacing(b)
     measured = grid_spacing(a)[0] / spacing[0]
     if abs(measured - ratio) > 0.01 * ratio:
-        raise ValueError(f"{names} do not match: slice spacings have the ratio {measured:.3f}, expected {ratio}.")
+        raise ValueError(
+            f"{names} do not match: slices {grid_spacing(a)[0]:.4g} and {spacing[0]:.4g} mm apart have the ratio {measured:.3f}, "
+            f"expected {ratio}, the network's (--model.net.ratio)."
+        )
     if not np.allclose(a[:3, :3] / [ratio, 1, 1], b[:3, :3], rtol=0, atol=0.01 * spacing.min()):
         raise ValueError(f"{names} do not match: their voxel axes differ in direction or in-plane spacing.")
     offset = np.linalg.solve(b[:3, :3], a[:3, 3] - b[:3, 3])
@@ -120,14 +89,14 @@ def align_pair(thick: Volume, thin: Volume, ratio: int) -> tuple[slice, slice]:
             "expected a whole thin slice and (0, 0) in plane. Resample the thin volume onto the thick one's positions."
         )
     first = max(0, -(start // ratio))
-    last = min(len(thick.slab) - 1, (len(thin.slab) - 1 - start) // ratio)
+    last = min(thick.shape[0] - 1, (thin.shape[0] - 1 - start) // ratio)
     if last - first < 1:
         raise ValueError(
             f"{names} do not match: they share {max(0, last - first + 1)} thick slice positions, expected at least 2."
         )
     # Each check above allows for rounded headers; over hundreds of voxels that would add up.
     per_voxel = np.abs(np.linalg.solve(b[:3, :3], a[:3, :3]) - np.diag([ratio, 1, 1]))
-    drift = (per_voxel @ (last, *np.subtract(thick.slab.shape[1:], 1))).max()
+    drift = (per_voxel @ (last, *np.subtract(thick.shape[1:], 1))).max()
     if drift > 0.5:
         raise ValueError(
             f"{names} do not match: their grids drift apart by up to {drift:.1f} thin voxels from the first slice to the last. "
@@ -136,21 +105,11 @@ def align_pair(thick: Volume, thin: Volume, ratio: int) -> tuple[slice, slice]:
     return slice(first, last + 1), slice(start + first * ratio, start + last * ratio + 1)
 
 
-def files_by_name(folder: str | Path) -> dict[str, Path]:
-    """The volumes of :func:`mpunet.data.scans.find_scans` by their path below the folder without ``.nii`` and ``.nii.gz``, sorted."""
-    out: dict[str, Path] = {}
-    for scan in find_scans(folder):
-        name = re.sub(r"\.nii(\.gz)?$", "", scan.relative.as_posix(), flags=re.IGNORECASE)
-        if name in out:
-            raise ValueError(f"Two files have the name {name!r}: {out[name]} and {scan.path}. Remove one of them.")
-        out[name] = scan.path
-    return out
+def check_alignment(cases: Sequence[Case], *, ratio: int, slice_axis: int | None = None) -> None:
+    """Raise what :func:`align_pair` raises for the first pair that does not match, from the headers alone.
 
-
-def _patient(name: str, pattern: str | None) -> str:
-    if pattern is None:
-        return name
-    match = re.search(pattern, name)
-    if match is None:
-        raise ValueError(f"patient_pattern {pattern!r} does not match the case {name!r}.")
-    return match.group(1) if match.groups() else match.group(0)
+    A pair of another ratio should not be found after hours of reading those before it.
+    """
+    for case in cases:
+        if case.thick is not None:
+            align_pair(read_info(case.thick, slice_axis=slice_axis), read_info(case.thin, slice_axis=slice_axis), ratio)

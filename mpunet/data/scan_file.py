@@ -15,9 +15,10 @@ import numpy.typing as npt
 from isal import igzip
 from nibabel.volumeutils import apply_read_scaling
 
+from mpunet.data.rplhr import Intensity, reads_as_rplhr, rplhr_to_hu
 from mpunet.data.volume import IntensityRange, Volume, VolumeInfo, nifti_suffix, one_line_errors, slab_dtype, volume_info
 
-__all__ = ["ScanFile", "open_scan", "read_volume"]
+__all__ = ["ScanFile", "open_scan", "read_info", "read_volume"]
 
 # DEFLATE packs at most 258 bytes into 2 bits: https://zlib.net/zlib_tech.html. A smaller file breaks its header's promise.
 _MAX_COMPRESSION = 1032
@@ -41,6 +42,7 @@ class ScanFile(VolumeInfo):
         self.last_first = self.slice_axis == 2 and self.frame.flipped[0]
         self._proxy = proxy  # where nibabel found the voxels in the file
         self._slab: npt.NDArray[Any] | None = None
+        self._rplhr = False
 
     def __len__(self) -> int:
         """Number of slices."""
@@ -56,14 +58,20 @@ class ScanFile(VolumeInfo):
         for plane in self._stored_planes():
             yield np.ascontiguousarray(frame.to_slab(plane[..., None])[0])
 
-    def _read_through(self, slab: npt.NDArray[Any] | None, *, check_hu: bool) -> None:
-        """Check the file to its end and fill ``slab``, if there is one to fill."""
+    def _read_through(self, slab: npt.NDArray[Any] | None, *, check_hu: bool, intensity: Intensity) -> None:
+        """Check the file to its end, find out what its intensities stand for, and fill ``slab``, if there is one to fill."""
+        by_place = reads_as_rplhr(self.path, intensity)
         stored = None if slab is None else self.frame.to_stored(slab)
         seen = IntensityRange()
         for index, plane in enumerate(self._stored_planes()):
             seen.add(plane)
             if stored is not None:
                 stored[..., index] = plane
+        self._rplhr = by_place and seen.unit  # known only now that all voxels were seen
+        if self._rplhr:
+            seen = seen.in_hu()
+            for plane in () if slab is None else slab:
+                plane[:] = rplhr_to_hu(plane)
         seen.check(name=self.name, check_hu=check_hu)
 
     def _stored_planes(self) -> Iterator[npt.NDArray[Any]]:
@@ -82,10 +90,13 @@ class ScanFile(VolumeInfo):
 
     def _in_hu(self, plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
         with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as such
-            return np.asarray(apply_read_scaling(plane, self._proxy.slope, self._proxy.inter), self.dtype)
+            scaled = np.asarray(apply_read_scaling(plane, self._proxy.slope, self._proxy.inter), self.dtype)
+        return rplhr_to_hu(scaled) if self._rplhr else scaled
 
 
-def open_scan(path: str | Path, *, slice_axis: int | None = None, check_hu: bool = True) -> ScanFile:
+def open_scan(
+    path: str | Path, *, slice_axis: int | None = None, check_hu: bool = True, intensity: Intensity = "auto"
+) -> ScanFile:
     """Check a NIfTI file (``.nii``, ``.nii.gz``) from end to end, to read its slices afterwards.
 
     Takes the memory of a few slices where the slice axis is the last stored one, as in nearly all axial scans. The slices of other
@@ -95,6 +106,8 @@ def open_scan(path: str | Path, *, slice_axis: int | None = None, check_hu: bool
         path: the file.
         slice_axis: stored axis along which slices are stacked; by default :func:`mpunet.geometry.find_slice_axis` tells.
         check_hu: refuse intensities that cannot be HU, see :func:`mpunet.data.volume.check_voxels`.
+        intensity: what intensities that lie within [0, 1] are. "auto": RPLHR-CT's, and turned into HU, if the file lies in that
+            benchmark's layout, see :mod:`mpunet.data.rplhr`; refused elsewhere. "rplhr": RPLHR-CT's wherever the file lies.
 
     Raises:
         ValueError: in one line with the file's name, if it cannot be read or does not hold one 3D volume of HU. Later iterations
@@ -102,17 +115,25 @@ def open_scan(path: str | Path, *, slice_axis: int | None = None, check_hu: bool
     """
     scan = _read_header(Path(path), slice_axis)
     slab = None if scan.slice_axis == 2 else np.empty(scan.shape, scan.dtype)
-    scan._read_through(slab, check_hu=check_hu)
+    scan._read_through(slab, check_hu=check_hu, intensity=intensity)
     scan._slab = slab
     return scan
 
 
-def read_volume(path: str | Path, *, slice_axis: int | None = None, check_hu: bool = True) -> Volume:
+def read_volume(
+    path: str | Path, *, slice_axis: int | None = None, check_hu: bool = True, intensity: Intensity = "auto"
+) -> Volume:
     """Read a NIfTI file as a slab in HU; arguments and errors as for :func:`open_scan`."""
     scan = _read_header(Path(path), slice_axis)
     slab = np.empty(scan.shape, scan.dtype)
-    scan._read_through(slab, check_hu=check_hu)
+    scan._read_through(slab, check_hu=check_hu, intensity=intensity)
     return Volume(slab, scan.affine, scan.slice_axis, scan.header, scan.path)
+
+
+def read_info(path: str | Path, *, slice_axis: int | None = None) -> VolumeInfo:
+    """What a NIfTI file's header tells, in a millisecond or two: shape and affine, but no voxel. Errors of :func:`open_scan`."""
+    scan = _read_header(Path(path), slice_axis)
+    return VolumeInfo(scan.shape, scan.affine, scan.slice_axis, scan.header, scan.path)
 
 
 def _read_header(path: Path, slice_axis: int | None) -> ScanFile:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import nibabel as nib
 
 from mpunet.data.ahead import ahead
+from mpunet.data.rplhr import Intensity
 from mpunet.data.scan_file import ScanFile, open_scan
 from mpunet.data.volume import nifti_suffix
 
@@ -78,12 +79,16 @@ class PredictLoader:
         scans: what to read, as :func:`find_scans` lists it.
         slice_axis: stored axis along which slices are stacked; found per file if not given.
         check_hu: refuse intensities that cannot be HU.
+        intensity: what intensities within [0, 1] are, see :func:`mpunet.data.scan_file.open_scan`.
     """
 
-    def __init__(self, scans: Sequence[Scan], *, slice_axis: int | None = None, check_hu: bool = True) -> None:
+    def __init__(
+        self, scans: Sequence[Scan], *, slice_axis: int | None = None, check_hu: bool = True, intensity: Intensity = "auto"
+    ) -> None:
         self.scans = list(scans)
         self.slice_axis = slice_axis
         self.check_hu = check_hu
+        self.intensity: Intensity = intensity
 
     def __len__(self) -> int:
         return len(self.scans)
@@ -93,7 +98,8 @@ class PredictLoader:
 
     def _open(self, scan: Scan) -> PredictCase:
         try:
-            return PredictCase(scan, open_scan(scan.path, slice_axis=self.slice_axis, check_hu=self.check_hu), None)
+            volume = open_scan(scan.path, slice_axis=self.slice_axis, check_hu=self.check_hu, intensity=self.intensity)
+            return PredictCase(scan, volume, None)
         except ValueError as error:
             return PredictCase(scan, None, str(error))
         except Exception as error:  # one file of an archive, whatever is wrong with it, must not stop the others

@@ -7,6 +7,7 @@ maximum is 0.9 of the thick spacing fits to 6.8 HU RMSE over the whole volume, a
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -14,10 +15,11 @@ import numpy.typing as npt
 
 from mpunet.geometry import thin_depth
 
-__all__ = ["DEFAULT_FWHM", "Profile", "profile_weights", "thicken", "thickening_matrix"]
+__all__ = ["DEFAULT_FWHM", "Profile", "profile_density", "profile_weights", "thick_slices", "thicken", "thickening_matrix"]
 
 Profile = Literal["gaussian", "box", "triangle"]
 DEFAULT_FWHM = 0.9
+_SIGMAS = np.sqrt(8 * np.log(2))  # standard deviations in a Gaussian's full width at half maximum
 
 
 def profile_weights(ratio: int, *, profile: Profile = "gaussian", fwhm: float | None = None) -> npt.NDArray[np.float64]:
@@ -35,18 +37,30 @@ def profile_weights(ratio: int, *, profile: Profile = "gaussian", fwhm: float | 
     if not width > 0:
         raise ValueError(f"Expected a slice profile of positive width, got fwhm={fwhm} thick spacings.")
     if profile == "gaussian":
-        sigma = width / np.sqrt(8 * np.log(2))
-        reach = max(1, round(3 * sigma))
-        weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+        reach = max(1, round(3 * width / _SIGMAS))
     elif profile == "box":
         reach = int(np.ceil(width / 2 - 0.5))
-        weights = np.clip(width / 2 + 0.5 - np.abs(np.arange(-reach, reach + 1)), 0, 1)
-    elif profile == "triangle":
-        reach = int(np.ceil(width)) - 1
-        weights = 1 - np.abs(np.arange(-reach, reach + 1)) / width
     else:
-        raise ValueError(f"Expected a profile among 'gaussian', 'box' and 'triangle', got {profile!r}.")
+        reach = max(0, int(np.ceil(width)) - 1)
+    weights = profile_density(np.arange(-reach, reach + 1), profile, width)
     return np.asarray(weights / weights.sum())
+
+
+def profile_density(position: npt.NDArray[Any], profile: Profile, width: float) -> npt.NDArray[np.float64]:
+    """Weights at any positions from the profile's centre, largest 1; positions and full width at half maximum in one unit.
+
+    Of the box, the part of a thin slice of width 1 around the position that it covers.
+
+    >>> profile_density(np.array([-2, -1, 0, 1, 2]), "box", 4.0).tolist()
+    [0.5, 1.0, 1.0, 1.0, 0.5]
+    """
+    if profile == "gaussian":
+        return np.asarray(np.exp(-0.5 * (position * _SIGMAS / width) ** 2))
+    if profile == "box":
+        return np.asarray(np.clip(width / 2 + 0.5 - np.abs(position), 0, 1))
+    if profile == "triangle":
+        return np.asarray(np.clip(1 - np.abs(position) / width, 0, None))
+    raise ValueError(f"Expected a profile among 'gaussian', 'box' and 'triangle', got {profile!r}.")
 
 
 def thickening_matrix(
@@ -86,3 +100,26 @@ def thicken(
         used = np.flatnonzero(row)
         np.einsum("d,dhw->hw", row[used], thin[used[0] : used[-1] + 1].astype(np.float32, copy=False), out=out)
     return thick
+
+
+def thick_slices(planes: Iterable[npt.NDArray[Any]], matrix: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
+    """Thick slices (H, W) in HU, each when the last of its thin slices has come; holds those that are begun.
+
+    Args:
+        planes: thin slices (H, W) in HU.
+        matrix: (thick, thin), as :func:`thickening_matrix` gives it; reversed along both axes for slices that come last first.
+
+    >>> next(thick_slices(np.array([[[0]], [[10]], [[20]]]), thickening_matrix(3, 2, np.array([0.25, 0.5, 0.25]))))
+    array([[3.3333335]], dtype=float32)
+    """
+    last = [int(np.flatnonzero(row)[-1]) for row in matrix]
+    begun: dict[int, npt.NDArray[np.float32]] = {}
+    done = 0
+    for come, plane in enumerate(planes):
+        hu = plane.astype(np.float32)
+        for k in map(int, np.flatnonzero(matrix[:, come])):
+            part = matrix[k, come] * hu
+            begun[k] = begun[k] + part if k in begun else part
+        while done < len(last) and last[done] <= come:
+            yield begun.pop(done)
+            done += 1

@@ -1,4 +1,4 @@
-"""Thin slices on disk: written as they come, with the header of the thick volume, whole or not at all."""
+"""Slices on disk: written as they come, with the header of the volume that they were made from, whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import sys
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import BufferedIOBase, BufferedWriter, BytesIO
@@ -20,13 +20,22 @@ import numpy.typing as npt
 from isal import igzip
 
 from mpunet.data.volume import VolumeInfo, nifti_suffix
-from mpunet.geometry import thin_affine, thin_depth
+from mpunet.geometry import Affine, thin_affine, thin_depth
 from mpunet.intensity import round_hu
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["Dtype", "remove_partials", "thin_header", "thin_image", "write_slices", "write_volume"]
+__all__ = [
+    "Dtype",
+    "regridded_header",
+    "remove_partials",
+    "thin_header",
+    "thin_image",
+    "write_planes",
+    "write_slices",
+    "write_volume",
+]
 
 Dtype = Literal["int16", "float32"]
 
@@ -36,19 +45,27 @@ _MAX_WAITING = 4
 
 def thin_header(like: VolumeInfo, ratio: int, *, dtype: Dtype = "int16") -> nib.Nifti1Header:
     """Header of the thin volume made from the thick one ``like``: its header, with the thin grid and no scaling."""
+    depth = thin_depth(like.shape[0], ratio)
+    return regridded_header(like, depth, lambda affine: thin_affine(affine, like.slice_axis, ratio), dtype=dtype)
+
+
+def regridded_header(
+    like: VolumeInfo, depth: int, regrid: Callable[[npt.ArrayLike], Affine], *, dtype: Dtype = "int16"
+) -> nib.Nifti1Header:
+    """Header of a volume with ``depth`` slices made from ``like``: its header, each transform changed by ``regrid``, no scaling."""
     header_class = nib.Nifti2Header if isinstance(like.header, nib.Nifti2Header) else nib.Nifti1Header
     header = header_class.from_header(like.header)
     shape = list(like.stored_shape)
-    shape[like.slice_axis] = thin_depth(like.shape[0], ratio)
+    shape[like.slice_axis] = depth
     header.set_data_shape(shape)
     header.set_data_dtype(dtype)
     header.set_data_offset(0)  # as soon as the header and its extensions end
     header.set_slope_inter(1, 0)
-    # Each transform is thinned on its own, since the two may name different spaces. A code of 0 stays 0, so that a file without
+    # Each transform is changed on its own, since the two may name different spaces. A code of 0 stays 0, so that a file without
     # a position does not gain one. The qform comes last: it sets the spacing in pixdim, which belongs to it.
     for get, set_form in ((like.header.get_sform, header.set_sform), (like.header.get_qform, header.set_qform)):
         form, code = get(coded=True)
-        set_form(thin_affine(like.affine if form is None else form, like.slice_axis, ratio), int(code))
+        set_form(regrid(like.affine if form is None else form), int(code))
     return header
 
 
@@ -104,8 +121,21 @@ def write_slices(
         ValueError: if there are more or fewer slices, or of another size.
         OSError: as it came from the system, such as a full disk.
     """
+    parts = _checked(chunks, like, ratio)
+    write_planes(path, parts, like, thin_header(like, ratio, dtype=dtype), dtype=dtype, last_first=last_first)
+
+
+def write_planes(
+    path: str | Path,
+    chunks: Iterable[npt.NDArray[Any]],
+    like: VolumeInfo,
+    header: nib.Nifti1Header,
+    *,
+    dtype: Dtype = "int16",
+    last_first: bool = False,
+) -> None:
+    """Write slices (k, H, W) as :func:`write_slices` does, as many as ``header`` says, in the orientation of ``like``."""
     path = Path(path)
-    header = thin_header(like, ratio, dtype=dtype)
     head = BytesIO()
     header.write_to(head)
     with _partial_file(path) as file, _compressed(file, path) as stream, ThreadPoolExecutor(1) as thread:
@@ -115,9 +145,9 @@ def write_slices(
             stream.write(voxels.T.data)
 
         stream.write(head.getvalue().ljust(header.get_data_offset(), b"\0"))
-        parts = _in_file_order(_checked(chunks, like, ratio), like, ratio, dtype=dtype, last_first=last_first)
+        depth = header.get_data_shape()[like.slice_axis]
         waiting: deque[Future[None]] = deque()
-        for part in parts:
+        for part in _in_file_order(iter(chunks), like, depth, dtype=dtype, last_first=last_first):
             waiting.append(thread.submit(write, part))
             if len(waiting) > _MAX_WAITING:
                 waiting.popleft().result()
@@ -157,7 +187,7 @@ def _convert(slices: npt.NDArray[Any], dtype: Dtype) -> npt.NDArray[Any]:
 
 
 def _in_file_order(
-    chunks: Iterator[npt.NDArray[Any]], like: VolumeInfo, ratio: int, *, dtype: Dtype, last_first: bool
+    chunks: Iterator[npt.NDArray[Any]], like: VolumeInfo, depth: int, *, dtype: Dtype, last_first: bool
 ) -> Iterator[npt.NDArray[Any]]:
     """Consecutive parts of the file, with the stored axes."""
     frame = like.frame
@@ -165,7 +195,7 @@ def _in_file_order(
         for chunk in chunks:
             yield frame.to_stored(chunk[::-1] if last_first else chunk)
         return
-    slab = np.empty((thin_depth(like.shape[0], ratio), *like.shape[1:]), dtype)
+    slab = np.empty((depth, *like.shape[1:]), dtype)
     arriving = slab[::-1] if last_first else slab
     come = 0
     for chunk in chunks:

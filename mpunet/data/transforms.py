@@ -2,6 +2,8 @@
 
 Keys: ``thin`` and ``lung`` (M, H, W), ``thick`` (D, H, W) where it is genuine. All of ours work on NumPy arrays, so that
 memory-mapped volumes are read only where a crop is cut.
+
+MONAI's own serve for flips, transposition, offset and scale; for noise and rotation see :mod:`mpunet.data.augmentation`.
 """
 
 from __future__ import annotations
@@ -19,14 +21,24 @@ from monai.transforms import (
     RandFlipd,
     Randomizable,
     RandRotate90d,
-    ScaleIntensityRanged,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
 )
 
+from mpunet.data.augmentation import NO_AUGMENTATION, Augmentation, RandCTNoised, rotated, rotation_borders
+from mpunet.data.profile_range import ProfileRange
 from mpunet.data.simulate import Profile, profile_weights, thickening_matrix
 from mpunet.geometry import reflect_indices, thin_depth
-from mpunet.intensity import HU_MAX, HU_MIN
+from mpunet.intensity import HU_MIN, HU_RANGE
 
-__all__ = ["RandSlabCropd", "SimulateThickd", "training_transforms"]
+__all__ = [
+    "RandRotatedSlabCropd",
+    "RandSimulateThickd",
+    "RandSlabCropd",
+    "ScaleHUd",
+    "SimulateThickd",
+    "training_transforms",
+]
 
 KEYS = ("thick", "thin", "lung")
 
@@ -94,13 +106,53 @@ class RandSlabCropd(Randomizable, MapTransform):  # type: ignore[misc]  # MONAI 
         return slice(start, start + size)
 
     def _cut(self, volume: npt.NDArray[Any], rows: npt.NDArray[np.intp], plane: tuple[slice, ...]) -> npt.NDArray[np.float32]:
-        block: npt.NDArray[np.float32] = volume[rows.min() : rows.max() + 1, plane[0], plane[1]][rows - rows.min()].astype(
-            np.float32
-        )
+        stored = volume[rows.min() : rows.max() + 1, plane[0], plane[1]]
+        if (np.diff(rows) != 1).any():  # reflected; else a copy less
+            stored = stored[rows - rows.min()]
+        block: npt.NDArray[np.float32] = stored.astype(np.float32)
         missing = [s.stop - s.start - got for s, got in zip(plane, block.shape[1:], strict=True)]
         if any(missing):
             block = np.pad(block, ((0, 0), (0, missing[0]), (0, missing[1])), mode="edge")
         return block[None]
+
+
+class RandRotatedSlabCropd(RandSlabCropd):
+    """:class:`RandSlabCropd` whose patch now and then stands at an angle: cut as much larger as it takes to fill its corners.
+
+    Each slice is turned about the patch's centre by bicubic interpolation (linear takes away more than half of the noise's variance,
+    cubic a quarter), the mask to the nearest voxel; nothing is mixed along depth. Beyond the volume, its edge is repeated.
+
+    Args:
+        prob: share of the patches that are turned.
+        degrees: largest angle, either way.
+        crop: arguments of :class:`RandSlabCropd`.
+    """
+
+    def __init__(self, *args: Any, prob: float, degrees: float, **crop: Any) -> None:
+        super().__init__(*args, **crop)
+        self.prob = prob
+        self.degrees = degrees
+        self.angle = 0.0  # in radians
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Case to crop, each array with a channel in front."""
+        turn = self.R.random() < self.prob
+        self.angle = float(np.deg2rad(self.R.uniform(-self.degrees, self.degrees))) if turn else 0.0
+        return super().__call__(data)
+
+    def _cut(self, volume: npt.NDArray[Any], rows: npt.NDArray[np.intp], plane: tuple[slice, ...]) -> npt.NDArray[np.float32]:
+        if not self.angle:
+            return super()._cut(volume, rows, plane)
+        borders = rotation_borders(self.in_plane, self.angle)
+        starts = [max(0, span.start - border) for span, border in zip(plane, borders, strict=True)]
+        wide = tuple(slice(start, span.stop + border) for start, span, border in zip(starts, plane, borders, strict=True))
+        block = super()._cut(volume, rows, wide)[0]
+        before = [start - (span.start - border) for start, span, border in zip(starts, plane, borders, strict=True)]
+        if any(before):
+            block = np.pad(block, ((0, 0), (before[0], 0), (before[1], 0)), mode="edge")
+        turned = rotated(block, self.angle, nearest=volume.dtype == np.bool_)
+        inner = tuple(slice(border, border + size) for border, size in zip(borders, self.in_plane, strict=True))
+        return turned[None, :, inner[0], inner[1]]
 
 
 class SimulateThickd(MapTransform):  # type: ignore[misc]  # MONAI has no types
@@ -129,6 +181,35 @@ class SimulateThickd(MapTransform):  # type: ignore[misc]  # MONAI has no types
         return out
 
 
+class RandSimulateThickd(Randomizable, SimulateThickd):  # type: ignore[misc]  # MONAI has no types
+    """:class:`SimulateThickd` with a slice profile drawn for each crop."""
+
+    def __init__(self, n_thick: int, ratio: int, profiles: ProfileRange) -> None:
+        super().__init__(n_thick, ratio)
+        self.profiles = profiles
+
+    @property
+    def margin(self) -> int:
+        """Thin slices that the widest profile reaches past its centre."""
+        return self.profiles.reach(self.ratio)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Crop with margins to crop with thick slices; (1, n, h, w) and (1, N, h, w)."""
+        self.weights = self.profiles.draw(self.ratio, self.R)
+        return super().__call__(data)
+
+
+class ScaleHUd(MapTransform):  # type: ignore[misc]  # MONAI has no types
+    """HU to [0, 1], clipped: what MONAI's ``ScaleIntensityRanged`` gives, to the bit, but in place, as new arrays cost half of a crop."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """float32 arrays or tensors of any shape, which are overwritten, to tensors."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[key] = torch.as_tensor(out[key], dtype=torch.float32).sub_(HU_MIN).div_(HU_RANGE).clamp_(0, 1)
+        return out
+
+
 def training_transforms(
     n_thick: int,
     ratio: int,
@@ -136,25 +217,52 @@ def training_transforms(
     *,
     lung_rate: float = 0.9,
     flip: bool = True,
-    profile: Profile = "gaussian",
-    fwhm: float | None = None,
+    profile: Profile | Sequence[Profile] = "gaussian",
+    fwhm: float | Sequence[float] | None = None,
+    augmentation: Augmentation = NO_AUGMENTATION,
 ) -> Compose:
     """Cached case to training sample: crop, simulate if need be, flip and turn in plane, HU to [0, 1].
+
+    Args:
+        profile: slice profile of simulated thick slices, or several to draw from.
+        fwhm: its width in thick spacings, or the smallest and the largest to draw from.
+        augmentation: what else to vary.
 
     Returns:
         A MONAI ``Compose`` from a dictionary with ``thin``, ``lung``, ``lung_box`` and perhaps ``thick`` to float32 tensors
         ``thick`` (1, n, h, w), ``thin`` (1, N, h, w) and ``lung`` (1, N, h, w).
     """
-    simulate = SimulateThickd(n_thick, ratio, profile=profile, fwhm=fwhm)
+    vary, profiles = augmentation, ProfileRange.of(profile, fwhm)
+    kind, width = profiles.fixed
+    simulate = (
+        RandSimulateThickd(n_thick, ratio, profiles)
+        if profiles.varies
+        else SimulateThickd(n_thick, ratio, profile=kind, fwhm=width)
+    )
+    options: dict[str, Any] = {"margin": simulate.margin, "lung_rate": lung_rate}
+    if vary.rotate_prob:
+        crop = RandRotatedSlabCropd(n_thick, ratio, in_plane, prob=vary.rotate_prob, degrees=vary.rotate_degrees, **options)
+    else:
+        crop = RandSlabCropd(n_thick, ratio, in_plane, **options)
+    weights = profile_weights(ratio, profile=kind, fwhm=width)
+    noise = [RandCTNoised(n_thick, ratio, weights, prob=vary.noise_prob, max_hu=vary.noise_hu)] if vary.noise_prob else []
     turns = [RandFlipd(KEYS, prob=0.5, spatial_axis=axis) for axis in range(3)] if flip else []
     if flip and in_plane[0] == in_plane[1]:
         turns.append(RandRotate90d(KEYS, prob=0.5, max_k=1, spatial_axes=(1, 2)))
+    images = ("thick", "thin")
+    intensities: list[MapTransform] = []
+    if vary.scale_prob:
+        intensities.append(RandScaleIntensityd(images, factors=vary.scale, prob=vary.scale_prob))
+    if vary.shift_prob:
+        intensities.append(RandShiftIntensityd(images, offsets=vary.shift_hu, prob=vary.shift_prob))
     return Compose(
         [
-            RandSlabCropd(n_thick, ratio, in_plane, margin=simulate.margin, lung_rate=lung_rate),
+            crop,
+            *noise,
             simulate,
             *turns,
-            ScaleIntensityRanged(("thick", "thin"), a_min=HU_MIN, a_max=HU_MAX, b_min=0.0, b_max=1.0, clip=True),
+            *intensities,
+            ScaleHUd(images),
             EnsureTyped(KEYS, dtype=torch.float32, track_meta=False),
         ]
     )

@@ -18,6 +18,7 @@ from isal import isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from mpunet.data.rplhr import Intensity, reads_as_rplhr, rplhr_to_hu
 from mpunet.geometry import Affine, SlabFrame
 
 __all__ = [
@@ -98,7 +99,12 @@ class Volume(VolumeInfo):
 
 
 def volume_from_image(
-    image: Any, *, slice_axis: int | None = None, check_hu: bool = True, path: str | Path | None = None
+    image: Any,
+    *,
+    slice_axis: int | None = None,
+    check_hu: bool = True,
+    intensity: Intensity = "auto",
+    path: str | Path | None = None,
 ) -> Volume:
     """Slab in HU of a nibabel NIfTI image; arguments and errors as for :func:`mpunet.data.scan_file.read_volume`.
 
@@ -118,7 +124,12 @@ def volume_from_image(
         stored = (np.asarray(proxy, np.float32) if scaled else np.asanyarray(proxy)).reshape(info.stored_shape)
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as such
         slab = np.ascontiguousarray(info.frame.to_slab(stored), dtype=slab_dtype(stored.dtype))
-    check_voxels(slab, name=info.name, check_hu=check_hu)
+    seen = IntensityRange()
+    seen.add(slab)
+    if seen.unit and reads_as_rplhr(path or image.get_filename(), intensity):
+        slab = rplhr_to_hu(slab)
+        seen = seen.in_hu()
+    seen.check(name=info.name, check_hu=check_hu)
     return Volume(slab, info.affine, info.slice_axis, info.header, info.path)
 
 
@@ -155,7 +166,7 @@ def volume_info(image: Any, *, slice_axis: int | None = None, path: str | Path |
 
 
 class IntensityRange:
-    """Smallest and largest intensity of arrays seen one after the other, and how many voxels were not finite.
+    """Smallest and largest intensity of arrays seen one after the other, how many voxels were not finite, and whether it is a mask.
 
     >>> seen = IntensityRange()
     >>> for plane in np.array([[[-1000.0, 40]], [[60, 50]]]):
@@ -167,6 +178,7 @@ class IntensityRange:
     def __init__(self) -> None:
         self.low, self.high = np.inf, -np.inf
         self.voxels = self.not_finite = 0
+        self.between = False  # some voxel of an array within [0, 1] was neither 0 nor 1
 
     def add(self, voxels: npt.NDArray[Any]) -> None:
         """See an array of any shape, at least one voxel."""
@@ -175,6 +187,23 @@ class IntensityRange:
             self.not_finite += voxels.size - int(np.isfinite(voxels).sum())
         self.voxels += voxels.size
         self.low, self.high = min(self.low, low), max(self.high, high)
+        if not self.between and voxels.dtype.kind == "f" and _within_unit(low, high):
+            self.between = bool(((voxels != 0) & (voxels != 1)).any())
+
+    @property
+    def unit(self) -> bool:
+        """Whether all lies within [0, 1] (to a thousandth, for rounding and resampling) but is no mask of zeros and ones.
+
+        HU of a scan never do: air is -1000, water 0.
+        """
+        return self.between and _within_unit(self.low, self.high)
+
+    def in_hu(self) -> IntensityRange:
+        """The same of :func:`mpunet.data.rplhr.rplhr_to_hu` of all that was seen."""
+        out = IntensityRange()
+        out.low, out.high = (float(hu) for hu in rplhr_to_hu(np.array([self.low, self.high])))
+        out.voxels, out.not_finite = self.voxels, self.not_finite
+        return out
 
     def check(self, *, name: str, check_hu: bool = True) -> None:
         """Raise what :func:`check_voxels` raises, for all that was seen."""
@@ -183,10 +212,13 @@ class IntensityRange:
                 f"{name}: expected finite intensities, got {self.not_finite} NaN or infinite voxels of {self.voxels}."
             )
         if check_hu and (self.low > -200 or self.high - self.low < 100):
-            raise ValueError(
-                f"{name}: intensities of {self.low:g} to {self.high:g} are not HU, where air is -1000; "
-                "rescale them to HU, or pass check_hu=False if they are HU of something without air."
+            way_out = (
+                "if they stand for [-1024, 2048] HU as in RPLHR-CT, say so by intensity 'rplhr' (--data.intensity rplhr), else "
+                "rescale them to HU."
+                if self.unit
+                else "rescale them to HU, or pass check_hu=False if they are HU of something without air."
             )
+            raise ValueError(f"{name}: intensities of {self.low:g} to {self.high:g} are not HU, where air is -1000; {way_out}")
 
 
 def check_voxels(voxels: npt.NDArray[Any], *, name: str, check_hu: bool = True) -> None:
@@ -198,6 +230,10 @@ def check_voxels(voxels: npt.NDArray[Any], *, name: str, check_hu: bool = True) 
     seen = IntensityRange()
     seen.add(voxels)
     seen.check(name=name, check_hu=check_hu)
+
+
+def _within_unit(low: float, high: float) -> bool:
+    return low >= -1e-3 and high <= 1 + 1e-3
 
 
 def slab_dtype(stored: np.dtype[Any]) -> np.dtype[Any]:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mpunet.data.pairs import Case, files_by_name, find_cases
+from mpunet.data.case import Case
+from mpunet.data.layouts import files_by_name, find_cases
 from mpunet.data.volume import VolumeInfo
 from mpunet.geometry import grid_spacing
 

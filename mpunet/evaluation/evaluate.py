@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mpunet import __version__
+from mpunet.data.case import Case
 from mpunet.data.interpolate import Interpolation, interpolated
+from mpunet.data.layouts import files_by_name, find_cases
 from mpunet.data.lung_mask import lung_mask
-from mpunet.data.pairs import Case, files_by_name, find_cases
 from mpunet.data.scan_file import read_volume
 from mpunet.data.simulate import Profile
 from mpunet.data.thin_file import write_slices

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from mpunet.data.layouts import files_by_name
 from mpunet.data.lung_mask import lung_mask
-from mpunet.data.pairs import files_by_name
 from mpunet.data.scan_file import read_volume
 from mpunet.evaluation.blob_reader import MIN_SCORE_HU, blob_findings
 from mpunet.evaluation.findings import Coordinates, Finding, Reading, findings_csv, read_findings, read_standard

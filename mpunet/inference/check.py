@@ -84,9 +84,10 @@ def summary_lines(summaries: Iterable[CheckSummary]) -> list[str]:
 
 
 def data_profile(trainer: Any) -> dict[str, Any]:
-    """Slice profile and its width (``profile``, ``fwhm``) that a trainer's data module simulates with; the default where it has none."""
-    datamodule = getattr(trainer, "datamodule", None)
-    return {"profile": getattr(datamodule, "profile", "gaussian"), "fwhm": getattr(datamodule, "fwhm", None)}
+    """Slice profile and its width (``profile``, ``fwhm``) that a trainer's data module validates with; the default where it has none."""
+    profiles = getattr(getattr(trainer, "datamodule", None), "profiles", None)
+    profile, fwhm = ("gaussian", None) if profiles is None else profiles.fixed
+    return {"profile": profile, "fwhm": fwhm}
 
 
 def gather(value: T) -> list[T]:

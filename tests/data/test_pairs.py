@@ -1,4 +1,4 @@
-"""Cases of a folder, the split by patient, and the alignment of a thick with a thin series by position."""
+"""The split by patient or by the data themselves, and the alignment of a thick with a thin series by position."""
 
 import itertools
 import random
@@ -9,71 +9,10 @@ import numpy as np
 import pytest
 from helpers import nifti, position_slab, save, volume
 
-from mpunet.data.pairs import Case, align_pair, find_cases, split_by_patient
+from mpunet.data.case import Case
+from mpunet.data.pairs import align_pair, check_alignment, split_by_patient, split_cases
 from mpunet.data.scan_file import read_volume
 from mpunet.data.volume import volume_from_image
-
-
-def touch(root, *names):
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-
-
-class TestFindCases:
-    def test_thin_volumes_alone(self, tmp_path):
-        touch(tmp_path, "b.nii.gz", "a.NII", "sub/c.d.nii.gz", "notes.txt")
-        cases = find_cases(str(tmp_path))
-        assert cases == [Case(n, n, tmp_path / f) for n, f in (("a", "a.NII"), ("b", "b.nii.gz"), ("sub/c.d", "sub/c.d.nii.gz"))]
-
-    def test_pairs_with_masks(self, tmp_path):
-        # The two of a pair need not be compressed alike.
-        touch(tmp_path, "thin/x/1.nii.gz", "thin/2.nii", "thick/x/1.nii", "thick/2.nii.gz", "lung/x/1.nii.gz", "lung/2.nii.gz")
-        cases = find_cases(tmp_path)
-        assert [case.name for case in cases] == ["2", "x/1"]
-        assert cases[1] == Case(
-            "x/1", "x/1", tmp_path / "thin/x/1.nii.gz", tmp_path / "thick/x/1.nii", tmp_path / "lung/x/1.nii.gz"
-        )
-
-    def test_thin_subfolder_alone_means_simulation(self, tmp_path):
-        touch(tmp_path, "thin/1.nii", "report/1.nii")
-        assert find_cases(tmp_path) == [Case("1", "1", tmp_path / "thin/1.nii")]
-
-    @pytest.mark.parametrize(
-        ("pattern", "patients"),
-        [(None, ["LIDC-1_a", "LIDC-1_b", "LIDC-22_a"]), (r"\d+", ["1", "1", "22"]), ("(.*)_", ["LIDC-1", "LIDC-1", "LIDC-22"])],
-    )
-    def test_patients(self, tmp_path, pattern, patients):
-        touch(tmp_path, "LIDC-1_a.nii", "LIDC-1_b.nii", "LIDC-22_a.nii")
-        assert [case.patient for case in find_cases(tmp_path, patient_pattern=pattern)] == patients
-
-    @pytest.mark.parametrize(
-        ("files", "reason"),
-        [
-            ((), "found none"),
-            (("thick/1.nii",), "'thick' but none named 'thin'"),
-            (("thin/1.nii", "thin/2.nii", "thick/1.nii"), "1 cases are not both in 'thin' and in 'thick', the first of them '2'"),
-            (("thin/1.nii", "thick/1.nii", "thick/0.nii"), "'thick', the first of them '0'"),
-            (("thin/1.nii", "thin/2.nii", "lung/2.nii"), "'lung', the first of them '1'"),
-            (("thin/1.nii", "thin/1.nii.gz"), "Two files have the name '1'"),
-        ],
-    )
-    def test_refused(self, tmp_path, files, reason):
-        touch(tmp_path, *files)
-        with pytest.raises(ValueError, match=reason):
-            find_cases(tmp_path)
-
-    def test_empty_and_missing_folders(self, tmp_path):
-        with pytest.raises(ValueError, match=r"found nothing at .*gone"):
-            find_cases(tmp_path / "gone")
-        (tmp_path / "thin").mkdir()
-        with pytest.raises(ValueError, match=r"files in .*thin or its subfolders, found none"):
-            find_cases(tmp_path)
-
-    def test_pattern_that_does_not_match(self, tmp_path):
-        touch(tmp_path, "a1.nii", "b.nii")
-        with pytest.raises(ValueError, match=r"patient_pattern '\\\\d' does not match the case 'b'"):
-            find_cases(tmp_path, patient_pattern=r"\d")
 
 
 def cases_of(patients, scans=1):
@@ -124,6 +63,27 @@ class TestSplit:
     def test_refused(self, fractions, reason):
         with pytest.raises(ValueError, match=reason):
             split_by_patient(cases_of("ab", scans=2), fractions)
+
+
+class TestOwnSplit:
+    def test_the_datas_own_comes_first(self):
+        cases = [case._replace(part=part) for case, part in zip(cases_of("abcd"), ("val", "train", "val", "test"), strict=True)]
+        found = split_cases(cases, (0.4, 0.3, 0.3))
+        assert {part: [case.patient for case in members] for part, members in found.items()} == {
+            "train": ["b"],
+            "val": ["a", "c"],
+            "test": ["d"],
+        }
+        assert split_cases(cases[:1], (1, 0, 0)) == {"train": [], "val": cases[:1], "test": []}
+
+    def test_at_random_without_one(self):
+        cases = cases_of("abcdef")
+        assert list(split_cases(cases, (0.5, 0.25, 0.25), seed=5).values()) == split_by_patient(cases, (0.5, 0.25, 0.25), seed=5)
+
+    def test_a_patient_in_two_parts(self):
+        first, second = cases_of("a", scans=2)
+        with pytest.raises(ValueError, match="patient 'a' is both in train and in test"):
+            split_cases([first._replace(part="train"), second._replace(part="test")], (1, 0, 0))
 
 
 SHAPE = (26, 6, 7)
@@ -180,7 +140,8 @@ class TestAlign:
         ("slab", "options", "ratio", "reason"),
         [
             (SLAB[::5, :, :-1], THICK, 5, r"\(6, 6\) against \(6, 7\) voxels in plane.*field of view"),
-            (SLAB[::5], THICK, 4, "ratio 5.000, expected 4"),
+            (SLAB[::5], THICK, 4, r"slices 5 and 1 mm apart have the ratio 5.000, expected 4, the network's"),
+            (SLAB, THIN, 5, r"slices 1 and 1 mm apart have the ratio 1.000, expected 5"),
             (SLAB[::5], {"spacing": (5.1, 0.7, 0.7)}, 5, "ratio 5.100, expected 5"),
             (SLAB[::5], {"spacing": (5.0, 0.7, 0.75)}, 5, "differ in direction or in-plane spacing"),
             (SLAB[::5], {"start": 0.5} | THICK, 5, r"first thick slice stands at thin voxel \(0.50, "),
@@ -208,6 +169,22 @@ class TestAlign:
         align_pair(volume(thin[:26:5], spacing=(5.03, 0.7, 0.7)), volume(thin, **THIN), 5)
         with pytest.raises(ValueError, match=r"drift apart by up to 0.9 thin voxels"):
             align_pair(volume(thin[::5], spacing=(5.03, 0.7, 0.7)), volume(thin, **THIN), 5)
+
+
+class TestCheckAlignment:
+    def test_from_headers_alone(self, tmp_path):
+        thin, thick = save(tmp_path / "thin.nii", SLAB), save(tmp_path / "thick.nii", SLAB[::5], **THICK)
+        cases = [Case("0", "0", tmp_path / "gone.nii"), Case("1", "1", thin, thick)]
+        check_alignment(cases, ratio=5)
+        for path in (thin, thick):  # what stands where the voxels stood is not looked at
+            raw = path.read_bytes()
+            path.write_bytes(raw[:352] + bytes(len(raw) - 352))
+        check_alignment(cases, ratio=5)
+        with pytest.raises(ValueError, match=r"thick.nii and .*thin.nii do not match: .* ratio 5.000, expected 4"):
+            check_alignment(cases, ratio=4)
+        thick.write_bytes(b"no scan")
+        with pytest.raises(ValueError, match=r"thick.nii: not a NIfTI file"):
+            check_alignment(cases, ratio=5)
 
 
 def test_helpers_write_what_they_say(tmp_path):

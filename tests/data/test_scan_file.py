@@ -5,13 +5,12 @@ import itertools
 import os
 import sys
 import tempfile
-import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import position_slab
+from helpers import peak, position_slab, streamed
 from helpers import save as save_slab
 
 from mpunet.data.scan_file import open_scan, read_volume
@@ -41,18 +40,6 @@ def patched(path, offset, data):
     return path
 
 
-def streamed(path, **options):
-    """The slab, put together from slices."""
-    scan = open_scan(path, **options)
-    slices = list(scan)
-    for plane in slices:
-        assert plane.shape == scan.shape[1:]
-        assert plane.dtype == scan.dtype
-        assert plane.flags.c_contiguous
-        assert plane.flags.writeable
-    return np.stack(slices[::-1] if scan.last_first else slices)
-
-
 def whole(path, **options):
     return read_volume(path, **options).slab
 
@@ -61,16 +48,6 @@ def whole(path, **options):
 def read(request):
     """Both ways to get a slab out of a file."""
     return request.param
-
-
-def peak(function):
-    """Bytes that a call took at most, in Python and NumPy."""
-    tracemalloc.start()
-    try:
-        function()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 class TestRead:

@@ -1,0 +1,83 @@
+"""Where a case's lung mask comes from: a file, thresholding, or the network of the package ``lungmask``."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mpunet.data.case import Case
+from mpunet.data.lung_mask import lung_mask
+from mpunet.data.scan_file import read_volume
+from mpunet.data.volume import Volume
+from mpunet.geometry import grid_spacing
+
+__all__ = ["LungMasks", "find_lungs", "lung_source"]
+
+LungMasks = Literal["auto", "files", "threshold", "lungmask"]
+
+
+def lung_source(case: Case, masks: LungMasks) -> Literal["files", "threshold", "lungmask"]:
+    """Which source a case's mask has: with "auto", its file where there is one, else thresholding.
+
+    Raises:
+        ValueError: if it is to be a file and there is none.
+    """
+    if masks == "auto":
+        return "files" if case.lung is not None else "threshold"
+    if masks == "files" and case.lung is None:
+        raise ValueError(
+            f"Expected a lung mask for each case (lung_masks=files), got none for {case.name!r}; add it, or choose auto, threshold or "
+            "lungmask to have it computed."
+        )
+    if masks not in ("files", "threshold", "lungmask"):
+        raise ValueError(f"Expected lung_masks among 'auto', 'files', 'threshold' and 'lungmask', got {masks!r}.")
+    return masks
+
+
+def find_lungs(case: Case, thin: Volume, masks: LungMasks) -> npt.NDArray[np.bool_]:
+    """Lung mask of a case on its thin grid, (D, H, W).
+
+    Raises:
+        ValueError: if a file cannot be read or lies on another grid, or ``lungmask`` cannot be used.
+    """
+    source = lung_source(case, masks)
+    if source == "files":
+        return _from_file(case, thin)
+    if source == "lungmask":
+        # Superior, posterior, left: the order in which lungmask takes arrays.
+        return np.asarray(_lungmask_network().apply(thin.slab) > 0)
+    return lung_mask(thin.slab, grid_spacing(thin.slab_affine))
+
+
+def _from_file(case: Case, thin: Volume) -> npt.NDArray[np.bool_]:
+    if case.lung is None:  # lung_source refuses it
+        raise ValueError(f"{case.name}: no lung mask.")
+    mask = read_volume(case.lung, slice_axis=thin.slice_axis, check_hu=False)
+    if mask.slab.shape != thin.slab.shape or not np.allclose(mask.affine, thin.affine, atol=0.05):
+        raise ValueError(
+            f"The lung mask {case.lung} of shape {mask.slab.shape} is not on the grid of {case.thin}, {thin.slab.shape}, "
+            "or has another affine; resample it (nearest neighbour) onto the thin volume."
+        )
+    return np.asarray(mask.slab > 0)
+
+
+@cache
+def _lungmask_network() -> Any:
+    """The package's default network (R231), loaded once a process."""
+    try:
+        package = import_module("lungmask")
+    except ImportError as error:
+        raise ValueError(
+            f"lung_masks=lungmask needs the package lungmask ({error}): pip install 'mpunet[lungmask]', or choose threshold."
+        ) from error
+    try:
+        return package.LMInferer(tqdm_disable=True)
+    except OSError as error:  # no internet
+        raise ValueError(
+            f"lungmask could not load its weights ({error}): with internet it downloads them to torch.hub's folder, "
+            "from which they can be copied; or choose lung_masks=threshold."
+        ) from error
