@@ -25,6 +25,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]  # comes with lightning
 from mpunet.data.cache_entry import FORMAT, CachedCase, entry_size, open_entry, write_entry
 from mpunet.data.cache_limit import bookkeeping_lock, make_room, parse_bytes, sweep
 from mpunet.data.case import Case
+from mpunet.data.checks import examine_volumes, refuse
 from mpunet.data.content import content_hash, file_state, known_hash
 from mpunet.data.file_lock import Lease, extend_lease, locked
 from mpunet.data.in_plane import DepthAxis, turned
@@ -47,6 +48,7 @@ class Preparation(NamedTuple):
         lung_masks: where masks come from, see :func:`mpunet.data.lung_source.lung_source`.
         depth_axis: axis in plane that is to be depth, for cases without a thick series, see :mod:`mpunet.data.in_plane`.
         turned_spacing: slice spacing of such volumes in mm.
+        examine: refuse what :func:`mpunet.data.checks.examine_volumes` refuses.
     """
 
     ratio: int
@@ -54,6 +56,7 @@ class Preparation(NamedTuple):
     lung_masks: LungMasks = "auto"
     depth_axis: DepthAxis | None = None
     turned_spacing: float = 1.0
+    examine: bool = True
 
 
 def default_cache_dir() -> Path:
@@ -180,6 +183,9 @@ def _prepare(case: Case, preparation: Preparation) -> tuple[dict[str, npt.NDArra
     """What is stored: ``thin``, perhaps ``thick``, and ``lung`` packed, each (D, H, W); and what is told beside it."""
     axis, ratio = preparation.slice_axis, preparation.ratio
     thin = read_volume(case.thin, slice_axis=axis, intensity=case.intensity)
+    thick = None if case.thick is None else read_volume(case.thick, slice_axis=axis, intensity=case.intensity)
+    if preparation.examine:
+        refuse(examine_volumes(thin, thick, ratio=ratio), name=case.name)
     slab, spacing = thin.slab, grid_spacing(thin.slab_affine)
     lung = find_lungs(case, thin, preparation.lung_masks)
     if (depth_axis := preparation.depth_axis) is not None:
@@ -188,8 +194,7 @@ def _prepare(case: Case, preparation: Preparation) -> tuple[dict[str, npt.NDArra
         raise ValueError(f"Expected at least {needed} thin slices at ratio {ratio}, got {len(slab)} in {case.thin}.")
     arrays: dict[str, npt.NDArray[Any]] = {}
     used = slice(None)
-    if case.thick is not None:
-        thick = read_volume(case.thick, slice_axis=axis, intensity=case.intensity)
+    if thick is not None:
         thick_used, used = align_pair(thick, thin, ratio)
         arrays["thick"] = thick.slab[thick_used]
     lung = lung[used]
@@ -213,6 +218,7 @@ def _key(case: Case, preparation: Preparation, hash_of: Any) -> str | None:
         "ratio": None if case.thick is None else preparation.ratio,
         "lung": source,
         "slice_axis": preparation.slice_axis,
+        "examined": preparation.examine,
         "turned": preparation.depth_axis and [preparation.depth_axis, preparation.turned_spacing],
     }
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]

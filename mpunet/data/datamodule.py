@@ -192,6 +192,7 @@ class ThickThinDataModule(L.LightningDataModule):
             crop draws one, so that the network learns to serve several scanners. Validation and test keep to the first kind and the
             middle of the range, so that their numbers compare.
         slice_axis: stored axis along which slices are stacked, where spacings do not tell.
+        check_data: refuse cases for training, validation and test that ``mpunet check`` refuses, before they come into the cache.
         check_hu: refuse scans to predict whose intensities cannot be HU.
         intensity: what intensities within [0, 1] are: RPLHR-CT's where files lie in its folders ("auto"), or anywhere ("rplhr").
         lung_masks: where lung masks come from: files, "threshold", the package "lungmask", or files where there are any and else
@@ -227,6 +228,7 @@ class ThickThinDataModule(L.LightningDataModule):
         profile: Profile | list[Profile] = "gaussian",
         fwhm: float | tuple[float, float] | None = None,
         slice_axis: int | None = None,
+        check_data: bool = True,
         check_hu: bool = True,
         intensity: Intensity = "auto",
         lung_masks: LungMasks = "auto",
@@ -262,6 +264,7 @@ class ThickThinDataModule(L.LightningDataModule):
         self.augmentation = augmentation
         self.profiles = ProfileRange.of(profile, fwhm)
         self.slice_axis = slice_axis
+        self.check_data = check_data
         self.check_hu = check_hu
         self.intensity: Intensity = intensity
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -406,17 +409,19 @@ class ThickThinDataModule(L.LightningDataModule):
         return kept, [case for case, spacing in zip(cases, spacings, strict=True) if spacing > limit]
 
     def _cached(self, name: Part) -> list[CachedCase]:
-        preparation = Preparation(self._geometry()[1], self.slice_axis, self.lung_masks)
-        return self.cache.cases(self._wanted(name), preparation, workers=self.num_workers)
+        return self.cache.cases(self._wanted(name), self._preparation(), workers=self.num_workers)
 
     def _cached_turned(self) -> list[CachedCase]:
         """What :attr:`max_thin_spacing` leaves out, once with its height as depth and once with its width."""
         if not self.in_plane_as_depth:
             return []
         cases = [case._replace(thick=None) for case in self._by_spacing()[1]]
-        plain = Preparation(self._geometry()[1], self.slice_axis, self.lung_masks, turned_spacing=self.in_plane_spacing)
-        turned = (plain._replace(depth_axis=axis) for axis in DEPTH_AXES)
+        plain = self._preparation()
+        turned = (plain._replace(depth_axis=axis, turned_spacing=self.in_plane_spacing) for axis in DEPTH_AXES)
         return [case for preparation in turned for case in self.cache.cases(cases, preparation, workers=self.num_workers)]
+
+    def _preparation(self) -> Preparation:
+        return Preparation(self._geometry()[1], self.slice_axis, self.lung_masks, examine=self.check_data)
 
     def _geometry(self) -> tuple[int, int]:
         """(n, r): the network's where a trainer has one, which must then agree with what was given; else what was given, or (8, 5)."""

@@ -92,9 +92,17 @@ class TestEntry:
     def test_float_volumes_are_rounded_and_clipped(self, tmp_path):
         slab = SLAB.astype(np.float32) + 0.4
         slab[0, 0, :2] = -2000, 9000
-        found = built(case_of(tmp_path / "a.nii", slab), tmp_path / "cache").thin
+        found = built(case_of(tmp_path / "a.nii", slab), tmp_path / "cache", R3._replace(examine=False)).thin
         assert found[0, 0, :2].tolist() == [-1024, 3071]
         np.testing.assert_array_equal(found[1:], SLAB[1:])
+
+    def test_what_check_refuses_does_not_come_in(self, tmp_path):
+        doubled = SLAB[np.r_[0:9, 8:18]]
+        with pytest.raises(ValueError, match=r"a: thin: slice 9 of 19 repeats the one before. `mpunet check` tells all"):
+            built(case_of(tmp_path / "a.nii", doubled), tmp_path / "cache")
+        assert entries(tmp_path / "cache") == []
+        unseen = built(case_of(tmp_path / "a.nii", doubled), tmp_path / "cache", R3._replace(examine=False))
+        np.testing.assert_array_equal(unseen.thin, doubled)
 
     def test_the_format_is_safetensors(self, tmp_path):
         thick = save(tmp_path / "thick.nii", SLAB[::3], **THICK)
@@ -134,7 +142,7 @@ class TestKey:
         paths.append(built(case._replace(intensity="rplhr"), folder).path)  # the same bytes may be read otherwise
         assert len(set(paths)) == 5
         assert built(case._replace(lung=lung), folder, R3._replace(lung_masks="threshold")).path == paths[0]
-        with pytest.raises(ValueError, match=r"ratio 3.000, expected 2"):
+        with pytest.raises(ValueError, match=r"ratio of 3.000; expected 2"):
             built(case._replace(thick=thick), folder, Preparation(2))
         save(tmp_path / "thick.nii", SLAB[::3] + 1, **THICK)
         np.testing.assert_array_equal(built(case._replace(thick=thick), folder).thick, SLAB[::3] + 1)

@@ -18,6 +18,7 @@ def make(tmp_path):
 
     def make(**options):
         given = {"train_dir": str(tmp_path / "train"), "cache_dir": str(tmp_path / "cache"), "num_workers": 0}
+        given["check_data"] = False  # noise is no scan
         return ThickThinDataModule(**given | {"n_thick": 4, "ratio": 3, "crop": (4, 6), "crops_per_epoch": 40} | options)
 
     return make

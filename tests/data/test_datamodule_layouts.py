@@ -154,7 +154,8 @@ def test_trained_on_what_both_series_cover(make, tmp_path, first, thick, thin):
     series = np.take(SLAB, at, axis=0, mode="clip")
     save(tmp_path / "pairs" / "thin" / "a.nii.gz", SLAB, codes="RAI")
     save(tmp_path / "pairs" / "thick" / "a.nii.gz", series, start=float(first), **THICK)
-    data, module = make(train_dir=str(tmp_path / "pairs"), crops_per_epoch=2), Aligned()
+    # Slices past the thin series are repeats.
+    data, module = make(train_dir=str(tmp_path / "pairs"), crops_per_epoch=2, check_data=False), Aligned()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     L.Trainer(max_steps=2, accelerator="cpu", **quiet).fit(module, datamodule=data)
     assert module.steps == 2
