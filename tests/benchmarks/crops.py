@@ -71,7 +71,8 @@ def save_volumes(root: Path, shape: tuple[int, int, int]) -> None:
 
 def dataset(root: Path, kind: str, volumes: int) -> Crops:
     """The data module's dataset; volumes beyond the first are copies of its entry."""
-    data = ThickThinDataModule(train_dir=str(root / kind), cache_dir=str(root / "cache"), num_workers=0)
+    folders = {"train_dir": str(root / kind), "cache_dir": str(root / "cache")}
+    data = ThickThinDataModule(**folders, num_workers=0, check_data=False)  # an enlarged phantom has steps between slices
     data.prepare_data()
     data.setup("fit")
     crops: Any = data.train_dataloader().dataset
