@@ -39,7 +39,10 @@ def rplhr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_fit_predict_evaluate(rplhr: Path, tmp_path: Path) -> None:
+def test_check_fit_predict_evaluate(rplhr: Path, tmp_path: Path) -> None:
+    assert main(["check", str(rplhr), "--workers", "1", "--output", str(tmp_path / "checked")]) == 0
+    assert main(["check", str(rplhr / "test"), "--workers", "1", "--ratio", "4"]) == 1
+
     words = ["fit", *TINY, *QUIET, "--data.data_dir", str(rplhr), "--data.cache_dir", str(tmp_path / "cache")]
     words += ["--data.crop", "[32, 32]", "--data.crops_per_epoch", "2", "--trainer.max_steps", "2"]
     words += ["--trainer.log_every_n_steps", "1", "--trainer.logger", "false", "--checkpoint.dirpath", str(tmp_path)]

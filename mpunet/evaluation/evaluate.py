@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast, get_args
 
@@ -18,6 +19,7 @@ from mpunet.data.case import Case
 from mpunet.data.interpolate import Interpolation, interpolated
 from mpunet.data.layouts import files_by_name, find_cases
 from mpunet.data.lung_mask import lung_mask
+from mpunet.data.rplhr import Intensity
 from mpunet.data.scan_file import read_volume
 from mpunet.data.simulate import Profile
 from mpunet.data.thin_file import write_slices
@@ -56,6 +58,8 @@ class Evaluator:
         fidelity: measure bias, lung density, noise, sharpness and consistency too.
         profile: slice profile that thickens predictions for the consistency.
         fwhm: its full width at half maximum in thick spacings.
+        intensity: what intensities within [0, 1] are, see :mod:`mpunet.data.rplhr`.
+        check_hu: refuse volumes whose intensities cannot be HU.
         title: of the report.
 
     Raises:
@@ -75,6 +79,8 @@ class Evaluator:
         fidelity: bool = True,
         profile: Profile = "gaussian",
         fwhm: float | None = None,
+        intensity: Intensity = "auto",
+        check_hu: bool = True,
         title: str = "Evaluation",
     ) -> None:
         if isinstance(protocol, str) and protocol not in PROTOCOLS:
@@ -103,6 +109,7 @@ class Evaluator:
         self.fidelity = fidelity
         self.profile: Profile = profile
         self.fwhm = fwhm
+        self._read = partial(read_volume, intensity=intensity, check_hu=check_hu)
         self.title = title
         self.scores: list[Score] = []
         self._done: set[tuple[str, str]] = set()
@@ -154,7 +161,7 @@ class Evaluator:
     def _measure(self, case: Case) -> None:
         thick = lung = None
         try:
-            reference = read_volume(case.thin)
+            reference = self._read(case.thin)
         except (ValueError, OSError) as error:
             self.problems.append(Problem(TRUTH, case.name, str(error), False))
             return
@@ -167,13 +174,13 @@ class Evaluator:
         if case.name in self.inputs:
             shown["thick"] = self.inputs[case.name]
             try:
-                thick = read_volume(shown["thick"]) if self.fidelity or self.baselines else None
+                thick = self._read(shown["thick"]) if self.fidelity or self.baselines else None
                 files |= {kind: self._interpolate(kind, case.name, thick, reference) for kind in self.baselines if thick}
             except (ValueError, OSError) as error:
                 self.problems.append(Problem("thick", case.name, f"neither consistency nor baselines: {error}", False))
         for method, path in files.items():
             try:
-                self._measure_one(method, case.name, read_volume(path, check_hu=False), reference, lung, thick)
+                self._measure_one(method, case.name, self._read(path), reference, lung, thick)
             except (ValueError, OSError) as error:
                 self.problems.append(Problem(method, case.name, str(error), False))
             else:

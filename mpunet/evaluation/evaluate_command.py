@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from mpunet.data.rplhr import Intensity
 from mpunet.data.simulate import Profile
 from mpunet.evaluation.evaluate import Evaluator
 from mpunet.evaluation.report import write_report
@@ -31,6 +32,8 @@ def evaluate(
     fidelity: bool = True,
     profile: Profile = "gaussian",
     fwhm: float | None = None,
+    intensity: Intensity = "auto",
+    check_hu: bool = True,
     report: bool = True,
 ) -> int:
     """Measure a folder of predicted thin volumes against a folder of true ones, case by case, matched by name.
@@ -50,6 +53,8 @@ def evaluate(
         fidelity: measure bias, lung density, noise, sharpness and consistency too.
         profile: slice profile that thickens predictions again for the consistency.
         fwhm: its full width at half maximum in thick spacings; 0.9 for the Gaussian by default.
+        intensity: what intensities within [0, 1] are: RPLHR-CT's where files lie in its folders ("auto"), or anywhere ("rplhr").
+        check_hu: refuse volumes whose intensities cannot be HU.
         report: write report.html, a page with the pictures.
 
     Returns:
@@ -68,6 +73,8 @@ def evaluate(
         fidelity=fidelity,
         profile=profile,
         fwhm=fwhm,
+        intensity=intensity,
+        check_hu=check_hu,
         title=f"{name} against {Path(references).name}",
     )
     start = time.monotonic()

@@ -182,6 +182,17 @@ class TestFaults:
         assert [(p.method, p.case, p.measured) for p in evaluation.problems] == [("truth", "c", False)]
         assert {s.case for s in evaluation.scores} == {"a", "b"}
 
+    def test_a_prediction_that_is_not_in_hu(self, folders, chests):
+        """It is refused, or turned into HU where that is asked for; never measured as if it were HU."""
+        save(folders / "good" / "b.nii.gz", (chests["b"].clip(-1024, 2048) + 1024) / np.float32(3072), spacing=SPACING)
+        evaluation = evaluated({"good": folders / "good"}, folders / "truth", fidelity=False)
+        (problem,) = evaluation.problems
+        assert (problem.case, problem.measured) == ("b", False)
+        assert "HU" in problem.reason
+        evaluation = evaluated({"good": folders / "good"}, folders / "truth", fidelity=False, intensity="rplhr", protocol="rplhr")
+        assert evaluation.problems == []
+        assert value(evaluation, "good", "b", "mae") < 0.01
+
 
 class TestLungs:
     def test_masks_from_a_folder(self, folders, chests):
