@@ -14,29 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.interpolate import CubicSpline
 
 import mpunet
 from mpunet.data.cache import Cache, Preparation
 from mpunet.data.datamodule import WholeVolumes
+from mpunet.data.interpolate import interpolated
 from mpunet.data.layouts import find_cases
-from mpunet.geometry import thin_depth
 from mpunet.memory import hold_memory
 from mpunet.metrics import LUNG_METRICS, WHOLE_METRICS, CaseMetrics, hu_metrics
-from mpunet.models import interpolation_matrix
 from mpunet.weights import load_network
-
-
-def linear(thick: np.ndarray, ratio: int) -> np.ndarray:
-    """Linear interpolation along depth, end-aligned."""
-    return np.einsum("Nn,nhw->Nhw", interpolation_matrix(len(thick), ratio, "linear").astype(np.float32), thick, optimize=True)
-
-
-def cubic(thick: np.ndarray, ratio: int) -> np.ndarray:
-    """Cubic spline along depth (not-a-knot), end-aligned."""
-    positions = np.arange(thin_depth(len(thick), ratio)) / ratio
-    weights = CubicSpline(np.arange(len(thick)), np.eye(len(thick)))(positions).astype(np.float32)
-    return np.einsum("Nn,nhw->Nhw", weights, thick, optimize=True)
 
 
 def main() -> None:
@@ -52,7 +38,10 @@ def main() -> None:
 
     hold_memory()  # as the command line does
     network = load_network(args.ckpt_path)
-    methods = {"linear": lambda thick: linear(thick, network.ratio), "cubic spline": lambda thick: cubic(thick, network.ratio)}
+    methods = {
+        name: lambda thick, kind=kind: np.concatenate(list(interpolated(thick, network.ratio, kind=kind)))
+        for name, kind in (("linear", "linear"), ("cubic spline", "cubic"))
+    }
     for stride in args.stride:
         reconstruct = mpunet.Reconstructor.from_network(network, stride=stride, check_hu=False)
         methods[f"{type(network).__name__}, stride {stride}"] = reconstruct
