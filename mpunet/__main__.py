@@ -21,7 +21,9 @@ Thin-slice CT from thick-slice CT. Research software, not a medical device.
   fit           train a network:            mpunet fit --config examples/mpunet.yaml --data.train_dir DIR --data.val_dir DIR
   validate      measure on whole volumes:   mpunet validate --ckpt_path CKPT --data.val_dir DIR
   test          likewise, on test data:     mpunet test --ckpt_path CKPT --data.test_dir DIR
-  predict       thin slices of a folder:    mpunet predict --ckpt_path CKPT --data.predict_dir SCANS --writer.output_dir THIN
+  predict       thin slices of a folder:    mpunet predict --data.predict_dir SCANS --writer.output_dir THIN [--ckpt_path CKPT]
+  info          what a network is:          mpunet info [CKPT]
+  export        weights to hand on:         mpunet export CKPT FILE.safetensors
   evaluate      measure predictions:        mpunet evaluate THIN TRUTH --inputs SCANS --output OUT
   view          look at volumes:            mpunet view a.nii.gz b.nii.gz --output page.html
   reader-study  sensitivity and precision:  mpunet reader-study FINDINGS.csv STANDARD.csv --output OUT
@@ -30,12 +32,14 @@ Thin-slice CT from thick-slice CT. Research software, not a medical device.
 `mpunet COMMAND --help` lists the options. --debug shows the traceback of an error.
 Exit status: 0 done, 1 some volumes or rows failed (manifest.jsonl beside the results says which and why), 2 wrong usage or bad input."""
 
-# Commands that need no Trainer: each module's run(args) returns the exit status.
+# Commands that need no Trainer: a module's function run(args), or another, returns the exit status.
 COMMANDS = {
     "benchmark": "mpunet.benchmark.command",
     "check": "mpunet.data.check_command",
     "evaluate": "mpunet.evaluation.evaluate_command",
+    "export": "mpunet.info:run_export",
     "fit-profile": "mpunet.data.profile_command",
+    "info": "mpunet.info",
     "reader-study": "mpunet.evaluation.reader_command",
     "simulate": "mpunet.data.simulate_command",
     "view": "mpunet.evaluation.view",
@@ -56,7 +60,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         # Here, as Lightning takes seconds to import: not for --help and --version.
         if words[0] in COMMANDS:
-            status: int = import_module(COMMANDS[words[0]]).run(words[1:])
+            module, _, function = COMMANDS[words[0]].partition(":")
+            status: int = getattr(import_module(module), function or "run")(words[1:])
             return status
         from mpunet.cli import run
 

@@ -17,6 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 
 from mpunet.config import Configurable
 from mpunet.data.datamodule import ThickThinDataModule
@@ -24,7 +25,7 @@ from mpunet.inference.options import InferenceOptions
 from mpunet.inference.writer import ThinVolumeWriter
 from mpunet.memory import hold_memory, limit_memory
 from mpunet.module import MPUNetModule
-from mpunet.weights import read_checkpoint
+from mpunet.weights import SUFFIX, Weights, read_weights
 
 __all__ = ["MPUNetCLI", "SaveConfig", "run"]
 
@@ -33,6 +34,7 @@ EXPECTED = (
     "LightningCLI's args parameter",  # main() takes arguments, so that it can be called from Python
     "predict returned None",  # for a scan that could not be read
     "Total length of `.*` across ranks is zero",  # every output is already there, or there is no validation data
+    "Be aware that when using `ckpt_path`",  # prediction has no use for the callbacks of training
     "The dirpath has changed",  # predict and test have no checkpoint folder
     "The '.*_dataloader' does not have many workers",
     "Checkpoint directory",  # that it exists: a run that goes on, or the folder that --checkpoint.dirpath names
@@ -58,6 +60,7 @@ class MPUNetCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         self.words = list(args)
+        self._weights: Weights | None = None
         super().__init__(
             MPUNetModule,
             ThickThinDataModule,
@@ -81,6 +84,12 @@ class MPUNetCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         if self.words[:1] == ["predict"]:
             parser.add_argument("--check", action="store_true", help="The same as --writer.check true.")
+        if self.words[:1] == ["fit"]:
+            parser.add_argument(
+                "--init_from",
+                type=str | None,
+                help="Weights to begin with: 'packaged', a checkpoint or a weights file. The network is theirs unless model.net is given.",
+            )
         parser.set_defaults(
             {
                 "model.net": {"class_path": "mpunet.models.MPUNet"},
@@ -119,27 +128,72 @@ class MPUNetCLI(LightningCLI):
         if not isinstance(self.model.net, Configurable):
             # Other people's networks do not remember their arguments; the checkpoint needs them to rebuild them.
             self.model.save_hyperparameters({"net": self.config[str(self.subcommand)]["model.net"].as_dict()})
+        if self._weights is not None and self.subcommand == "fit":
+            new = self.model.begin_with(self._weights)
+            rank_zero_info(f"Begins with {self._weights.source}" + (f"; begins at random: {', '.join(new)}" if new else "."))
+        elif self._weights is not None:
+            self.model.take(self._weights)
+        elif self.subcommand != "fit" and not self.config[str(self.subcommand)]["ckpt_path"]:
+            self._refuse_untrained()
         self.model.inference = self._get(self.config_init, "inference")
         if self.model.inference.limit_memory is None:
             hold_memory()
         else:
             limit_memory(self.model.inference.limit_memory, self.trainer.strategy.root_device)
 
+    def _refuse_untrained(self) -> None:
+        if any(parameter.requires_grad for parameter in self.model.net.parameters()):
+            raise ValueError(
+                f"{type(self.model.net).__name__} comes without weights: give --ckpt_path, or leave model.net out for the network that "
+                "comes with mpunet."
+            )
+
     def _parse_ckpt_path(self) -> None:
-        """Lightning's, which takes the model from the checkpoint; but a file that is none, or another geometry, is told clearly."""
-        subcommand = self.config["subcommand"]
-        path = self.config[subcommand].get("ckpt_path")
+        """Lightning's, which takes the model from the checkpoint; and the same for weights files and for the packaged weights.
+
+        What is no checkpoint, or is one of another geometry, is told clearly.
+        """
+        subcommand = str(self.config["subcommand"])
+        config = self.config[subcommand]
+        path = config.get("ckpt_path")
+        if subcommand == "fit":
+            self._begin(path, config["init_from"])
+        elif path is None and not self._given_net:
+            self._use(read_weights())
         if path and path not in ("best", "last", "hpc", "registry"):
-            hparams = read_checkpoint(path)["hyper_parameters"]
-            given = self._given_net.get("init_args") or {}
-            inside = hparams["net"].get("init_args", {})
-            for key in ("n_thick", "ratio"):
-                if key in given and key in inside and given[key] != inside[key]:
+            self._check_geometry(Path(path), inside=(weights := read_weights(path)).net)
+            if Path(path).suffix == SUFFIX:
+                if subcommand == "fit":
                     raise ValueError(
-                        f"{Path(path)} is a checkpoint for {key} = {inside[key]}, but {key} = {given[key]} was asked for. "
-                        f"Leave model.net.{key} out, or train a network for it."
+                        f"{path} has weights and no state of a training to go on with: begin with it by --init_from {path}."
                     )
+                config["ckpt_path"] = None
+                self._use(weights)
         super()._parse_ckpt_path()
+
+    def _begin(self, path: str | None, init_from: str | None) -> None:
+        if init_from is None:
+            return
+        if path is not None:
+            raise ValueError("Give --ckpt_path to go on with a training or --init_from to begin one with weights, not both.")
+        self._weights = read_weights(None if init_from == "packaged" else init_from)
+        if not self._given_net:
+            self._use(self._weights)
+
+    def _use(self, weights: Weights) -> None:
+        """The network that these weights are for."""
+        self._weights = weights
+        self.config = self.parser.parse_object({self.config["subcommand"]: {"model": {"net": weights.net}}}, self.config)
+
+    def _check_geometry(self, path: Path, inside: dict[str, Any]) -> None:
+        given = self._given_net.get("init_args") or {}
+        known = inside.get("init_args", {})
+        for key in ("n_thick", "ratio"):
+            if key in given and key in known and given[key] != known[key]:
+                raise ValueError(
+                    f"{path} is a checkpoint for {key} = {known[key]}, but {key} = {given[key]} was asked for. "
+                    f"Leave model.net.{key} out, or train a network for it."
+                )
 
 
 def run(args: Sequence[str]) -> int:

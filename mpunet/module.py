@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -18,10 +19,12 @@ from mpunet.evaluation.consistency import ConsistencyRange, consistency
 from mpunet.inference.check import data_profile, gather
 from mpunet.inference.options import InferenceOptions, window_stride
 from mpunet.inference.reconstruct import Reconstructor, ThinSlices
+from mpunet.inference.spacing import SliceSpacing
 from mpunet.losses import Objective
 from mpunet.metrics import CaseMetrics, hu_metrics
 from mpunet.models import MPUNet
 from mpunet.models.base import as_output, geometry_of
+from mpunet.weights import Weights
 
 __all__ = ["MPUNetModule"]
 
@@ -51,6 +54,9 @@ class MPUNetModule(L.LightningModule):
             a run and not into a checkpoint.
         consistency_range: how far reconstructions, thickened again, were from their input in the last complete validation; kept in
             the checkpoint for ``predict --check``. None before.
+        training_record: what the network was trained on, from the checkpoint, see
+            :meth:`mpunet.ThickThinDataModule.training_record`; None where it is not known.
+        weights_file: the file that :meth:`take` had the network from.
     """
 
     def __init__(
@@ -96,6 +102,8 @@ class MPUNetModule(L.LightningModule):
         self.val_metrics = CaseMetrics()
         self.test_metrics = CaseMetrics()
         self.consistency_range: ConsistencyRange | None = None
+        self.training_record: dict[str, Any] | None = None
+        self.weights_file: Path | None = None
         self._consistency: dict[int, float] = {}
 
     def setup(self, stage: str) -> None:
@@ -111,7 +119,10 @@ class MPUNetModule(L.LightningModule):
         if self._reconstructor is None or self._reconstructor.device != self.device:
             options = dict(vars(self.inference))
             del options["limit_memory"]  # the process's, not the reconstructor's
-            self._reconstructor = Reconstructor.from_network(self.net, device=self.device, check_hu=False, **options)
+            known = None if options.pop("any_spacing") else SliceSpacing.from_record(self.training_record)
+            self._reconstructor = Reconstructor.from_network(
+                self.net, device=self.device, check_hu=False, spacing=known, **options
+            )
         return self._reconstructor
 
     def forward(self, thick: Tensor) -> Any:
@@ -168,15 +179,53 @@ class MPUNetModule(L.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._lr_factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def take(self, weights: Weights) -> None:
+        """Take a network's weights and what is known of them, to predict with.
+
+        Raises:
+            ValueError: if they do not fit.
+        """
+        self.net.load_state_dict(weights.network().state_dict())
+        self.training_record = weights.record.get("training")
+        known = weights.record.get("consistency")
+        self.consistency_range = None if known is None else ConsistencyRange(**known)
+        self.weights_file = weights.source
+
+    def begin_with(self, weights: Weights) -> list[str]:
+        """Take what fits, by name and shape, to train on from; the names of the tensors that begin at random.
+
+        A network for another ratio can begin with all but a few. The checkpoint's record tells what it began with.
+
+        Raises:
+            ValueError: if nothing fits.
+        """
+        own = self.net.state_dict()
+        fitting = {key: value for key, value in weights.tensors.items() if key in own and own[key].shape == value.shape}
+        if not fitting:
+            raise ValueError(
+                f"{weights.source} has no tensor that {type(self.net).__name__} could take: it is for another network."
+            )
+        self.net.load_state_dict({**own, **fitting})
+        before = {"file": weights.source.name, "sha256": weights.sha256, "training": weights.record.get("training")}
+        self.training_record = {"began_with": before}
+        return sorted(set(own) - set(fitting))
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the range of consistency, and the state of the critic's optimiser where Lightning saves the network's."""
+        """Add what was trained on, the range of consistency, and the state of the critic's optimiser where Lightning saves the network's."""
+        known = self.training_record or {}
+        record: dict[str, Any] = getattr(getattr(self._trainer, "datamodule", None), "training_record", dict)()
+        if record:
+            known = {**record, **({"began_with": known["began_with"]} if "began_with" in known else {})}
+        if known:
+            checkpoint["training"] = known
         if self.consistency_range is not None:
             checkpoint["consistency"] = self.consistency_range._asdict()
         if self._critic_training is not None and "optimizer_states" in checkpoint:
             checkpoint["critic_optimizer"] = self._critic_training.optimizer.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the range; keep that state until the critic is on its device: a fit that goes on from this checkpoint takes it."""
+        """Take record and range; keep that state until the critic is on its device: a fit that goes on from this checkpoint takes it."""
+        self.training_record = checkpoint.get("training")
         known = checkpoint.get("consistency")
         self.consistency_range = None if known is None else ConsistencyRange(**known)
         self._critic_state = checkpoint.get("critic_optimizer")

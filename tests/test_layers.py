@@ -15,7 +15,7 @@ LEVEL = {
     **dict.fromkeys(("geometry", "intensity", "schedule", "config", "memory", "ssim", "quality"), 0),
     **dict.fromkeys(("models", "losses", "metrics", "data"), 1),
     **dict.fromkeys(("inference", "evaluation", "weights", "pictures", "module", "adversarial", "callbacks"), 2),
-    **dict.fromkeys(("cli", "benchmark", "__main__", "__init__"), 3),
+    **dict.fromkeys(("cli", "info", "benchmark", "__main__", "__init__"), 3),
 }
 LIGHTNING = {
     "mpunet.callbacks",

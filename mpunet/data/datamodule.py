@@ -330,6 +330,29 @@ class ThickThinDataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
+    def training_record(self) -> dict[str, Any]:
+        """What is trained on, in plain values, for the checkpoint: ``cases``, the names of the first 100 of ``number``; ``pairs``, how
+        many have genuine thick slices; ``turned``, how many lend an in-plane axis as depth; ranges of ``thin_spacing`` and
+        ``thick_spacing`` in mm; slice profile of simulated ones. Empty before ``setup("fit")``.
+        """
+        cases = [*self.cases.get("train", []), *self.turned]
+        if not cases:
+            return {}
+        ratio = self._geometry()[1]
+        spacings = [float(case.spacing[0]) for case in cases]
+        low, high = min(spacings), max(spacings)
+        return {
+            "number": len(cases),
+            "cases": [case.name for case in cases[:100]],
+            "pairs": sum("thick" in case.layout for case in cases),
+            "turned": len(self.turned),
+            "ratio": ratio,
+            "thin_spacing": [low, high],
+            "thick_spacing": [low * ratio, high * ratio],
+            "profile": list(self.profiles.kinds),
+            "fwhm": None if self.profiles.fwhm is None else list(self.profiles.fwhm),
+        }
+
     def val_dataloader(self) -> DataLoader[VolumeCase] | list[Any]:
         """Whole validation cases, one a batch, as a :class:`VolumeCase`; no loader where there is no validation data."""
         return self._whole("val")

@@ -37,6 +37,8 @@ class Record(TypedDict):
         file: path from the input folder, which is also that of the result.
         status: "written", "failed", or "skipped" for a result that was there before and that no line tells of.
         reason: why it failed.
+        warning: what may be wrong with the result: slices that stand nearer or further apart than those the network was trained on.
+            Older manifests do not have it.
         shape: voxels of the result along the stored axes.
         spacing: of the result along the stored axes, in mm.
         seconds: from the first window to the finished file.
@@ -51,6 +53,7 @@ class Record(TypedDict):
     file: str
     status: Literal["written", "failed", "skipped"]
     reason: str | None
+    warning: str | None
     shape: list[int] | None
     spacing: list[float] | None
     seconds: float | None

@@ -27,6 +27,8 @@ class InferenceOptions:
         compile: compile the network by ``torch.compile`` (minutes, once per in-plane size).
         limit_memory: GiB that a run may allocate, on the device or else in the process; beyond, it halves its batches and then
             cuts planes into tiles. Without it a CPU run that needs too much is killed by the system.
+        any_spacing: take scans whose slices stand nearer or further apart than those that the network was trained on, without a
+            warning or refusal; see :mod:`mpunet.inference.spacing`.
     """
 
     stride: Stride = "best"
@@ -35,6 +37,7 @@ class InferenceOptions:
     precision: Precision = "auto"
     compile: bool = False
     limit_memory: float | None = None
+    any_spacing: bool = False
 
 
 def window_stride(stride: Stride, n_thick: int) -> int:

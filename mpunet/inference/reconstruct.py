@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from mpunet.data.ahead import ahead
 from mpunet.data.scan_file import ScanFile, open_scan
 from mpunet.data.thin_file import Dtype, thin_image, write_slices
-from mpunet.data.volume import Volume, check_voxels, volume_from_image
-from mpunet.geometry import thin_depth
+from mpunet.data.volume import Volume, VolumeInfo, check_voxels, volume_from_image
+from mpunet.geometry import grid_spacing, thin_depth
 from mpunet.inference.engine import StreamingEngine
 from mpunet.inference.options import Precision, Stride, autocast_dtype, window_stride
+from mpunet.inference.spacing import SliceSpacing
 from mpunet.intensity import from_hu, round_hu, to_hu
 from mpunet.models.base import geometry_of
 
@@ -85,6 +87,8 @@ class Reconstructor:
             :func:`mpunet.inference.options.autocast_dtype`.
         compile: compile the network by ``torch.compile``.
         check_hu: refuse images whose intensities cannot be HU.
+        spacing: range in mm of the thick slices' spacing that the network was trained on. An image beside it brings a warning, one of
+            less than half or more than twice a ValueError; see :mod:`mpunet.inference.spacing`. None takes any.
 
     Attributes:
         engine: the :class:`StreamingEngine`, whose ``batch_size`` and ``tile`` shrink where the device runs out of memory.
@@ -110,12 +114,14 @@ class Reconstructor:
         precision: Precision = "auto",
         compile: bool = False,  # noqa: A002 - torch's word
         check_hu: bool = True,
+        spacing: tuple[float, float] | None = None,
     ) -> None:
         if device in ("auto", None):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
         self.ratio = ratio
         self.check_hu = check_hu
+        self.spacing = None if spacing is None else SliceSpacing(*spacing)
         if isinstance(network, nn.Module):
             network = network.eval().to(self.device)
             for parameter in network.parameters():
@@ -136,10 +142,12 @@ class Reconstructor:
 
     @classmethod
     def from_checkpoint(cls, path: str | Path | None = None, **options: Any) -> Reconstructor:
-        """Reconstructor with the network of a checkpoint (without a path, of the packaged weights) and options as above."""
-        from mpunet.weights import load_network
+        """Reconstructor with the network of a checkpoint or weights file (without a path, the packaged one) and options as above."""
+        from mpunet.weights import read_weights
 
-        return cls.from_network(load_network(path), **options)
+        weights = read_weights(path)
+        spacing = SliceSpacing.from_record(weights.record.get("training"))
+        return cls.from_network(weights.network(), **{"spacing": spacing, **options})
 
     @classmethod
     def from_network(cls, network: Any, **options: Any) -> Reconstructor:
@@ -165,6 +173,7 @@ class Reconstructor:
             check_voxels(image, name="image", check_hu=self.check_hu)
             return self._stream(image, image.shape).slab()
         volume = volume_from_image(image, check_hu=self.check_hu)
+        self._warn(volume)
         return thin_image(self.stream(volume).slab("int16"), volume, self.ratio)
 
     def stream(self, volume: Volume | ScanFile) -> ThinSlices:
@@ -179,8 +188,17 @@ class Reconstructor:
         ``target`` is at any time absent, as before, or whole. Errors as for :func:`mpunet.data.scan_file.open_scan`.
         """
         scan = open_scan(source, slice_axis=slice_axis, check_hu=self.check_hu)
+        self._warn(scan)
         slices = self.stream(scan)
         write_slices(target, slices.chunks(dtype), scan, self.ratio, dtype=dtype, last_first=slices.last_first)
+
+    def spacing_warning(self, volume: VolumeInfo) -> str | None:
+        """What to tell of a scan's slice spacing, see :meth:`mpunet.inference.spacing.SliceSpacing.warning`."""
+        return None if self.spacing is None else self.spacing.warning(float(grid_spacing(volume.slab_affine)[0]))
+
+    def _warn(self, volume: VolumeInfo) -> None:
+        if (text := self.spacing_warning(volume)) is not None:
+            warnings.warn(f"{volume.path or 'The image'}: {text}", stacklevel=3)
 
     def _stream(self, planes: Any, shape: tuple[int, ...], *, last_first: bool = False) -> ThinSlices:
         depth, height, width = shape

@@ -24,7 +24,7 @@ from mpunet.data.thin_file import Dtype, remove_partials, write_slices
 from mpunet.geometry import grid_spacing, thin_affine
 from mpunet.inference.check import ConsistencyCheck, data_profile, gather, summary_lines
 from mpunet.inference.manifest import NAME, ConsistencyRecord, Manifest, Record, read_manifest
-from mpunet.inference.reconstruct import ThinSlices
+from mpunet.inference.reconstruct import Reconstructor, ThinSlices
 from mpunet.memory import is_out_of_memory
 from mpunet.weights import file_sha256
 
@@ -34,7 +34,7 @@ _SHOWN = 20  # failures in the summary; the manifest has them all
 
 
 class Failure(NamedTuple):
-    """A scan without a result: its path from the input folder, and the reason."""
+    """A scan without a result, or with a doubtful one: its path from the input folder, and the reason."""
 
     relative: str
     reason: str
@@ -76,6 +76,7 @@ class ThinVolumeWriter(Callback):
         self.dtype = dtype
         self.check = check
         self.failures: list[Failure] = []
+        self._warnings: list[Failure] = []
         self._check: ConsistencyCheck | None = None
         self._checkpoint: str | None = None
 
@@ -92,7 +93,8 @@ class ThinVolumeWriter(Callback):
         if problem is not None:
             raise ValueError(problem)
         datamodule.predict_scans = todo
-        self.failures, self._written, self._disk_full, self._checkpoint, self._check = [], 0, False, None, None
+        self.failures, self._warnings, self._written = [], [], 0
+        self._disk_full, self._checkpoint, self._check = False, None, None
         self._skipped = set(scans) - set(todo) if trainer.is_global_zero else set()
         self._manifest = Manifest(Path(str(self.output_dir)), trainer.global_rank)
         if trainer.is_global_zero:
@@ -116,17 +118,21 @@ class ThinVolumeWriter(Callback):
     ) -> None:
         """Compute and write one volume, or note why it cannot be."""
         start = time.perf_counter()
-        reason = shape = spacing = consistency = None
+        reason = warning = shape = spacing = consistency = None
         if batch.volume is None or outputs is None:
             reason = (batch.error or "the model returned no prediction").removeprefix(f"{batch.scan.relative.name}: ")
         else:
             try:
+                if isinstance(reconstructor := getattr(pl_module, "reconstructor", None), Reconstructor):
+                    warning = reconstructor.spacing_warning(batch.volume)
                 shape, spacing, consistency = self._write(batch.scan, batch.volume, outputs)
             except Exception as error:  # whatever it is, the other volumes may still succeed
                 reason = _one_line(error)
         record = self._record(trainer, pl_module, batch.scan)
         record["shape"], record["spacing"], record["seconds"] = shape, spacing, round(time.perf_counter() - start, 3)
-        record["consistency"] = consistency
+        record["consistency"], record["warning"] = consistency, warning
+        if warning is not None:
+            self._warnings.append(Failure(record["file"], warning))
         if reason is None:
             self._written += 1
         else:
@@ -140,7 +146,8 @@ class ThinVolumeWriter(Callback):
             return
         # Not in on_predict_end, which Lightning leaves out on a rank that has no scan.
         complete = self._manifest.flush()
-        results = gather((self._written, self.failures, complete, self._check.summary if self._check else None))
+        summary = self._check.summary if self._check else None
+        results = gather((self._written, self.failures, self._warnings, complete, summary))
         self.failures = sorted(failure for _, failures, *_ in results for failure in failures)
         if not trainer.is_global_zero:
             return
@@ -148,10 +155,10 @@ class ThinVolumeWriter(Callback):
         lines = [f"{sum(written for written, *_ in results)} volumes written to {self.output_dir}"]
         if self.failures:
             lines[0] += f", {len(self.failures)} failed:"
-            lines += [f"  {relative}: {reason}" for relative, reason in self.failures[:_SHOWN]]
-            if len(self.failures) > _SHOWN:
-                lines.append(f"  ... and {len(self.failures) - _SHOWN} more, see {Path(str(self.output_dir)) / NAME}")
-        if not all(complete for _, _, complete, _ in results):
+            lines += self._list(self.failures)
+        if warnings := sorted(warning for _, _, warnings, *_ in results for warning in warnings):
+            lines += [f"{len(warnings)} with a warning:", *self._list(warnings)]
+        if not all(complete for *_, complete, _ in results):
             lines.append(f"The last lines of {NAME} could not be written.")
         lines += summary_lines(summary for *_, summary in results if summary is not None)
         print("\n".join([*lines, *self._note_skipped(trainer, pl_module)]), flush=True)
@@ -185,6 +192,12 @@ class ThinVolumeWriter(Callback):
         consistency = self._check.judge(scan.relative.as_posix(), meter) if self._check and meter else None
         return shape, [round(float(mm), 6) for mm in spacing], consistency
 
+    def _list(self, entries: Sequence[Failure]) -> list[str]:
+        lines = [f"  {relative}: {text}" for relative, text in entries[:_SHOWN]]
+        if len(entries) > _SHOWN:
+            lines.append(f"  ... and {len(entries) - _SHOWN} more, see {Path(str(self.output_dir)) / NAME}")
+        return lines
+
     def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule, scan: Scan) -> Record:
         """The record of a scan that was written, but for what the volume itself tells."""
         engine = getattr(getattr(pl_module, "reconstructor", None), "engine", None)
@@ -193,10 +206,11 @@ class ThinVolumeWriter(Callback):
             file=scan.relative.as_posix(),
             status="written",
             reason=None,
+            warning=None,
             shape=None,
             spacing=None,
             seconds=None,
-            checkpoint=self._hash(trainer),
+            checkpoint=self._hash(trainer, pl_module),
             version=__version__,
             stride=getattr(engine, "stride", None),
             tile=None if tile is None else list(tile),
@@ -204,10 +218,11 @@ class ThinVolumeWriter(Callback):
             time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
 
-    def _hash(self, trainer: pl.Trainer) -> str | None:
-        if self._checkpoint is None and trainer.ckpt_path is not None:
+    def _hash(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str | None:
+        path = trainer.ckpt_path or getattr(pl_module, "weights_file", None)
+        if self._checkpoint is None and path is not None:
             with suppress(OSError):  # moved away since it was loaded
-                self._checkpoint = file_sha256(trainer.ckpt_path)
+                self._checkpoint = file_sha256(path)
         return self._checkpoint
 
     def _note_skipped(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[str]:

@@ -1,16 +1,16 @@
 """Volume in, volume out: positions to a thousandth of a millimetre, kinds kept, precision chosen."""
 
-import sys
-from types import SimpleNamespace
-
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import mpunet
+from mpunet.config import to_config
 from mpunet.data.volume import volume_from_image
 from mpunet.inference.reconstruct import Reconstructor, autocast_dtype
+from mpunet.weights import Weights, write_weights
 
 
 class Linear(nn.Module):
@@ -156,12 +156,16 @@ def test_module_is_evaluated():
     np.testing.assert_allclose(result[:, 0, 0], TestKinds.thin, atol=1e-3)
 
 
-def test_from_checkpoint(monkeypatch):
-    monkeypatch.setitem(sys.modules, "mpunet.weights", SimpleNamespace(load_network=lambda path: Linear(4, {"x.ckpt": 3}[path])))
-    reconstruct = Reconstructor.from_checkpoint("x.ckpt", stride=2, device="cpu")
+def test_from_checkpoint(tmp_path):
+    net = mpunet.MPUNet(4, 3, widths=(2, 2, 2))
+    training = {"thick_spacing": [3.0, 3.0]}
+    write_weights(tmp_path / "x.safetensors", Weights(tmp_path, to_config(net), net.state_dict(), {"training": training}))
+    reconstruct = Reconstructor.from_checkpoint(tmp_path / "x.safetensors", stride=2, device="cpu")
     engine = reconstruct.engine
-    assert (engine.n_thick, engine.ratio, engine.multiple, engine.stride) == (4, 3, 1, 2)
+    assert (engine.n_thick, engine.ratio, engine.multiple, engine.stride) == (4, 3, 4, 2)
     assert reconstruct(TestKinds.thick).shape == (13, 3, 4)
+    assert reconstruct.spacing == (3.0, 3.0)
+    assert Reconstructor.from_checkpoint(tmp_path / "x.safetensors", spacing=None).spacing is None
 
 
 def test_bad_options_are_refused_at_once():
