@@ -7,13 +7,14 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 from mpunet.data.datamodule import VolumeCase
 from mpunet.models import DepthInterpolation
 from mpunet.pictures import coronal, side_by_side
 
-__all__ = ["CoronalSamples"]
+__all__ = ["Checkpoints", "CoronalSamples"]
 
 
 class CoronalSamples(L.Callback):
@@ -60,3 +61,17 @@ class CoronalSamples(L.Callback):
             experiment: Any = getattr(logger, "experiment", None)
             if hasattr(experiment, "add_image"):
                 experiment.add_image(f"coronal/{name}", picture, trainer.global_step, dataformats="HW")
+
+
+class Checkpoints(ModelCheckpoint):
+    """Lightning's, whose ``last.ckpt`` is also written at the end of every epoch, and so with the last step of a training.
+
+    Lightning's own leaves that step out where checkpoints are saved every so many steps. And where none is, it writes ``last.ckpt`` once
+    training is over: with averaged weights (EMA) the average has then taken the place of the weights to train on from.
+    """
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save what Lightning saves, and the last."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self.save_last and not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -14,11 +14,11 @@ from typing import Any
 import torch.distributed
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from mpunet.callbacks import Checkpoints
 from mpunet.config import Configurable
 from mpunet.data.datamodule import ThickThinDataModule
 from mpunet.inference.options import InferenceOptions
@@ -81,7 +81,7 @@ class MPUNetCLI(LightningCLI):
         """The sections beside model, data and trainer: ``inference`` for whole volumes, ``writer`` for predict, ``checkpoint`` for fit."""
         parser.add_class_arguments(InferenceOptions, "inference")
         parser.add_lightning_class_args(ThinVolumeWriter, "writer")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         if self.words[:1] == ["predict"]:
             parser.add_argument("--check", action="store_true", help="The same as --writer.check true.")
         if self.words[:1] == ["fit"]:
@@ -116,6 +116,10 @@ class MPUNetCLI(LightningCLI):
             config["model.net"] = given
         if self.subcommand == "fit" and config["data.val_dir"] is None and config["data.data_dir"] is None:
             config["checkpoint.monitor"], config["checkpoint.save_top_k"] = None, 0
+            if all(
+                config[f"checkpoint.{key}"] is None for key in ("every_n_train_steps", "train_time_interval", "every_n_epochs")
+            ):
+                config["checkpoint.every_n_train_steps"] = 500
         if self.subcommand == "predict":
             config["return_predictions"] = False
             config["writer.check"] = config["writer.check"] or config.get("check", False)

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from mpunet.data.phantom import phantom_image
+from mpunet.weights import load_network
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "mpunet_cpu.yaml"
 
@@ -88,6 +89,36 @@ def test_two_processes_give_what_one_gives(data: Path) -> None:
     assert [v.shape[2] for v in outputs[1].values()] == [11, 31, 51]
     for name, voxels in outputs[1].items():
         np.testing.assert_array_equal(outputs[2][name], voxels)
+
+
+def test_averaged_weights_go_on_after_a_restart(data: Path) -> None:
+    """EMA and gradient clipping on two processes: four steps at once, or two and then two more from the checkpoint."""
+    ema = '[{"class_path": "EMAWeightAveraging", "init_args": {"decay": 0.5}}]'
+    words = [
+        "fit", "--model.net.widths", "[2,2,2,2,2,2]", "--data.train_dir", str(data / "thin"), "--data.cache_dir", str(data / "cache"),
+        "--data.crop", "[32, 32]", "--data.crops_per_epoch", "4", "--trainer.gradient_clip_val", "0.01", "--trainer.callbacks", ema,
+        "--trainer.logger", "false", "--trainer.default_root_dir", str(data), "--checkpoint.enable_version_counter", "false",
+        "--model.warmup_steps", "1", "--model.lr_floor", "1",  # a schedule that does not know of the end
+    ]  # fmt: skip
+    checkpoints = {}
+    for name, epochs, more in (
+        ("whole", "2", []),
+        ("half", "1", []),
+        ("resumed", "2", ["--ckpt_path", str(data / "half" / "last.ckpt")]),
+    ):
+        mpunet(2, *words, "--checkpoint.dirpath", str(data / name), "--trainer.max_epochs", epochs, *more)
+        checkpoints[name] = torch.load(data / name / "last.ckpt", weights_only=True)
+    one, half, two = checkpoints.values()
+    assert (one["global_step"], half["global_step"], two["global_step"]) == (4, 2, 4)
+    for kind in ("state_dict", "current_model_state"):
+        for key, value in one[kind].items():
+            torch.testing.assert_close(value, two[kind][key], rtol=0, atol=1e-6)
+        assert any(not torch.equal(value, half[kind][key]) for key, value in one[kind].items())
+    averaged, current = one["state_dict"], one["current_model_state"]
+    assert any(not torch.equal(averaged[key], current[key]) for key in current)
+    network = load_network(data / "whole" / "last.ckpt").state_dict()  # what predicts are the averaged weights
+    for key, value in network.items():
+        torch.testing.assert_close(value, averaged[f"net.{key}"])
 
 
 def predict(checkpoint: Path, scans: Path, thin: Path) -> list[str]:
