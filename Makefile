@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test lint slow bench docs build clean
 
-demo: $(READY)          ## invented chest phantom: train a small network for two minutes, predict, draw build/demo/coronal.png
+demo: $(READY)          ## invented chest phantom: thick slices, predict with the packaged network, evaluate, draw build/demo/coronal.png
 	$(BIN)/python examples/demo.py --output build/demo
 
 test: $(READY)          ## all tests but the slow ones

@@ -145,7 +145,7 @@ class TestRun:
     ) -> None:
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # where nobody has ImageNet weights
         monkeypatch.setattr(torch.hub, "download_url_to_file", no_internet)
-        assert self.run(folder, "--steps", "4") == 1
+        assert self.run(folder, "--steps", "5") == 1
         out, printed = folder / "out", capsys.readouterr().out
         assert "broken: failed" in printed
         assert "'fast'" in printed or "fast" in printed.split("broken: failed")[1]
@@ -159,7 +159,7 @@ class TestRun:
         assert result["cases"].keys() == {"case1"}
         assert result["metrics"]["rmse"] == pytest.approx(result["cases"]["case1"]["rmse"])
         assert [step for step, _ in learning_curve(out / "vnet", "val/rmse")] == [2, 4]
-        assert torch.load(out / "vnet" / "last.ckpt", weights_only=True)["global_step"] == 4
+        assert torch.load(out / "vnet" / "last.ckpt", weights_only=True)["global_step"] == 5  # not only the last validation
         for picture in ("curves.png", "coronal.png"):
             assert (out / picture).stat().st_size > 5000
         assert np.load(out / "vnet" / "coronal.npy").shape == np.load(out / "bicubic" / "truth.npy").shape
@@ -168,12 +168,12 @@ class TestRun:
         before = (out / "vnet" / "result.json").stat().st_mtime_ns
         for name in ("3_broken", "5_typo"):
             (folder / "rows" / f"{name}.yaml").unlink()
-        assert self.run(folder, "--steps", "4") == 0
+        assert self.run(folder, "--steps", "5") == 0
         assert (out / "vnet" / "result.json").stat().st_mtime_ns == before
 
         # Results of different budgets do not stand in one table.
         assert self.run(folder, "--steps", "6") == 1
-        assert "vnet was begun with {'steps': 4, 'minutes': None}, asked for is {'steps': 6" in capsys.readouterr().out
+        assert "vnet was begun with {'steps': 5, 'minutes': None}, asked for is {'steps': 6" in capsys.readouterr().out
 
     def test_an_interrupted_row_goes_on(self, folder: Path, tmp_path: Path) -> None:
         benchmark = Benchmark(

@@ -58,7 +58,15 @@ def fit(data: Path, root: Path, *extra: str) -> int:
             "[32, 32]",
         ]
         + ["--trainer.max_steps", "2", "--data.crops_per_epoch", "4", "--trainer.logger", "false"]
-        + ["--trainer.default_root_dir", str(root), "--checkpoint.dirpath", str(root), "--checkpoint.enable_version_counter", "false", *extra]
+        + [
+            "--trainer.default_root_dir",
+            str(root),
+            "--checkpoint.dirpath",
+            str(root),
+            "--checkpoint.enable_version_counter",
+            "false",
+            *extra,
+        ]
     )
 
 

@@ -176,7 +176,7 @@ class Benchmark:
         words = ["fit", "--config", str(self.base), "--config", str(row.config), "--data.train_dir", self.train_dir]
         words += ["--trainer.max_steps", str(steps), "--trainer.max_epochs", "-1", "--trainer.default_root_dir", str(folder)]
         words += ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(folder), "--trainer.logger.name", ""]
-        words += ["--trainer.enable_progress_bar", "false", "--trainer.callbacks", "[]", "--trainer.num_sanity_val_steps", "0"]
+        words += ["--trainer.enable_progress_bar", "false", "--trainer.num_sanity_val_steps", "0"]
         words += ["--checkpoint.dirpath", str(folder), "--checkpoint.monitor", "null", "--checkpoint.save_top_k", "0"]
         words += ["--checkpoint.save_last", "true", "--checkpoint.every_n_train_steps", str(max(1, min(every, 500)))]
         words += ["--checkpoint.enable_version_counter", "false", "--inference.stride", "fast"]
