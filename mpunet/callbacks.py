@@ -68,7 +68,15 @@ class Checkpoints(ModelCheckpoint):
 
     Lightning's own leaves that step out where checkpoints are saved every so many steps. And where none is, it writes ``last.ckpt`` once
     training is over: with averaged weights (EMA) the average has then taken the place of the weights to train on from.
+
+    Where a split leaves no case to validate on there is no best checkpoint, and the last is the only one.
     """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """See whether there is anything to monitor."""
+        super().on_train_start(trainer, pl_module)
+        if self.monitor is not None and not sum(trainer.num_val_batches):
+            self.monitor, self.save_top_k = None, 0
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save what Lightning saves, and the last."""

@@ -86,8 +86,11 @@ def test_tensorboard_shows_curves_and_pictures(run: Path) -> None:
     assert tags["images"] == ["coronal/case1"]
 
 
-def test_fit_without_validation_data_keeps_the_last_checkpoint(folders: dict[str, Path], tmp_path: Path) -> None:
-    args = ["fit", *TINY, *QUIET, "--data.train_dir", str(folders["train"]), "--data.cache_dir", str(tmp_path / "cache")]
+@pytest.mark.parametrize("source", [["--data.train_dir"], ["--data.split", "[1, 0, 0]", "--data.data_dir"]])
+def test_fit_without_validation_data_keeps_the_last_checkpoint(
+    folders: dict[str, Path], tmp_path: Path, source: list[str]
+) -> None:
+    args = ["fit", *TINY, *QUIET, *source, str(folders["train"]), "--data.cache_dir", str(tmp_path / "cache")]
     args += [
         "--data.crop",
         "[32, 32]",
