@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -61,11 +62,17 @@ def main(args: Sequence[str] | None = None) -> int:
         # Here, as Lightning takes seconds to import: not for --help and --version.
         if words[0] in COMMANDS:
             module, _, function = COMMANDS[words[0]].partition(":")
-            status: int = getattr(import_module(module), function or "run")(words[1:])
-            return status
-        from mpunet.cli import run
+            command = getattr(import_module(module), function or "run")
+            status: int = command(words[1:])
+        else:
+            from mpunet.cli import run
 
-        return run(words)
+            status = run(words)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever reads the output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell says of SIGPIPE
     except (ValueError, OSError) as error:
         if debug:
             raise

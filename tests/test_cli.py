@@ -76,6 +76,12 @@ def test_fit_leaves_checkpoints_config_and_pictures(run: Path) -> None:
     assert config["model"]["net"]["init_args"]["widths"] == [2, 2, 2, 2, 2, 2]
 
 
+@pytest.mark.parametrize("config", ["mpunet_small.yaml", "packaged/first.yaml", "packaged/then.yaml"])
+def test_the_other_examples_run(folders: dict[str, Path], tmp_path: Path, config: str) -> None:
+    assert fit(folders, tmp_path, config, "--data.batch_size", "1", "--trainer.logger", "false") == 0
+    assert list(tmp_path.rglob("last.ckpt"))
+
+
 def test_tensorboard_shows_curves_and_pictures(run: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,12 @@ def test_info_tells_what_matters(file: Path, capsys: pytest.CaptureFixture[str])
     known = json.loads(capsys.readouterr().out)
     assert known["record"]["training"] == RECORD["training"]
     assert known["sha256"] == read_weights(file).sha256
+
+
+def test_a_reader_that_has_had_enough_is_no_error(file: Path) -> None:
+    command = f"set -o pipefail; {sys.executable} -m mpunet info {file} --json | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stderr == ""
 
 
 def test_info_of_weights_without_a_record(weights: Weights, tmp_path: Path) -> None:
