@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from mpunet import __version__
 from mpunet.config import from_config
 from mpunet.models.base import geometry_of
+from mpunet.whole_file import whole_file
 
 __all__ = [
     "PACKAGED",
@@ -151,15 +150,8 @@ def write_weights(path: str | Path, weights: Weights, *, dtype: torch.dtype = to
         "sha256": Weights(path, weights.net, tensors, {}).sha256,
         "record": json.dumps({**weights.record, "version": __version__}),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=SUFFIX)
-    os.close(handle)
-    try:
-        save_file(tensors, partial, metadata=table)
-        os.chmod(partial, 0o644)  # mkstemp's files are the owner's alone
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    with whole_file(path) as unfinished:
+        save_file(tensors, unfinished, metadata=table)
 
 
 def load_network(path: str | Path | None = None) -> nn.Module:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
-import uuid
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Literal, NamedTuple
 from mpunet import __version__
 from mpunet.evaluation.hu_codec import HU_STEPS
 from mpunet.evaluation.viewer import ShownCase
+from mpunet.whole_file import whole_file
 
 __all__ = ["PageCase", "viewer_html", "write_page"]
 
@@ -50,21 +49,15 @@ def write_page(
         script=_asset("slices.js") + _asset("viewer.js") + (_asset("report.js") if report else ""),
     )
     before, after = text.rsplit("<!-- cases -->", 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(before)
-            for label, case in cases:
-                # "<" would let a name end the script.
-                data = json.dumps(case, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-                name = html.escape(case["name"])
-                file.write(f'<script type="application/json" class="case" data-name="{name}" data-label="{html.escape(label)}">')
-                file.write(f"{data}</script>\n")
-            file.write(after)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+        file.write(before)
+        for label, case in cases:
+            # "<" would let a name end the script.
+            data = json.dumps(case, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+            name = html.escape(case["name"])
+            file.write(f'<script type="application/json" class="case" data-name="{name}" data-label="{html.escape(label)}">')
+            file.write(f"{data}</script>\n")
+        file.write(after)
 
 
 def viewer_html(*, start: Literal["grey", "weights"] = "grey") -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from mpunet.evaluation.findings import ALL_READERS
 from mpunet.evaluation.reader_study import Rates, ReaderStudy
+from mpunet.whole_file import whole_file
 
 __all__ = ["draw_study"]
 
@@ -53,13 +53,10 @@ def draw_study(study: ReaderStudy, path: Path) -> Path:
         axis.set_xticks(range(len(conditions)), conditions, **turn)
     beside = max(1, int(10 * width / (max(map(len, handles)) + 6)))  # about ten characters to the inch
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(beside, len(handles)), frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
-        figure.savefig(partial, dpi=160, facecolor="white")
-        partial.replace(path)
+        with whole_file(path) as unfinished:
+            figure.savefig(unfinished, dpi=160, facecolor="white")
     finally:
-        partial.unlink(missing_ok=True)
         plt.close(figure)
     return path
 

@@ -6,12 +6,12 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpunet.evaluation.scores import Evaluation, Measure, PairedDifference, Score, Summary
+from mpunet.whole_file import whole_file
 
 __all__ = ["screen", "write_tables", "write_whole"]
 
@@ -54,13 +54,8 @@ def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:
 
 def write_whole(path: Path, text: str) -> Path:
     """Write a file so that it is at any time absent, as before, or whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
     return path
 
 
