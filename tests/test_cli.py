@@ -78,7 +78,7 @@ def test_fit_leaves_checkpoints_config_and_pictures(run: Path) -> None:
 
 @pytest.mark.parametrize("config", ["mpunet_small.yaml", "packaged/first.yaml", "packaged/then.yaml"])
 def test_the_other_examples_run(folders: dict[str, Path], tmp_path: Path, config: str) -> None:
-    assert fit(folders, tmp_path, config, "--data.batch_size", "1", "--trainer.logger", "false") == 0
+    assert fit(folders, tmp_path, config, "--data.batch_size", "1") == 0
     assert list(tmp_path.rglob("last.ckpt"))
 
 
@@ -115,7 +115,7 @@ def test_checkpoint_is_plain_and_rebuilds_the_network(run: Path) -> None:
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["hyper_parameters"]["net"]["init_args"]["widths"] == [2] * 6
     module = mpunet.MPUNetModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert module.hparams["lr"] == 7e-4
+    assert module.hparams["lr"] == 5e-4
     key = "net.backbone.encoder.stem.0.weight"
     torch.testing.assert_close(module.state_dict()[key], checkpoint["state_dict"][key])
 
@@ -153,7 +153,11 @@ def test_reconstructor_gives_what_predict_writes(run: Path, folders: dict[str, P
     checkpoint = run / "checkpoints" / "last.ckpt"
     assert predict(checkpoint, folders["scans"], tmp_path) == 0
     image = mpunet.Reconstructor.from_checkpoint(checkpoint)(nib.load(folders["scans"] / "a.nii.gz"))
-    np.testing.assert_array_equal(np.asarray(image.dataobj), np.asarray(nib.load(tmp_path / "a.nii.gz").dataobj))
+    # After two steps of warm-up this is all but the interpolation, whose values lie half-way between two HU here and there.
+    written = np.asarray(nib.load(tmp_path / "a.nii.gz").dataobj, np.int32)
+    difference = np.abs(np.asarray(image.dataobj, np.int32) - written)
+    assert difference.max() <= 1
+    assert difference.mean() < 1e-3
 
 
 @pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")  # no validation data

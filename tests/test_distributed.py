@@ -71,9 +71,11 @@ def test_two_processes_give_what_one_gives(data: Path) -> None:
     assert checkpoints[0]["consistency"]["cases"] == 3
     one, two = (checkpoint["state_dict"] for checkpoint in checkpoints)
     assert one.keys() == two.keys()
-    # The mean over two ranks is the mean over the batch; only the order of additions differs, which Adam enlarges for gradients near 0
-    for key in one:
-        torch.testing.assert_close(one[key], two[key], rtol=0, atol=2e-4)
+    # The mean over two ranks is the mean over the batch; only the order of additions differs, which Adam enlarges for gradients near 0:
+    # there a weight may miss a step of 5e-4.
+    differences = torch.cat([(one[key] - two[key]).abs().flatten() for key in one])
+    assert differences.max() < 5e-4
+    assert differences.mean() < 2e-5
 
     outputs = {}
     for ranks in (1, 2):
