@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from mpunet import __version__
@@ -151,7 +151,7 @@ def write_weights(path: str | Path, weights: Weights, *, dtype: torch.dtype = to
         "record": json.dumps({**weights.record, "version": __version__}),
     }
     with whole_file(path) as unfinished:
-        save_file(tensors, unfinished, metadata=table)
+        unfinished.write_bytes(save(tensors, metadata=table))  # safetensors' own would make a file for the owner alone
 
 
 def load_network(path: str | Path | None = None) -> nn.Module:

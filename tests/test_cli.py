@@ -144,9 +144,11 @@ def test_predict_keeps_names_header_and_positions(run: Path, folders: dict[str, 
         assert thin.shape == (*thick.shape[:2], (thick.shape[2] - 1) * 5 + 1)
         positions = slice_positions(thick.affine, 2, thick.shape[2])
         np.testing.assert_allclose(slice_positions(thin.affine, 2, thin.shape[2])[::5], positions, atol=1e-4)
-    # The same scan stored the other way round is the same patient.
-    a, b = (np.asarray(nib.load(tmp_path / name).dataobj) for name in ("a.nii.gz", "sub/b.nii"))
-    np.testing.assert_array_equal(a, b[:, :, ::-1])
+    # The same scan stored the other way round is the same patient, but for values that lie half-way between two HU.
+    a, b = (np.asarray(nib.load(tmp_path / name).dataobj, np.int32) for name in ("a.nii.gz", "sub/b.nii"))
+    difference = np.abs(a - b[:, :, ::-1])
+    assert difference.max() <= 1
+    assert difference.mean() < 1e-3
 
 
 def test_reconstructor_gives_what_predict_writes(run: Path, folders: dict[str, Path], tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ class MPUNet(ThickToThin):
         residual: what the image streams add to: the interpolated input ("cubic" or "linear"), or nothing ("none").
         decoder: "progressive" (the paper's) or "subpixel" (its ablation).
         streams: streams of the head, see :class:`MultiStreamHead`.
+        head_width: channels inside each stream's branch; ``widths[0]`` by default.
         depth_halvings: how many of the deepest stages halve depth.
         depth_spacings: the progressive decoder's depth schedule, see :func:`mpunet.schedule.plan_depths`.
 
@@ -53,6 +54,7 @@ class MPUNet(ThickToThin):
         residual: Literal["none", "linear", "cubic"] = "cubic",
         decoder: Literal["progressive", "subpixel"] = "progressive",
         streams: Sequence[Stream] = ("mask", "inner", "outer"),
+        head_width: int | None = None,
         depth_halvings: int = 1,
         depth_spacings: Sequence[float] | None = None,
     ) -> None:
@@ -81,7 +83,7 @@ class MPUNet(ThickToThin):
             raise ValueError(f"Expected decoder 'progressive' or 'subpixel', got {decoder!r}.")
         self.multiple = 2 ** (len(widths) - 1)
         self.interpolate = None if residual == "none" else DepthInterpolation(n_thick, ratio, residual)
-        self.head = MultiStreamHead(widths[0], streams=streams, norm=norm, activation=activation)
+        self.head = MultiStreamHead(widths[0], streams=streams, hidden=head_width, norm=norm, activation=activation)
 
     def forward(self, thick: Tensor) -> ThickToThinOutput:
         """Thick slices (B, 1, n, H, W), intensity in [0, 1]; H and W multiples of 2 ** (len(widths) - 1), by default 32."""
