@@ -41,6 +41,7 @@ def describe(weights: Weights) -> Iterator[str]:
         width = "" if training.get("fwhm") is None else f", FWHM {' to '.join(f'{w:g}' for w in training['fwhm'])} spacings"
         yield f"  trained on    {training['number']} volumes ({training['pairs']} with genuine thick slices; else profile {kinds}{width})"
         yield f"                {', '.join(training['cases'])}"
+        yield f"  flips         {'crops flipped in training, hence windows in prediction' if weights.flips else 'none'}"
     if before := training.get("began_with"):
         yield f"  began with    {before['file']}, SHA-256 of its weights {before['sha256']}"
     if record.get("steps"):

@@ -120,6 +120,8 @@ class MPUNetModule(L.LightningModule):
             options = dict(vars(self.inference))
             del options["limit_memory"]  # the process's, not the reconstructor's
             known = None if options.pop("any_spacing") else SliceSpacing.from_record(self.training_record)
+            if options["flips"] is None:
+                options["flips"] = bool(self._known_training().get("flips"))
             self._reconstructor = Reconstructor.from_network(
                 self.net, device=self.device, check_hu=False, spacing=known, **options
             )
@@ -212,16 +214,18 @@ class MPUNetModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what was trained on, the range of consistency, and the state of the critic's optimiser where Lightning saves the network's."""
-        known = self.training_record or {}
-        record: dict[str, Any] = getattr(getattr(self._trainer, "datamodule", None), "training_record", dict)()
-        if record:
-            known = {**record, **({"began_with": known["began_with"]} if "began_with" in known else {})}
-        if known:
+        if known := self._known_training():
             checkpoint["training"] = known
         if self.consistency_range is not None:
             checkpoint["consistency"] = self.consistency_range._asdict()
         if self._critic_training is not None and "optimizer_states" in checkpoint:
             checkpoint["critic_optimizer"] = self._critic_training.optimizer.state_dict()
+
+    def _known_training(self) -> dict[str, Any]:
+        """The record of the data that are being trained on, or else of those that the checkpoint was trained on."""
+        known = self.training_record or {}
+        record: dict[str, Any] = getattr(getattr(self._trainer, "datamodule", None), "training_record", dict)()
+        return {**record, **({"began_with": known["began_with"]} if "began_with" in known else {})} if record else known
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take record and range; keep that state until the critic is on its device: a fit that goes on from this checkpoint takes it."""

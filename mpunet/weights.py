@@ -93,6 +93,11 @@ class Weights:
         return network.eval().to(memory_format=torch.channels_last_3d)
 
     @property
+    def flips(self) -> bool:
+        """Whether the network is known to have been trained on flipped crops."""
+        return bool(self.record.get("training", {}).get("flips"))
+
+    @property
     def sha256(self) -> str:
         """Of the tensors: names, types, shapes and bytes, in the order of their names."""
         digest = hashlib.sha256()

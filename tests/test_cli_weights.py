@@ -93,6 +93,7 @@ def test_a_checkpoint_records_what_it_was_trained_on(checkpoint: Path) -> None:
         "thick_spacing": [5.0, 5.0],
         "profile": ["gaussian"],
         "fwhm": [0.8, 1.0],
+        "flips": True,
     }
 
 

@@ -24,7 +24,7 @@ from mpunet.memory import hold_memory
 from mpunet.metrics import CaseMetrics, hu_metrics
 from mpunet.models.base import geometry_of
 from mpunet.pictures import coronal
-from mpunet.weights import load_network
+from mpunet.weights import read_weights
 
 __all__ = ["Result", "Task", "flops_per_slice", "measure"]
 
@@ -69,10 +69,13 @@ class Result(TypedDict):
 
 def measure(task: Task) -> Result:
     """Reconstruct and measure every test case; coronal pictures of the first, ``coronal.npy`` and ``truth.npy``, go to the output folder."""
-    network: Any = load_network(task["checkpoint"]) if task["checkpoint"] else from_config(task["net"] or {})
+    network, flips = from_config(task["net"] or {}), False
+    if task["checkpoint"]:
+        weights = read_weights(task["checkpoint"])
+        network, flips = weights.network(), weights.flips
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gflops = flops_per_slice(network)
-    reconstruct = Reconstructor.from_network(network, stride=task["stride"], device=device, check_hu=False)
+    reconstruct = Reconstructor.from_network(network, stride=task["stride"], device=device, check_hu=False, flips=flips)
     n_thick, ratio, _ = geometry_of(network)
     data = ThickThinDataModule(**task["data"], n_thick=n_thick, ratio=ratio)
     data.setup("test")

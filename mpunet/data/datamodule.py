@@ -333,7 +333,7 @@ class ThickThinDataModule(L.LightningDataModule):
     def training_record(self) -> dict[str, Any]:
         """What is trained on, in plain values, for the checkpoint: ``cases``, the names of the first 100 of ``number``; ``pairs``, how
         many have genuine thick slices; ``turned``, how many lend an in-plane axis as depth; ranges of ``thin_spacing`` and
-        ``thick_spacing`` in mm; slice profile of simulated ones. Empty before ``setup("fit")``.
+        ``thick_spacing`` in mm; slice profile of simulated ones; whether crops are flipped. Empty before ``setup("fit")``.
         """
         cases = [*self.cases.get("train", []), *self.turned]
         if not cases:
@@ -351,6 +351,7 @@ class ThickThinDataModule(L.LightningDataModule):
             "thick_spacing": [low * ratio, high * ratio],
             "profile": list(self.profiles.kinds),
             "fwhm": None if self.profiles.fwhm is None else list(self.profiles.fwhm),
+            "flips": self.flip,
         }
 
     def val_dataloader(self) -> DataLoader[VolumeCase] | list[Any]:

@@ -29,6 +29,8 @@ class InferenceOptions:
             cuts planes into tiles. Without it a CPU run that needs too much is killed by the system.
         any_spacing: take scans whose slices stand nearer or further apart than those that the network was trained on, without a
             warning or refusal; see :mod:`mpunet.inference.spacing`.
+        flips: mirror every window in another way, which lets the errors of overlapping windows average out, at no cost; by default for
+            networks whose record says that they were trained on flipped crops, as those of ``mpunet fit`` are.
     """
 
     stride: Stride = "best"
@@ -38,6 +40,7 @@ class InferenceOptions:
     compile: bool = False
     limit_memory: float | None = None
     any_spacing: bool = False
+    flips: bool | None = None
 
 
 def window_stride(stride: Stride, n_thick: int) -> int:

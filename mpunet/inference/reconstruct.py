@@ -89,6 +89,7 @@ class Reconstructor:
         check_hu: refuse images whose intensities cannot be HU.
         spacing: range in mm of the thick slices' spacing that the network was trained on. An image beside it brings a warning, one of
             less than half or more than twice a ValueError; see :mod:`mpunet.inference.spacing`. None takes any.
+        flips: mirror every window in another way, see :class:`StreamingEngine`; for networks trained on flipped crops.
 
     Attributes:
         engine: the :class:`StreamingEngine`, whose ``batch_size`` and ``tile`` shrink where the device runs out of memory.
@@ -115,6 +116,7 @@ class Reconstructor:
         compile: bool = False,  # noqa: A002 - torch's word
         check_hu: bool = True,
         spacing: tuple[float, float] | None = None,
+        flips: bool = False,
     ) -> None:
         if device in ("auto", None):
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -138,6 +140,7 @@ class Reconstructor:
             device=self.device,
             autocast=autocast_dtype(self.device, precision),
             prepare=from_hu,
+            flips=flips,
         )
 
     @classmethod
@@ -146,8 +149,8 @@ class Reconstructor:
         from mpunet.weights import read_weights
 
         weights = read_weights(path)
-        spacing = SliceSpacing.from_record(weights.record.get("training"))
-        return cls.from_network(weights.network(), **{"spacing": spacing, **options})
+        known = {"spacing": SliceSpacing.from_record(weights.record.get("training")), "flips": weights.flips}
+        return cls.from_network(weights.network(), **{**known, **options})
 
     @classmethod
     def from_network(cls, network: Any, **options: Any) -> Reconstructor:

@@ -27,7 +27,7 @@ class MPUNet(ThickToThin):
         ratio: thick spacing / thin spacing, r.
         widths: channels per level, full resolution first.
         layers: convolutions per residual block.
-        norm: normalisation; "none" returned HU best (docs/results.md): normalising by instance forgets absolute intensity.
+        norm: normalisation; "none" returned HU best (docs/choices.md): normalising by instance forgets absolute intensity.
         activation: activation of every layer.
         residual: what the image streams add to: the interpolated input ("cubic" or "linear"), or nothing ("none").
         decoder: "progressive" (the paper's) or "subpixel" (its ablation).

@@ -257,3 +257,30 @@ class TestOutOfMemory:
 
         with pytest.raises(RuntimeError, match="size mismatch"):
             reconstruct_slab(broken, self.thick, **self.options)
+
+
+@pytest.mark.parametrize("depth", [5, 8, 21])
+def test_windows_are_flipped_in_turns_and_their_results_back(depth):
+    """Each window by itself, mirrored by hand; in either order of slices, in tiles, and in any batch."""
+    thick = np.random.default_rng(depth).random((depth, 4, 6), np.float32)
+    network = random_network(8, 5)
+    uneven = lambda windows: network(windows * torch.linspace(0, 1, windows.shape[3])[:, None])  # noqa: E731 - and not the same upside down
+    ways = [(), (0, 1, 2), (1,), (0, 2), (2,), (0, 1), (1, 2), (0,)]
+    window = np.pad(thick, ((0, max(0, 8 - depth)), (0, 0), (0, 0)), mode="reflect")
+    sums, counts = np.zeros(((len(window) - 1) * 5 + 1, 4, 6)), np.zeros(((len(window) - 1) * 5 + 1, 1, 1))
+    for start in range(len(window) - 7):
+        axes = ways[start % 8]
+        mirrored = torch.from_numpy(np.flip(window[start : start + 8], axes).copy())
+        sums[start * 5 :][:36] += np.flip(uneven(mirrored[None, None])[0, 0].numpy(), axes)
+        counts[start * 5 :][:36] += 1
+    expected = (sums / counts)[: (depth - 1) * 5 + 1]
+    for batch_size, last_first in itertools.product((1, 3), (False, True)):
+        engine = StreamingEngine(uneven, n_thick=8, ratio=5, multiple=1, batch_size=batch_size, flips=True)
+        planes = iter(thick[::-1] if last_first else thick)
+        thin = torch.cat(list(engine.stream(planes, shape=thick.shape, last_first=last_first)))
+        np.testing.assert_allclose(thin.numpy()[::-1] if last_first else thin.numpy(), expected, atol=1e-6)
+    # A network that has the symmetry itself gives the same, in tiles too.
+    mean = lambda windows: windows.mean(dim=2, keepdim=True).expand(-1, -1, 36, -1, -1)  # noqa: E731
+    options = {"n_thick": 8, "ratio": 5, "multiple": 1, "tile": 3}
+    plain, turned = (reconstruct_slab(mean, thick, flips=flips, **options) for flips in (False, True))
+    torch.testing.assert_close(plain, turned)
