@@ -39,6 +39,7 @@ class MPUNetModule(L.LightningModule):
         net: the network, a :class:`mpunet.models.ThickToThin` or its ``{"class_path": ..., "init_args": ...}``; the paper's by default.
         objective: the losses and their weights, likewise.
         lr: learning rate after warm-up (AdamW; our choice, as the paper names no optimiser).
+        betas: AdamW's. A shorter memory of squared gradients, such as 0.95 for 0.999, bears a higher ``lr`` (docs/choices.md).
         weight_decay: AdamW's.
         warmup_steps: steps of linear warm-up, before a cosine decay over what is left of the trainer's steps or epochs.
         lr_floor: what the cosine ends at, as a share of ``lr``.
@@ -65,6 +66,7 @@ class MPUNetModule(L.LightningModule):
         objective: nn.Module | dict[str, Any] | None = None,
         *,
         lr: float = 5e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 1e-2,
         warmup_steps: int = 100,
         lr_floor: float = 0.01,
@@ -94,6 +96,7 @@ class MPUNetModule(L.LightningModule):
                 self.critic, weight=adversarial, penalty=gradient_penalty, steps=critic_steps, lr=critic_lr
             )
         self.lr = lr
+        self.betas = betas
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
         self.lr_floor = lr_floor
@@ -176,7 +179,7 @@ class MPUNetModule(L.LightningModule):
         if self._critic_training is not None:
             self._critic_training.start(self._critic_state if self.trainer.ckpt_path else None)
         parameters = [*self.net.parameters(), *self.objective.parameters()]
-        optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
         total = self.trainer.estimated_stepping_batches
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._lr_factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

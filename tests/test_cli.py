@@ -78,8 +78,10 @@ def test_fit_leaves_checkpoints_config_and_pictures(run: Path) -> None:
 
 @pytest.mark.parametrize("config", ["mpunet_small.yaml", "packaged/first.yaml", "packaged/then.yaml"])
 def test_the_other_examples_run(folders: dict[str, Path], tmp_path: Path, config: str) -> None:
-    assert fit(folders, tmp_path, config, "--data.batch_size", "1") == 0
-    assert list(tmp_path.rglob("last.ckpt"))
+    assert fit(folders, tmp_path, config, "--data.batch_size", "1", "--model.betas", "[0.9, 0.95]") == 0
+    (checkpoint,) = tmp_path.rglob("last.ckpt")
+    optimizer = torch.load(checkpoint, weights_only=True)["optimizer_states"][0]
+    assert tuple(optimizer["param_groups"][0]["betas"]) == (0.9, 0.95)
 
 
 def test_tensorboard_shows_curves_and_pictures(run: Path) -> None:

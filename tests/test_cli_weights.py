@@ -95,6 +95,8 @@ def test_a_checkpoint_records_what_it_was_trained_on(checkpoint: Path) -> None:
         "fwhm": [0.8, 1.0],
         "flips": True,
     }
+    assert mpunet.Reconstructor.from_checkpoint(checkpoint).engine.flips
+    assert not mpunet.Reconstructor.from_checkpoint(checkpoint, flips=False).engine.flips
 
 
 def test_a_weights_file_predicts_what_its_checkpoint_does(

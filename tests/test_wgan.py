@@ -195,7 +195,7 @@ def test_logs_every_part_of_the_loss(run: Path) -> None:
         rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
     assert len(rows) == 2
     for row in rows:
-        weighted = {"mask": 0.002, "inner": 1, "outer": 1, "image": 1, "adversarial": 1e-3}
+        weighted = {"mask": 0.0002, "inner": 0.2, "outer": 0.2, "image": 1, "adversarial": 1e-3}
         assert row["train/loss"] == pytest.approx(sum(w * row[f"train/{name}"] for name, w in weighted.items()), rel=1e-5)
         assert row["train/penalty"] > 0
         assert row["train/critic"] != 0
