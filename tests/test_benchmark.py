@@ -196,8 +196,20 @@ class TestRun:
         assert "give either steps or minutes" in capsys.readouterr().err
         assert self.run(folder, "--steps", "-1") == 2
         assert "budget above 0, got -1" in capsys.readouterr().err
-        with pytest.raises(ValueError, match=r"a folder of volumes, found none at .*gone"):
+        with pytest.raises(ValueError, match=r"a folder of volumes or a CSV of pairs, found nothing at .*gone"):
             Benchmark(str(folder / "rows"), str(folder / "gone"), str(folder / "test"), str(folder / "x"), steps=1)
+
+    def test_measured_on_the_slices_that_options_ask_for(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """A profile or a cache given as an option of ``fit`` holds for the test cases too, over the base's."""
+        rows, scans = str(folder / "rows"), str(folder / "train")
+        options = ["--data.profile=box", "--trainer.devices", "1", "--data.cache_dir", "somewhere"]
+        benchmark = Benchmark(rows, scans, scans, str(tmp_path), steps=1, options=options)
+        monkeypatch.setattr(Benchmark, "_python", lambda *_: None)
+        benchmark._measure(benchmark.rows[0], tmp_path, None)
+        data = json.loads((tmp_path / "task.json").read_text())["data"]
+        assert (data["profile"], data["cache_dir"], data["test_dir"]) == ("box", "somewhere", scans)
 
     def test_minutes_become_steps(self, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         benchmark = Benchmark(str(folder / "rows"), str(folder / "train"), str(folder / "test"), str(tmp_path), minutes=2)

@@ -84,9 +84,9 @@ class Benchmark:
         self.base = Path(base) if base else self.rows[0].config.with_name("base.yaml")
         if not self.base.is_file():
             raise ValueError(f"Expected a YAML file of what the rows share at {self.base}: give base.")
-        for folder in (train_dir, test_dir):
-            if not Path(folder).is_dir():
-                raise ValueError(f"Expected a folder of volumes, found none at {folder}.")
+        for source in (train_dir, test_dir):
+            if not Path(source).exists():
+                raise ValueError(f"Expected a folder of volumes or a CSV of pairs, found nothing at {source}.")
         self.train_dir = train_dir
         self.test_dir = test_dir
         self.output = Path(output_dir)
@@ -189,9 +189,7 @@ class Benchmark:
         self._python(["-m", "mpunet", *words, *self.options], log)
 
     def _measure(self, row: Row, folder: Path, checkpoint: Path | None) -> None:
-        data = {
-            key: value for key, value in self._shared("data").items() if key in ("profile", "fwhm", "cache_dir", "slice_axis")
-        }
+        data = {key: value for key, value in self._data().items() if key in ("profile", "fwhm", "cache_dir", "slice_axis")}
         task = Task(
             checkpoint=str(checkpoint) if checkpoint else None,
             net=row.section("model", "net"),
@@ -202,8 +200,14 @@ class Benchmark:
         (folder / "task.json").write_text(json.dumps(task, indent=2))
         self._python(["-m", "mpunet.benchmark.measure", str(folder / "task.json")], folder / "train.log")
 
-    def _shared(self, section: str) -> dict[str, Any]:
-        return (yaml.safe_load(self.base.read_text(encoding="utf-8")) or {}).get(section) or {}
+    def _data(self) -> dict[str, Any]:
+        """The rows' common data section: the base's, then what ``options`` say of single entries, as ``mpunet fit`` takes them."""
+        data = dict((yaml.safe_load(self.base.read_text(encoding="utf-8")) or {}).get("data") or {})
+        words = iter(part for word in self.options for part in (word.split("=", 1) if word.startswith("--") else [word]))
+        for word in words:
+            if word.startswith("--data."):
+                data[word.removeprefix("--data.")] = yaml.safe_load(next(words, ""))
+        return data
 
     @staticmethod
     def _python(words: list[str], log: Path) -> None:
