@@ -15,7 +15,16 @@ import numpy.typing as npt
 
 from mpunet.geometry import thin_depth
 
-__all__ = ["DEFAULT_FWHM", "Profile", "profile_density", "profile_weights", "thick_slices", "thicken", "thickening_matrix"]
+__all__ = [
+    "DEFAULT_FWHM",
+    "Profile",
+    "Thickener",
+    "profile_density",
+    "profile_weights",
+    "thick_slices",
+    "thicken",
+    "thickening_matrix",
+]
 
 Profile = Literal["gaussian", "box", "triangle"]
 DEFAULT_FWHM = 0.9
@@ -102,24 +111,41 @@ def thicken(
     return thick
 
 
-def thick_slices(planes: Iterable[npt.NDArray[Any]], matrix: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
-    """Thick slices (H, W) in HU, each when the last of its thin slices has come; holds those that are begun.
+class Thickener:
+    """Thick slices (H, W) in HU from thin ones that come one by one, each when the last of its thin slices has come.
+
+    Holds the thick slices that are begun.
 
     Args:
-        planes: thin slices (H, W) in HU.
         matrix: (thick, thin), as :func:`thickening_matrix` gives it; reversed along both axes for slices that come last first.
+    """
+
+    def __init__(self, matrix: npt.NDArray[np.float32]) -> None:
+        self._matrix = matrix
+        self._last = [int(np.flatnonzero(row)[-1]) for row in matrix]  # thin slice that completes a thick one
+        self._begun: dict[int, npt.NDArray[np.float32]] = {}
+        self._done = self._come = 0  # thick and thin slices so far
+
+    def add(self, plane: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.float32]]:
+        """Take the next thin slice (H, W) in HU; the thick slices that it completes."""
+        hu = plane.astype(np.float32, copy=False)
+        weights = self._matrix[:, self._come : self._come + 1].ravel()  # none past the end: slices too many are others' to refuse
+        for k in map(int, np.flatnonzero(weights)):
+            if k in self._begun:
+                self._begun[k] += weights[k] * hu
+            else:
+                self._begun[k] = weights[k] * hu
+        while self._done < len(self._last) and self._last[self._done] <= self._come:
+            yield self._begun.pop(self._done)
+            self._done += 1
+        self._come += 1
+
+
+def thick_slices(planes: Iterable[npt.NDArray[Any]], matrix: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
+    """The thick slices (H, W) in HU of thin slices (H, W) in HU, see :class:`Thickener`.
 
     >>> next(thick_slices(np.array([[[0]], [[10]], [[20]]]), thickening_matrix(3, 2, np.array([0.25, 0.5, 0.25]))))
     array([[3.3333335]], dtype=float32)
     """
-    last = [int(np.flatnonzero(row)[-1]) for row in matrix]
-    begun: dict[int, npt.NDArray[np.float32]] = {}
-    done = 0
-    for come, plane in enumerate(planes):
-        hu = plane.astype(np.float32)
-        for k in map(int, np.flatnonzero(matrix[:, come])):
-            part = matrix[k, come] * hu
-            begun[k] = begun[k] + part if k in begun else part
-        while done < len(last) and last[done] <= come:
-            yield begun.pop(done)
-            done += 1
+    thickener = Thickener(matrix)
+    return (thick for plane in planes for thick in thickener.add(plane))

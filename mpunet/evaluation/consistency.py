@@ -8,14 +8,13 @@ thick slice the output holds one half only: there the profile is cut and scaled 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from mpunet.data.simulate import Profile, profile_weights, thickening_matrix
+from mpunet.data.simulate import Profile, Thickener, profile_weights, thickening_matrix
 from mpunet.geometry import thin_depth
 from mpunet.intensity import HU_MAX, HU_MIN
 
@@ -94,7 +93,7 @@ class ConsistencyMeter:
         lung: Iterable[Array] | None = None,
     ) -> None:
         self._depth = shape[0]
-        self._rows = _Thickener(thin_depth(shape[0], ratio), ratio, profile=profile, fwhm=fwhm)
+        self._rows = _thickener(thin_depth(shape[0], ratio), ratio, profile, fwhm)
         self._thick = iter(thick)
         self._lung = None if lung is None else iter(lung)
         self._last_first = last_first
@@ -103,7 +102,7 @@ class ConsistencyMeter:
     def add(self, chunk: Array) -> None:
         """Take (k, H, W), the next thin slices in HU."""
         for plane in chunk:
-            for row in self._rows.add(plane):
+            for row in self._rows.add(_clipped(plane)):
                 difference = _minus(row, next(self._thick))
                 self._whole.add(difference)
                 if self._lung is not None:
@@ -162,31 +161,17 @@ def consistency_map(
     >>> np.stack(list(consistency_map(np.full((5, 4, 4), 7), thick))).round(3)[:, 0, 0]
     array([7., 7., 7.], dtype=float32)
     """
-    rows = _Thickener(len(thin), _ratio(thin, thick), profile=profile, fwhm=fwhm)
-    return map(_minus, (row for plane in thin for row in rows.add(plane)), thick)
+    rows = _thickener(len(thin), _ratio(thin, thick), profile, fwhm)
+    return map(_minus, (row for plane in thin for row in rows.add(_clipped(plane))), thick)
 
 
-class _Thickener:
-    """Thick slices from thin ones that come one by one; the same from the last to the first, as profiles are symmetric."""
+def _thickener(depth: int, ratio: int, profile: Profile, fwhm: float | None) -> Thickener:
+    """For slices from first to last and from last to first, as profiles are symmetric."""
+    return Thickener(thickening_matrix(depth, ratio, profile_weights(ratio, profile=profile, fwhm=fwhm)))
 
-    def __init__(self, depth: int, ratio: int, *, profile: Profile, fwhm: float | None) -> None:
-        self._matrix = thickening_matrix(depth, ratio, profile_weights(ratio, profile=profile, fwhm=fwhm))
-        self._last = [int(np.flatnonzero(row)[-1]) for row in self._matrix]  # thin slice that completes a thick one
-        self._open: deque[Plane] = deque()
-        self._first = self._come = 0  # thick slice of the first open row, and thin slices so far
 
-    def add(self, plane: Array) -> Iterator[Plane]:
-        hu = plane.astype(np.float32).clip(HU_MIN, HU_MAX)
-        weights = self._matrix[:, self._come : self._come + 1].ravel()  # none past the end: slices too many are others' to refuse
-        for k in np.flatnonzero(weights):
-            if k == self._first + len(self._open):
-                self._open.append(weights[k] * hu)
-            else:
-                self._open[k - self._first] += weights[k] * hu
-        while self._first < len(self._last) and self._last[self._first] <= self._come:
-            yield self._open.popleft()
-            self._first += 1
-        self._come += 1
+def _clipped(plane: Array) -> Plane:
+    return plane.astype(np.float32).clip(HU_MIN, HU_MAX)
 
 
 class _Sums:
@@ -215,8 +200,7 @@ class _Sums:
 
 
 def _minus(row: Plane, thick: Array) -> Plane:
-    hu: Plane = thick.astype(np.float32).clip(HU_MIN, HU_MAX)
-    return row - hu
+    return row - _clipped(thick)
 
 
 def _ratio(thin: Array, thick: Array, lung: Array | None = None) -> int:
