@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch.distributed
@@ -88,7 +87,7 @@ class MPUNetCLI(LightningCLI):
             parser.add_argument(
                 "--init_from",
                 type=str | None,
-                help="Weights to begin with: 'packaged', a checkpoint or a weights file. The network is theirs unless model.net is given.",
+                help="Weights to begin with: 'packaged' (or 'packaged_r3' for another ratio), a checkpoint or a weights file. The network is theirs unless model.net is given.",
             )
         parser.set_defaults(
             {
@@ -165,8 +164,8 @@ class MPUNetCLI(LightningCLI):
         elif path is None and not self._given_net:
             self._use(read_weights())
         if path and path not in ("best", "last", "hpc", "registry"):
-            self._check_geometry(Path(path), inside=(weights := read_weights(path)).net)
-            if Path(path).suffix == SUFFIX:
+            self._check_geometry(path, inside=(weights := read_weights(path)).net)
+            if weights.source.suffix == SUFFIX:
                 if subcommand == "fit":
                     raise ValueError(
                         f"{path} has weights and no state of a training to go on with: begin with it by --init_from {path}."
@@ -180,7 +179,7 @@ class MPUNetCLI(LightningCLI):
             return
         if path is not None:
             raise ValueError("Give --ckpt_path to go on with a training or --init_from to begin one with weights, not both.")
-        self._weights = read_weights(None if init_from == "packaged" else init_from)
+        self._weights = read_weights(init_from)
         if not self._given_net:
             self._use(self._weights)
 
@@ -189,7 +188,7 @@ class MPUNetCLI(LightningCLI):
         self._weights = weights
         self.config = self.parser.parse_object({self.config["subcommand"]: {"model": {"net": weights.net}}}, self.config)
 
-    def _check_geometry(self, path: Path, inside: dict[str, Any]) -> None:
+    def _check_geometry(self, path: str, inside: dict[str, Any]) -> None:
         given = self._given_net.get("init_args") or {}
         known = inside.get("init_args", {})
         for key in ("n_thick", "ratio"):

@@ -30,6 +30,7 @@ __all__ = [
     "Weights",
     "file_sha256",
     "load_network",
+    "packaged",
     "read_checkpoint",
     "read_weights",
     "write_weights",
@@ -39,7 +40,7 @@ FORMAT = "mpunet-weights-1"
 SUFFIX = ".safetensors"
 
 PACKAGED = Path(__file__).with_name("packaged") / "mpunet_r5.safetensors"
-"""The network that comes with mpunet: ratio 5."""
+"""What "packaged" means, and what is taken where no checkpoint is given: the network of ratio 5 that comes with mpunet."""
 
 
 class Record(TypedDict, total=False):
@@ -110,10 +111,16 @@ class Weights:
 def read_weights(path: str | Path | None = None) -> Weights:
     """The network of a checkpoint of ``mpunet fit`` or of a weights file (``.safetensors``); without a path, the packaged one.
 
+    Args:
+        path: a file, or a name that :func:`packaged` gives, such as "packaged_r3".
+
     Raises:
         ValueError: if there is no such file, it is damaged, it holds more than tensors and plain values, or another program made it.
     """
-    path = PACKAGED if path is None else Path(path)
+    name = "packaged" if path is None else str(path)
+    path = packaged().get(name, Path(name))
+    if name.startswith("packaged") and not path.exists():
+        raise ValueError(f"Expected a file or the name of weights that come with mpunet ({', '.join(packaged())}), got {name}.")
     if path.suffix == SUFFIX:
         return _read_safetensors(path)
     checkpoint = read_checkpoint(path)
@@ -128,6 +135,12 @@ def read_weights(path: str | Path | None = None) -> Weights:
         record["objective"] = objective
     tensors = {key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
     return Weights(path, hparams["net"], tensors, record)
+
+
+def packaged() -> dict[str, Path]:
+    """Names and files of the weights that come with mpunet: "packaged", and by ratio "packaged_r3", "packaged_r5"."""
+    files = sorted(PACKAGED.parent.glob(f"mpunet_r*{SUFFIX}"))
+    return {"packaged": PACKAGED, **{file.stem.replace("mpunet", "packaged"): file for file in files}}
 
 
 def write_weights(path: str | Path, weights: Weights, *, dtype: torch.dtype = torch.float16) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -12,8 +13,10 @@ import torch
 
 import mpunet.weights
 from mpunet.__main__ import main
+from mpunet.config import from_config
 from mpunet.data.phantom import phantom_image
 from mpunet.data.thick_file import write_thick
+from mpunet.inference import spacing
 from mpunet.weights import Weights, read_weights, write_weights
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]
@@ -148,6 +151,36 @@ def test_a_scan_beside_the_training_data_is_told(
     assert records["case.nii.gz"]["warning"] is None
     assert predict(tmp_path / "scans", tmp_path / "all", "--ckpt_path", str(file), "--inference.any_spacing", "true") == 0
     assert "warning" not in capsys.readouterr().out
+
+
+def test_networks_that_come_with_mpunet_go_by_name(
+    data: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A scan for which another of them was made is told its name, and the name is all that ``--ckpt_path`` needs."""
+    five = read_weights(file)
+    three = Weights(
+        file, {**five.net, "init_args": {**five.net["init_args"], "ratio": 3}}, {}, {"training": {"thick_spacing": [3, 3]}}
+    )
+    three = replace(three, tensors=from_config(three.net).state_dict())
+    for ratio, weights in ((5, five), (3, three)):
+        write_weights(tmp_path / f"mpunet_r{ratio}.safetensors", weights)
+    monkeypatch.setattr(mpunet.weights, "PACKAGED", tmp_path / "mpunet_r5.safetensors")
+    spacing._packaged.cache_clear()
+    image = nib.load(data / "scans" / "case.nii.gz")
+    (tmp_path / "scans").mkdir()
+    nib.save(
+        nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([1, 1, 0.6, 1])), tmp_path / "scans" / "case.nii.gz"
+    )
+    assert predict(tmp_path / "scans", tmp_path / "five") == 0
+    assert (
+        "fine structures may be wrong. Take --ckpt_path packaged_r3, which was trained on such scans." in capsys.readouterr().out
+    )
+    assert predict(tmp_path / "scans", tmp_path / "three", "--ckpt_path", "packaged_r3") == 0
+    assert "warning" not in capsys.readouterr().out
+    assert voxels(tmp_path / "three").shape[2] == 3 * (image.shape[2] - 1) + 1
+    spacing._packaged.cache_clear()
+    with pytest.raises(ValueError, match=r"come with mpunet \(packaged, packaged_r3, packaged_r5\), got packaged_r4"):
+        read_weights("packaged_r4")
 
 
 def test_fit_begins_with_weights(

@@ -7,6 +7,7 @@ detail that it was never shown, of 10 mm it makes 2 mm slices that look sharp an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 __all__ = ["SliceSpacing"]
@@ -35,18 +36,36 @@ class SliceSpacing(NamedTuple):
         low, high = f"{self.low:.3g}", f"{self.high:.3g}"
         return f"{low} mm" if low == high else f"{low} to {high} mm"
 
+    def fits(self, spacing: float) -> bool:
+        """Whether ``spacing`` is within a tenth of what was trained on."""
+        return self.low * (1 - TOLERANCE) <= spacing <= self.high * (1 + TOLERANCE)
+
     def warning(self, spacing: float) -> str | None:
         """What to tell of a scan whose slices stand ``spacing`` mm apart; None if it is within a tenth of what was trained on.
 
         Raises:
             ValueError: if it is less than half or more than twice of that.
         """
-        if self.low * (1 - TOLERANCE) <= spacing <= self.high * (1 + TOLERANCE):
+        if self.fits(spacing):
             return None
         text = f"slices stand {spacing:.3g} mm apart, and the network was trained on {self}"
+        fitting = [name for name, known in _packaged() if known.fits(spacing)]
+        better = (
+            f"Take --ckpt_path {fitting[0]}, which was trained on such scans"
+            if fitting
+            else "docs/model_card.md tells how to train for such scans"
+        )
         if not self.low / REFUSED <= spacing <= self.high * REFUSED:
             raise ValueError(
-                f"{text}: refused. Train a network for such scans (docs/model_card.md), or have it done nevertheless "
-                "(--inference.any_spacing true; in Python, spacing=None)."
+                f"{text}: refused. {better}; or have it done nevertheless (--inference.any_spacing true; in Python, spacing=None)."
             )
-        return f"{text}: fine structures may be wrong. docs/model_card.md tells how to train for such scans."
+        return f"{text}: fine structures may be wrong. {better}."
+
+
+@cache
+def _packaged() -> list[tuple[str, SliceSpacing]]:
+    """Names and spacings of the networks that come with mpunet."""
+    from mpunet.weights import packaged, read_weights
+
+    known = ((name, SliceSpacing.from_record(read_weights(path).record.get("training"))) for name, path in packaged().items())
+    return [(name, spacing) for name, spacing in known if spacing is not None]
