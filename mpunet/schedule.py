@@ -56,6 +56,21 @@ class DepthStep:
         """Slices past the last one that came in, where the finer grid reaches further than the coarser one."""
         return max(0, (self.out_depth - 1) * self.keep - (self.in_depth - 1) * self.stride)
 
+    def polyphase(self) -> tuple[int, list[list[int]]]:
+        """The kept slices as a convolution of stride ``keep`` with ``stride`` phases: output slice stride * m + p is the sum over taps
+        of input slice keep * m + first + tap, weighted by the kernel's entry taps[p][tap]; entry ``kernel``, past the last, is 0.
+
+        >>> DepthStep(8, 36, 5).polyphase()
+        (0, [[4, 9], [5, 0], [6, 1], [7, 2], [8, 3]])
+        """
+        first = -(self.padding // self.stride)
+        last = ((self.stride - 1) * self.keep + self.padding) // self.stride
+        entries = [
+            [phase * self.keep + self.padding - self.stride * offset for offset in range(first, last + 1)]
+            for phase in range(self.stride)
+        ]
+        return first, [[entry if 0 <= entry < self.kernel else self.kernel for entry in row] for row in entries]
+
 
 @dataclass(frozen=True)
 class DepthSchedule:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mpunet.schedule import DepthStep
 
@@ -113,9 +115,29 @@ class DepthDeconv(nn.Module):
             nn.init.zeros_(self.deconv.bias)
         self.norm = make_norm(norm, out_channels)
         self.activation = make_activation(activation)
+        self.first, taps = step.polyphase()
+        self.taps: Tensor
+        self.register_buffer("taps", torch.tensor(taps), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, in_depth, H, W) to (B, C_out, out_depth, in_plane * H, in_plane * W)."""
-        y = self.deconv(x)[:, :, :: self.step.keep][:, :, : self.step.out_depth]
-        out: Tensor = self.activation(self.norm(y))
+        out: Tensor = self.activation(self.norm(self._deconvolve(x)))
         return out
+
+    def _deconvolve(self, x: Tensor) -> Tensor:
+        """The kept slices of ``self.deconv(x)``, as a convolution whose channels are shuffled into depth, height and width.
+
+        The same sums in another order: slices that are not kept are not computed, and convolutions are several times as fast as
+        transposed ones with strides.
+        """
+        step, factor = self.step, self.deconv.kernel_size[1]
+        groups = -(-step.out_depth // step.stride)  # keep input slices lead to stride output slices
+        right = (groups - 1) * step.keep - self.first + self.taps.shape[1] - step.in_depth
+        x = functional.pad(x, (0, 0, 0, 0, -self.first, max(0, right)))
+        weight = functional.pad(self.deconv.weight, (0, 0, 0, 0, 0, 1))[:, :, self.taps]  # C_in, C_out, phase, tap, row, column
+        weight = weight.permute(2, 4, 5, 1, 0, 3).flatten(0, 3)[..., None, None]
+        phases = step.stride * factor**2
+        bias = None if self.deconv.bias is None else self.deconv.bias.repeat(phases)
+        y: Tensor = functional.conv3d(x, weight, bias, stride=(step.keep, 1, 1))[:, :, :groups]
+        y = torch.unflatten(y, 1, (step.stride, factor, factor, -1)).permute(0, 5, 1, 6, 2, 7, 3, 4)
+        return y.flatten(5, 6).flatten(3, 4).flatten(1, 2).movedim(-1, 1)[:, :, : step.out_depth]

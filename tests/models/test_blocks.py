@@ -53,6 +53,25 @@ def test_deconvolution_keeps_positions(n_thick, ratio, in_plane):
         torch.testing.assert_close(out[0, 0, inside], position[inside, None, None].expand(-1, 2 * in_plane, 3 * in_plane))
 
 
+@pytest.mark.parametrize(("n_thick", "ratio"), [(8, 5), (4, 5), (8, 4), (6, 3), (5, 2), (2, 8), (16, 7), (3, 11)])
+@pytest.mark.parametrize("in_plane", [1, 2])
+def test_deconvolution_is_the_transposed_convolution(n_thick, ratio, in_plane):
+    """Value by value and weight by weight what PyTorch's transposed convolution gives, of which every keep-th slice is taken."""
+    torch.manual_seed(0)
+    for step in {*(plan := plan_depths(n_thick, ratio)).up, *plan.shortcuts}:
+        layer = DepthDeconv(3, 4, step, in_plane=in_plane).double()
+        nn.init.normal_(layer.deconv.bias)
+        x = torch.randn(2, 3, step.in_depth, 2, 3, dtype=torch.float64)
+        expected = layer.activation(layer.deconv(x)[:, :, :: step.keep][:, :, : step.out_depth])
+        out = layer(x)
+        torch.testing.assert_close(out, expected)
+        cotangent = torch.randn_like(out)
+        weights = tuple(layer.deconv.parameters())
+        torch.testing.assert_close(
+            torch.autograd.grad(out, weights, cotangent), torch.autograd.grad(expected, weights, cotangent)
+        )
+
+
 @pytest.mark.parametrize("activation", ["leaky_relu", "relu", "silu", "gelu"])
 @pytest.mark.parametrize("norm", ["none", "group", "instance", "batch"])
 def test_every_norm_and_activation_runs(norm, activation):
