@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,24 +54,38 @@ def describe(weights: Weights) -> Iterator[str]:
             yield from _note(key, value)
 
 
-def export(checkpoint: str, output: str, *, notes: str | None = None, dtype: Literal["float16", "float32"] = "float16") -> None:
+def export(
+    checkpoint: str,
+    output: str,
+    *,
+    net: dict[str, Any] | None = None,
+    notes: str | None = None,
+    dtype: Literal["float16", "float32"] = "float16",
+) -> None:
     """Write the network of a checkpoint as a weights file, for others or for a later mpunet: no optimiser, no pickle.
 
     Args:
         checkpoint: what `mpunet fit` wrote, or another weights file.
         output: the file to write, ending in .safetensors.
+        net: arguments of the network to change, such as ``{consistency: 0.9}``; only such as leave its weights as they are.
         notes: YAML file with what the record is to tell beside what mpunet knows: title, sources and licences, commands, figures, limits.
         dtype: type of the weights in the file; float16 takes half the room, and results differ by hundredths of a HU.
     """
     weights = read_weights(checkpoint)
-    weights.network()  # raises where weights and description do not fit
+    if net:
+        init_args = {**(weights.net.get("init_args") or {}), **net}
+        weights = replace(weights, net={**weights.net, "init_args": init_args})
+    try:
+        weights.network()  # raises where weights and description do not fit
+    except TypeError as error:
+        raise ValueError(f"Expected arguments of {weights.net['class_path']} in net, got {net}: {error}") from error
     record = Record(**weights.record)
     if notes is not None:
         told: Any = yaml.safe_load(Path(notes).read_text(encoding="utf-8"))
         if not isinstance(told, dict):
             raise ValueError(f"Expected names and texts (a YAML mapping) in {notes}, got {type(told).__name__}.")
         record["notes"] = told
-    write_weights(output, Weights(weights.source, weights.net, weights.tensors, record), dtype=getattr(torch, dtype))
+    write_weights(output, replace(weights, record=record), dtype=getattr(torch, dtype))
     print("\n".join(describe(read_weights(output))))
 
 

@@ -76,7 +76,7 @@ def test_fit_leaves_checkpoints_config_and_pictures(run: Path) -> None:
     assert config["model"]["net"]["init_args"]["widths"] == [2, 2, 2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("config", ["mpunet_small.yaml", "packaged/first.yaml", "packaged/then.yaml"])
+@pytest.mark.parametrize("config", ["mpunet_small.yaml", "packaged/first.yaml", "packaged/then.yaml", "packaged/ratio.yaml"])
 def test_the_other_examples_run(folders: dict[str, Path], tmp_path: Path, config: str) -> None:
     assert fit(folders, tmp_path, config, "--data.batch_size", "1", "--model.betas", "[0.9, 0.95]") == 0
     (checkpoint,) = tmp_path.rglob("last.ckpt")
@@ -117,7 +117,7 @@ def test_checkpoint_is_plain_and_rebuilds_the_network(run: Path) -> None:
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["hyper_parameters"]["net"]["init_args"]["widths"] == [2] * 6
     module = mpunet.MPUNetModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert module.hparams["lr"] == 5e-4
+    assert module.hparams["lr"] == 1e-3
     key = "net.backbone.encoder.stem.0.weight"
     torch.testing.assert_close(module.state_dict()[key], checkpoint["state_dict"][key])
 

@@ -166,3 +166,16 @@ def test_export_of_a_checkpoint_with_notes(file: Path, tmp_path: Path, capsys: p
     (tmp_path / "notes.yaml").write_text("just text")
     assert main(words) == 2
     assert "Expected names and texts" in capsys.readouterr().err
+
+
+def test_export_changes_what_has_no_weights(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.safetensors"
+    assert main(["export", str(file), str(out), "--net.consistency", "0.8", "--dtype", "float32"]) == 0
+    before, after = read_weights(file), read_weights(out)
+    assert after.net["init_args"] == {**before.net["init_args"], "consistency": 0.8}
+    assert after.network().consistency is not None  # type: ignore[union-attr]
+    assert main(["export", str(file), str(out), "--net.widths", "[4,4,4,4,4,4]"]) == 2
+    assert "do not fit" in capsys.readouterr().err
+    assert main(["export", str(file), str(out), "--net.colour", "red"]) == 2
+    assert "Expected arguments of mpunet" in capsys.readouterr().err
+    assert read_weights(out).net == after.net

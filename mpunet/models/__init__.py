@@ -4,6 +4,7 @@ from mpunet.models.backbone import Encoder, ProgressiveBackbone, ProgressiveUp, 
 from mpunet.models.base import ThickToThin, ThickToThinOutput
 from mpunet.models.bicubic import Bicubic
 from mpunet.models.blocks import ConvBlock, ConvLayer, DepthDeconv
+from mpunet.models.consistency import DepthConsistency
 from mpunet.models.critic import Critic
 from mpunet.models.heads import MultiStreamHead, compose
 from mpunet.models.interpolation import DepthInterpolation, interpolation_matrix
@@ -18,6 +19,7 @@ __all__ = [
     "ConvBlock",
     "ConvLayer",
     "Critic",
+    "DepthConsistency",
     "DepthDeconv",
     "DepthInterpolation",
     "Encoder",

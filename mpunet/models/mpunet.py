@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mpunet.models.backbone import ProgressiveBackbone, SubpixelBackbone
 from mpunet.models.base import ThickToThin, ThickToThinOutput
 from mpunet.models.blocks import Activation, Norm
+from mpunet.models.consistency import DepthConsistency
 from mpunet.models.heads import MultiStreamHead, Stream
 from mpunet.models.interpolation import DepthInterpolation
 
@@ -30,6 +31,8 @@ class MPUNet(ThickToThin):
         norm: normalisation; "none" returned HU best (docs/choices.md): normalising by instance forgets absolute intensity.
         activation: activation of every layer.
         residual: what the image streams add to: the interpolated input ("cubic" or "linear"), or nothing ("none").
+        consistency: FWHM in thick spacings of the slice profile by which the image, thickened, is made to give the input again, see
+            :class:`DepthConsistency`; none by default.
         decoder: "progressive" (the paper's) or "subpixel" (its ablation).
         streams: streams of the head, see :class:`MultiStreamHead`.
         head_width: channels inside each stream's branch; ``widths[0]`` by default.
@@ -52,6 +55,7 @@ class MPUNet(ThickToThin):
         norm: Norm = "none",
         activation: Activation = "leaky_relu",
         residual: Literal["none", "linear", "cubic"] = "cubic",
+        consistency: float | None = None,
         decoder: Literal["progressive", "subpixel"] = "progressive",
         streams: Sequence[Stream] = ("mask", "inner", "outer"),
         head_width: int | None = None,
@@ -83,11 +87,17 @@ class MPUNet(ThickToThin):
             raise ValueError(f"Expected decoder 'progressive' or 'subpixel', got {decoder!r}.")
         self.multiple = 2 ** (len(widths) - 1)
         self.interpolate = None if residual == "none" else DepthInterpolation(n_thick, ratio, residual)
+        self.consistency = None if consistency is None else DepthConsistency(n_thick, ratio, consistency)
         self.head = MultiStreamHead(widths[0], streams=streams, hidden=head_width, norm=norm, activation=activation)
 
     def forward(self, thick: Tensor) -> ThickToThinOutput:
         """Thick slices (B, 1, n, H, W), intensity in [0, 1]; H and W multiples of 2 ** (len(widths) - 1), by default 32."""
         self.check_input(thick)
         base = None if self.interpolate is None else self.interpolate(thick)
+        if base is not None and self.consistency is not None:
+            base = self.consistency(base, thick)
         out: ThickToThinOutput = self.head(self.backbone(thick), base)
-        return out
+        if self.consistency is None:
+            return out
+        image = self.consistency(out.image, thick)
+        return out._replace(image=image, **{name: image for name in ("inner", "outer") if getattr(out, name) is out.image})
