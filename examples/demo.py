@@ -10,7 +10,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import matplotlib
 import nibabel as nib
 import numpy as np
 
@@ -19,27 +18,9 @@ from mpunet.data.phantom import phantom_image
 from mpunet.data.scan_file import read_volume
 from mpunet.geometry import grid_spacing
 from mpunet.models import interpolation_matrix
-from mpunet.pictures import coronal
+from mpunet.pictures import coronal, draw_with_details
 
 RATIO = 5
-
-
-def draw(volumes: dict[str, np.ndarray], spacings: dict[str, np.ndarray], picture: Path) -> None:
-    """Coronal slices side by side, with an enlarged part below each."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(2, len(volumes), figsize=(3.2 * len(volumes), 3.6), layout="constrained")
-    for column, (name, slab) in enumerate(volumes.items()):
-        image = coronal(slab, spacings[name], row=0.5, pixel=0.8)
-        height, width = image.shape
-        part = image[int(0.30 * height) : int(0.62 * height), int(0.10 * width) : int(0.48 * width)]
-        for axis, pixels in zip(axes[:, column], (image, part), strict=True):
-            axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            axis.axis("off")
-        axes[0, column].set_title(name)
-    figure.savefig(picture, dpi=110, facecolor="white")
-    plt.close(figure)
 
 
 def main() -> int:
@@ -64,9 +45,12 @@ def main() -> int:
     cubic = np.einsum("Nn,nhw->Nhw", interpolation_matrix(len(thick.slab), RATIO, "cubic"), thick.slab)
     volumes = {"thick, 5 mm": thick.slab, "cubic interpolation": cubic, "mpunet, 1 mm": ours.slab, "truth, 1 mm": true.slab}
     spacing = grid_spacing(true.slab_affine)
-    spacings = {name: spacing * ([RATIO, 1, 1] if name.startswith("thick") else 1) for name in volumes}
     picture = folder / "coronal.png"
-    draw(volumes, spacings, picture)
+    pictures = {
+        name: coronal(slab, spacing * ([RATIO, 1, 1] if name.startswith("thick") else 1), pixel=0.8)
+        for name, slab in volumes.items()
+    }
+    draw_with_details(pictures, picture)
     print(
         f"\nAn invented object: no clinical result.\nThin slices: {files[1]}\nReport:      {report / 'report.html'}\nPicture:     {picture}"
     )

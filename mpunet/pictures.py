@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import zoom
 
-__all__ = ["LUNG_WINDOW", "coronal", "side_by_side"]
+__all__ = ["LUNG_WINDOW", "coronal", "draw_with_details", "pyplot", "side_by_side"]
 
 LUNG_WINDOW = (-600.0, 1500.0)
 
@@ -55,3 +56,50 @@ def side_by_side(pictures: Sequence[npt.NDArray[np.uint8]], *, gap: int = 4) -> 
     line = np.full((pictures[0].shape[0], gap), 255, np.uint8)
     parts = [part for picture in pictures for part in (line, picture)]
     return np.concatenate(parts[1:], axis=1)
+
+
+def draw_with_details(pictures: Mapping[str, npt.NDArray[np.uint8]], path: Path, *, columns: int = 4) -> None:
+    """Write pictures of one size under their names, an enlarged part below each, in bands of ``columns``.
+
+    Raises:
+        ValueError: if matplotlib is missing.
+    """
+    plt = pyplot()
+    columns = min(columns, len(pictures))
+    height, width = next(iter(pictures.values())).shape
+    ratios = [height / width, 0.32 * height / (0.38 * width)]
+    bands = -(-len(pictures) // columns)
+    figure, axes = plt.subplots(
+        2 * bands,
+        columns,
+        figsize=(3 * columns, bands * (3 * sum(ratios) + 0.4)),
+        height_ratios=ratios * bands,
+        layout="constrained",
+        squeeze=False,
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for place, (name, image) in enumerate(pictures.items()):
+        band, column = divmod(place, columns)
+        part = image[int(0.30 * height) : int(0.62 * height), int(0.10 * width) : int(0.48 * width)]
+        for axis, pixels in zip(axes[2 * band : 2 * band + 2, column], (image, part), strict=True):
+            axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes[2 * band, column].set_title(name, fontsize="small")
+    figure.savefig(path, dpi=130, facecolor="white")
+    plt.close(figure)
+
+
+def pyplot() -> Any:
+    """Matplotlib's, drawing into files.
+
+    Raises:
+        ValueError: if it is missing.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ValueError("Pictures need matplotlib: pip install 'mpunet[demo]'.") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot

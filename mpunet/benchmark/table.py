@@ -11,6 +11,7 @@ import numpy as np
 
 from mpunet.benchmark.run import Outcome
 from mpunet.metrics import LUNG_METRICS, WHOLE_METRICS
+from mpunet.pictures import draw_with_details, pyplot
 
 __all__ = ["draw_coronals", "draw_curves", "learning_curve", "markdown", "write_csv"]
 
@@ -70,7 +71,7 @@ def learning_curve(folder: Path, metric: str) -> list[tuple[int, float]]:
 
 def draw_curves(outcomes: Sequence[Outcome], folder: Path, path: Path, metric: str = "val/lung_rmse") -> None:
     """RMSE in the lungs over training steps, a line for each row; rows that are not trained as level lines."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for outcome in outcomes:
         curve = learning_curve(folder / outcome.row.name, metric)
@@ -85,42 +86,9 @@ def draw_curves(outcomes: Sequence[Outcome], folder: Path, path: Path, metric: s
 
 
 def draw_coronals(outcomes: Sequence[Outcome], folder: Path, path: Path) -> None:
-    """The same coronal slice of the first test case by every method, and the truth; lung window, an enlarged part below each."""
-    plt = _pyplot()
+    """The same coronal slice of the first test case by every method, and the truth."""
     pictures = {o.row.name: np.load(folder / o.row.name / "coronal.npy") for o in outcomes if o.result is not None}
     if not pictures:
         return
     pictures["truth"] = np.load(folder / next(iter(pictures)) / "truth.npy")
-    columns = min(4, len(pictures))
-    height, width = pictures["truth"].shape
-    ratios = [height / width, 0.32 * height / (0.38 * width)]
-    bands = -(-len(pictures) // columns)
-    figure, axes = plt.subplots(
-        2 * bands,
-        columns,
-        figsize=(3 * columns, bands * (3 * sum(ratios) + 0.4)),
-        height_ratios=ratios * bands,
-        layout="constrained",
-        squeeze=False,
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    for place, (name, image) in enumerate(pictures.items()):
-        band, column = divmod(place, columns)
-        part = image[int(0.30 * height) : int(0.62 * height), int(0.10 * width) : int(0.48 * width)]
-        for axis, pixels in zip(axes[2 * band : 2 * band + 2, column], (image, part), strict=True):
-            axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axes[2 * band, column].set_title(name, fontsize="small")
-    figure.savefig(path, dpi=130, facecolor="white")
-    plt.close(figure)
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ValueError("Pictures need matplotlib: pip install 'mpunet[demo]'.") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    draw_with_details(pictures, path)
