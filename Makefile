@@ -30,7 +30,7 @@ lint: $(READY)          ## style, types
 docs: $(READY)          ## the API's pages in build/docs
 	$(BIN)/pdoc --docformat google --output-directory build/docs $(addprefix mpunet.,geometry schedule intensity models losses metrics quality ssim \
 		data data.datamodule data.transforms inference inference.manifest inference.writer evaluation evaluation.consistency evaluation.reader_study \
-		evaluation.report evaluation.view module adversarial benchmark weights callbacks \
+		evaluation.report evaluation.view module muon adversarial benchmark weights callbacks \
 		pictures config memory)
 
 build: $(READY)         ## wheel and source distribution in dist/

@@ -24,6 +24,7 @@ from mpunet.losses import Objective
 from mpunet.metrics import CaseMetrics, hu_metrics
 from mpunet.models import MPUNet
 from mpunet.models.base import as_output, geometry_of
+from mpunet.muon import Muon
 from mpunet.weights import Weights
 
 __all__ = ["MPUNetModule"]
@@ -41,6 +42,7 @@ class MPUNetModule(L.LightningModule):
         lr: learning rate after warm-up (AdamW; our choice, as the paper names no optimiser).
         betas: AdamW's. A shorter memory of squared gradients, such as 0.95 for 0.999, bears a higher ``lr`` (docs/choices.md).
         weight_decay: AdamW's.
+        muon_lr: learning rate of Muon, which then steps the kernels, and AdamW all else; see :class:`mpunet.muon.Muon`.
         warmup_steps: steps of linear warm-up, before a cosine decay over what is left of the trainer's steps or epochs.
         lr_floor: what the cosine ends at, as a share of ``lr``.
         critic: a WGAN-GP critic, likewise, such as :class:`mpunet.models.Critic`; none by default.
@@ -68,6 +70,7 @@ class MPUNetModule(L.LightningModule):
         lr: float = 5e-4,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 1e-2,
+        muon_lr: float | None = None,
         warmup_steps: int = 100,
         lr_floor: float = 0.01,
         critic: nn.Module | dict[str, Any] | None = None,
@@ -98,6 +101,7 @@ class MPUNetModule(L.LightningModule):
         self.lr = lr
         self.betas = betas
         self.weight_decay = weight_decay
+        self.muon_lr = muon_lr
         self.warmup_steps = warmup_steps
         self.lr_floor = lr_floor
         self.inference = InferenceOptions()
@@ -175,11 +179,16 @@ class MPUNetModule(L.LightningModule):
         return None if batch.volume is None else self.reconstructor.stream(batch.volume)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with linear warm-up and cosine decay, stepped with every batch."""
+        """AdamW, or Muon, with linear warm-up and cosine decay, stepped with every batch."""
         if self._critic_training is not None:
             self._critic_training.start(self._critic_state if self.trainer.ckpt_path else None)
         parameters = [*self.net.parameters(), *self.objective.parameters()]
-        optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+        options: dict[str, Any] = {"lr": self.lr, "betas": self.betas, "weight_decay": self.weight_decay}
+        optimizer: torch.optim.Optimizer = (
+            torch.optim.AdamW(parameters, **options)
+            if self.muon_lr is None
+            else Muon(parameters, muon_lr=self.muon_lr, **options)
+        )
         total = self.trainer.estimated_stepping_batches
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._lr_factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -12,7 +12,7 @@ import mpunet
 ROOT = Path(mpunet.__file__).parent
 # A part imports its own level and those below it.
 LEVEL = {
-    **dict.fromkeys(("geometry", "intensity", "schedule", "config", "memory", "ssim", "quality", "whole_file"), 0),
+    **dict.fromkeys(("geometry", "intensity", "schedule", "config", "memory", "muon", "ssim", "quality", "whole_file"), 0),
     **dict.fromkeys(("models", "losses", "metrics", "data"), 1),
     **dict.fromkeys(("inference", "evaluation", "weights", "pictures", "module", "adversarial", "callbacks"), 2),
     **dict.fromkeys(("cli", "info", "benchmark", "__main__", "__init__"), 3),

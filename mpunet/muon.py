@@ -1,0 +1,116 @@
+"""Muon: kernels move by their momentum's nearest orthogonal matrix, so that no direction of a layer outruns the others.
+
+Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; the scale of a step, 0.2 * sqrt(larger side),
+which makes it as large as AdamW's, is from Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982. PyTorch's own
+``torch.optim.Muon`` takes matrices only; convolutions are matrices here, output channels by all that they sum over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+__all__ = ["Muon", "orthogonalised"]
+
+
+def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
+    """About U Vᵀ of a matrix U S Vᵀ, by the quintic Newton-Schulz iteration: singular values of 0.7 to 1.2, but for those near 0.
+
+    Args:
+        matrix: (rows, columns), floating point.
+        steps: iterations.
+
+    >>> orthogonalised(torch.diag(torch.tensor([3.0, 1.0]))).diagonal().gt(0.6)
+    tensor([True, True])
+    """
+    x: Tensor = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / x.norm().clamp_min(1e-30)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    out: Tensor = x.T if matrix.shape[0] > matrix.shape[1] else x
+    return out
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for kernels between several channels; AdamW for all else: biases, norms, kernels from or to a single channel.
+
+    Args:
+        params: a network's parameters.
+        lr: AdamW's learning rate.
+        muon_lr: Muon's, in the same unit: at 1e-3 a step is as large as AdamW's would be.
+        momentum: Muon's (Nesterov).
+        betas: AdamW's.
+        eps: AdamW's.
+        weight_decay: of both, times the learning rate.
+
+    Raises:
+        ValueError: if a learning rate, the momentum or a beta is out of its range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        *,
+        lr: float = 1e-3,
+        muon_lr: float = 2e-3,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        if not (lr >= 0 and muon_lr >= 0 and weight_decay >= 0):
+            raise ValueError(f"Expected lr, muon_lr and weight_decay of at least 0, got {lr}, {muon_lr} and {weight_decay}.")
+        if not all(0 <= value < 1 for value in (momentum, *betas)):
+            raise ValueError(f"Expected momentum and betas from 0 to below 1, got {momentum} and {tuple(betas)}.")
+        kernels: list[Tensor] = []
+        others: list[Tensor] = []
+        for parameter in params:
+            (kernels if parameter.ndim >= 2 and min(parameter.shape[:2]) > 1 else others).append(parameter)
+        groups = [
+            {"params": kernels, "lr": muon_lr, "momentum": momentum},
+            {"params": others, "lr": lr, "betas": tuple(betas), "eps": eps},
+        ]
+        super().__init__([group for group in groups if group["params"]], {"weight_decay": weight_decay})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step; the closure's loss, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    (_muon if "momentum" in group else _adam)(parameter, self.state[parameter], group)
+        return loss
+
+
+def _muon(parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    momentum = state.setdefault("momentum", torch.zeros_like(parameter))
+    momentum.mul_(group["momentum"]).add_(parameter.grad)
+    update = momentum.mul(group["momentum"]).add_(parameter.grad).flatten(1)
+    scale = 0.2 * math.sqrt(max(update.shape))
+    parameter.add_(orthogonalised(update).view(parameter.shape), alpha=-group["lr"] * scale)
+
+
+def _adam(parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    gradient, (beta1, beta2) = parameter.grad, group["betas"]
+    if gradient is None:
+        return
+    step = state["step"] = state.get("step", 0) + 1
+    mean = state.setdefault("mean", torch.zeros_like(parameter)).lerp_(gradient, 1 - beta1)
+    square = state.setdefault("square", torch.zeros_like(parameter)).mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    parameter.addcdiv_(mean, (square / (1 - beta2**step)).sqrt_().add_(group["eps"]), value=-group["lr"] / (1 - beta1**step))
