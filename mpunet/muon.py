@@ -29,11 +29,15 @@ def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
     """
     x: Tensor = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / x.norm().clamp_min(1e-30)
+    # Each iteration is a polynomial of x xᵀ before x, so that all but the first and last product are of small square matrices.
+    gram = x @ x.T
+    product = identity = torch.eye(len(x), dtype=x.dtype, device=x.device)
     for _ in range(steps):
-        gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    out: Tensor = x.T if matrix.shape[0] > matrix.shape[1] else x
-    return out
+        factor = 3.4445 * identity - 4.7750 * gram + 2.0315 * gram @ gram
+        product = factor @ product
+        gram = factor @ gram @ factor
+    x = product @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
 class Muon(torch.optim.Optimizer):
