@@ -16,7 +16,7 @@ from mpunet.data.simulate import thicken
 from mpunet.geometry import grid_spacing, slice_positions
 from mpunet.metrics import hu_metrics
 from mpunet.models import interpolation_matrix
-from mpunet.weights import PACKAGED, read_weights
+from mpunet.weights import read_weights
 
 
 def test_a_real_thick_scan_becomes_thin(shared_ct: Path, untrained: Path, tmp_path: Path) -> None:
@@ -42,16 +42,19 @@ def test_a_real_thick_scan_becomes_thin(shared_ct: Path, untrained: Path, tmp_pa
     assert np.abs(np.asarray(thin.dataobj[..., 150]) - voxels.clip(-1024, 3071)).mean() < 50
 
 
-def test_the_packaged_network_beats_interpolation_on_a_patient_it_was_not_trained_on(shared_ct: Path) -> None:
+@pytest.mark.parametrize(("name", "ratio"), [("packaged", 5), ("packaged_r3", 3)])
+def test_packaged_networks_beat_interpolation_on_a_patient_they_were_not_trained_on(
+    shared_ct: Path, name: str, ratio: int
+) -> None:
     """A part of the case whose figures docs/model_card.md has, by the limits that were set for the whole of it."""
     volume = read_volume(shared_ct / "val" / "MIDRC-RICORD-1A-001012.nii.gz")
     lung = lung_mask(volume.slab, grid_spacing(volume.slab_affine))
     part = (slice(60, 136), slice(60, 220), slice(40, 200))
     thin, lung = volume.slab[part].astype(np.float32), lung[part]
-    thick = thicken(thin, 5)
+    thick = thicken(thin, ratio)
     assert lung.mean() > 0.2
-    cubic = np.einsum("Nn,nhw->Nhw", interpolation_matrix(len(thick), 5, "cubic"), thick)
-    network = Reconstructor.from_checkpoint(stride="best", device="cpu")(thick)
+    cubic = np.einsum("Nn,nhw->Nhw", interpolation_matrix(len(thick), ratio, "cubic"), thick)
+    network = Reconstructor.from_checkpoint(name, stride="best", device="cpu")(thick)
     ours, theirs = (hu_metrics(image, thin, lung) for image in (network, cubic))
     assert ours["lung_rmse"] < 0.74 * theirs["lung_rmse"]
     assert ours["lung_mae"] < 0.78 * theirs["lung_mae"]
@@ -60,10 +63,11 @@ def test_the_packaged_network_beats_interpolation_on_a_patient_it_was_not_traine
     assert ours["lung_ssim"] > theirs["lung_ssim"]
 
 
-def test_the_packaged_network_says_what_it_is() -> None:
-    weights = read_weights()
-    assert PACKAGED.stat().st_size < 20e6
+@pytest.mark.parametrize(("name", "spacing"), [("packaged", [5.0, 6.25]), ("packaged_r3", [3.0, 3.75])])
+def test_packaged_networks_say_what_they_are(name: str, spacing: list[float]) -> None:
+    weights = read_weights(name)
+    assert weights.source.stat().st_size < 20e6
     assert weights.record["training"]["cases"] == ["LIDC-IDRI-0002", "LungFCP-01-0001"]
-    assert weights.record["training"]["thick_spacing"] == [5.0, 6.25]
+    assert weights.record["training"]["thick_spacing"] == spacing
     assert "CC BY 3.0" in weights.record["notes"]["licence"]
     assert "mask" in weights.net["init_args"]["streams"]
