@@ -76,12 +76,14 @@ def test_fit_leaves_checkpoints_config_and_pictures(run: Path) -> None:
     assert config["model"]["net"]["init_args"]["widths"] == [2, 2, 2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("config", ["mpunet_small.yaml", "packaged/first.yaml", "packaged/then.yaml", "packaged/ratio.yaml"])
+@pytest.mark.parametrize(
+    "config", ["mpunet_small.yaml", "packaged/first.yaml", "packaged/then.yaml", "packaged/last.yaml", "packaged/ratio.yaml"]
+)
 def test_the_other_examples_run(folders: dict[str, Path], tmp_path: Path, config: str) -> None:
     assert fit(folders, tmp_path, config, "--data.batch_size", "1", "--model.betas", "[0.9, 0.95]") == 0
     (checkpoint,) = tmp_path.rglob("last.ckpt")
     optimizer = torch.load(checkpoint, weights_only=True)["optimizer_states"][0]
-    assert tuple(optimizer["param_groups"][0]["betas"]) == (0.9, 0.95)
+    assert tuple(optimizer["param_groups"][-1]["betas"]) == (0.9, 0.95)
 
 
 def test_tensorboard_shows_curves_and_pictures(run: Path) -> None:
@@ -118,6 +120,8 @@ def test_checkpoint_is_plain_and_rebuilds_the_network(run: Path) -> None:
     assert checkpoint["hyper_parameters"]["net"]["init_args"]["widths"] == [2] * 6
     module = mpunet.MPUNetModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert module.hparams["lr"] == 1e-3
+    kernels, others = checkpoint["optimizer_states"][0]["param_groups"]
+    assert (kernels["initial_lr"], others["initial_lr"]) == (module.hparams["muon_lr"], 1e-3) == (3e-3, 1e-3)
     key = "net.backbone.encoder.stem.0.weight"
     torch.testing.assert_close(module.state_dict()[key], checkpoint["state_dict"][key])
 

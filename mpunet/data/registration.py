@@ -191,10 +191,12 @@ class _Table:
         return float((self.ab[k, m].mean() - a * b) / np.sqrt(variances)) if variances > 1e-9 else 0.0
 
     def fraction(self, offset: int) -> float:
-        """Where between the neighbours of a position the agreement is best, -0.5 to 0.5."""
+        """Where between the neighbours of a position the agreement is best, -0.5 to 0.5; 0 where they are as good, for rounding to tell."""
         if len(self.used(offset, margin=1)) < 1:
             return 0.0
-        return _vertex(*(-self.correlation(offset, move=move, margin=1) for move in (-1, 0, 1)))
+        found = [self.correlation(offset, move=move, margin=1) for move in (-1, 0, 1)]
+        flat = max(found) - min(found) < _unclear(max(found))
+        return 0.0 if flat else _vertex(*(-correlation for correlation in found))
 
     def scale(self, offset: int) -> tuple[float, float]:
         """Gain and bias of thick over thin intensities."""
