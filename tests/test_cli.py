@@ -359,7 +359,8 @@ def test_resume_goes_on_where_it_stopped(run: Path, folders: dict[str, Path], tm
     assert fit(folders, tmp_path, "mpunet_cpu.yaml", "--ckpt_path", str(last), "--trainer.max_steps", "4") == 0
     checkpoint = torch.load(tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 4
-    assert checkpoint["optimizer_states"][0]["state"][0]["step"] == 4
+    counts = {state["step"] for state in checkpoint["optimizer_states"][0]["state"].values() if "step" in state}  # Muon has none
+    assert counts == {4}
 
 
 def test_existing_outputs(run: Path, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
