@@ -3,6 +3,8 @@
 Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; the scale of a step, 0.2 * sqrt(larger side),
 which makes it as large as AdamW's, is from Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982. PyTorch's own
 ``torch.optim.Muon`` takes matrices only; convolutions are matrices here, output channels by all that they sum over.
+
+An experiment: it learns much faster than AdamW here, and a longer run with it ended in a network that is not stable (docs/choices.md).
 """
 
 from __future__ import annotations
