@@ -100,23 +100,25 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    (_muon if "momentum" in group else _adam)(parameter, self.state[parameter], group)
+                    (_muon if "momentum" in group else _adam)(parameter, parameter.grad, self.state[parameter], group)
         return loss
 
 
-def _muon(parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-    momentum = state.setdefault("momentum", torch.zeros_like(parameter))
-    momentum.mul_(group["momentum"]).add_(parameter.grad)
-    update = momentum.mul(group["momentum"]).add_(parameter.grad).flatten(1)
+def _muon(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    if not state:
+        state["momentum"] = torch.zeros_like(parameter)
+    momentum = state["momentum"].mul_(group["momentum"]).add_(gradient)
+    update = momentum.mul(group["momentum"]).add_(gradient).flatten(1)
     scale = 0.2 * math.sqrt(max(update.shape))
     parameter.add_(orthogonalised(update).view(parameter.shape), alpha=-group["lr"] * scale)
 
 
-def _adam(parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-    gradient, (beta1, beta2) = parameter.grad, group["betas"]
-    if gradient is None:
-        return
-    step = state["step"] = state.get("step", 0) + 1
-    mean = state.setdefault("mean", torch.zeros_like(parameter)).lerp_(gradient, 1 - beta1)
-    square = state.setdefault("square", torch.zeros_like(parameter)).mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    parameter.addcdiv_(mean, (square / (1 - beta2**step)).sqrt_().add_(group["eps"]), value=-group["lr"] / (1 - beta1**step))
+def _adam(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    if not state:
+        state.update(step=0, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
+    beta1, beta2 = group["betas"]
+    state["step"] += 1
+    mean = state["mean"].lerp_(gradient, 1 - beta1)
+    square = state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    root = (square / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
+    parameter.addcdiv_(mean, root, value=-group["lr"] / (1 - beta1 ** state["step"]))

@@ -89,8 +89,11 @@ def draw_with_details(pictures: Mapping[str, npt.NDArray[np.uint8]], path: Path,
     plt.close(figure)
 
 
-def pyplot() -> Any:
+def pyplot(otherwise: str = "") -> Any:
     """Matplotlib's, drawing into files.
+
+    Args:
+        otherwise: what to do where it is missing, beside installing it.
 
     Raises:
         ValueError: if it is missing.
@@ -98,7 +101,8 @@ def pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise ValueError("Pictures need matplotlib: pip install 'mpunet[demo]'.") from error
+        way_out = f", or {otherwise}" if otherwise else ""
+        raise ValueError(f"Pictures need matplotlib: pip install 'mpunet[demo]'{way_out}.") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

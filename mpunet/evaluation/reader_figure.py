@@ -8,6 +8,7 @@ from typing import Any
 
 from mpunet.evaluation.findings import ALL_READERS
 from mpunet.evaluation.reader_study import Rates, ReaderStudy
+from mpunet.pictures import pyplot
 from mpunet.whole_file import whole_file
 
 __all__ = ["draw_study"]
@@ -27,13 +28,7 @@ def draw_study(study: ReaderStudy, path: Path) -> Path:
     Raises:
         ValueError: if matplotlib is missing.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ValueError("The figure needs matplotlib: pip install 'mpunet[demo]', or pass --figure false.") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot("pass --figure false")
     conditions = list(dict.fromkeys(r.condition for r in study.rates))
     readers = [name for name in dict.fromkeys(r.reader for r in study.rates) if name != ALL_READERS]
     columns = len(study.thresholds)
