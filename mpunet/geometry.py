@@ -11,6 +11,7 @@ another axis keep the same order of the remaining two. Files keep the orientatio
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any, TypeVar
@@ -35,17 +36,17 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 Affine = npt.NDArray[np.float64]
 
 
-def thin_depth(thick_depth: int, ratio: int) -> int:
-    """Number of thin slices that stand for ``thick_depth`` thick ones: (D - 1) * r + 1.
+def thin_depth(thick_depth: int, ratio: float) -> int:
+    """Number of thin slices that stand for ``thick_depth`` thick ones: (D - 1) * r + 1, or as many as fit where r is no whole number.
 
-    >>> thin_depth(8, 5)
-    36
+    >>> thin_depth(8, 5), thin_depth(8, 2.4)
+    (36, 17)
     """
     if thick_depth < 2:
         raise ValueError(f"Expected at least 2 slices along depth, got {thick_depth}; a single slice cannot be interpolated.")
     if ratio < 1:
         raise ValueError(f"Expected a ratio of at least 1 (thick spacing / thin spacing), got {ratio}.")
-    return (thick_depth - 1) * ratio + 1
+    return math.floor((thick_depth - 1) * ratio + 1e-3) + 1  # a thousandth of a slice is rounding of spacings
 
 
 def window_starts(depth: int, n_thick: int, stride: int = 1) -> list[int]:
@@ -119,8 +120,8 @@ def find_slice_axis(affine: npt.ArrayLike) -> int:
     return int(np.argmax(np.abs(matrix[2, :3]) / spacing))
 
 
-def thin_affine(affine: npt.ArrayLike, axis: int, ratio: int) -> Affine:
-    """Affine of the thin grid: spacing along ``axis`` divided by ``ratio``, first and last slice where they were.
+def thin_affine(affine: npt.ArrayLike, axis: int, ratio: float) -> Affine:
+    """Affine of the thin grid: spacing along ``axis`` divided by ``ratio``, first and (of a whole number) last slice where they were.
 
     Holds for any rotation, shear or flip: the first slice keeps its position because the origin stays, and the last because
     ((D - 1) * r) * (spacing / r) = (D - 1) * spacing.

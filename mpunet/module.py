@@ -174,9 +174,15 @@ class MPUNetModule(L.LightningModule):
         """Likewise."""
         self._log_metrics("test", self.test_metrics)
 
-    def predict_step(self, batch: PredictCase, batch_idx: int) -> ThinSlices | None:
-        """Thin slices ((D - 1) * r + 1, H, W) of a thick scan, computed while they are taken; None where it could not be read."""
-        return None if batch.volume is None else self.reconstructor.stream(batch.volume)
+    def predict_step(self, batch: PredictCase, batch_idx: int) -> ThinSlices | ValueError | None:
+        """Thin slices ((D - 1) * r + 1, H, W) of a thick scan, computed while they are taken; None where it could not be read.
+
+        A scan that ``inference`` cannot serve costs the others nothing: its error is returned.
+        """
+        try:
+            return None if batch.volume is None else self.reconstructor.stream(batch.volume)
+        except ValueError as error:
+            return error
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW, or Muon, with linear warm-up and cosine decay, stepped with every batch."""

@@ -21,6 +21,7 @@ __all__ = [
     "Thickener",
     "profile_density",
     "profile_weights",
+    "profile_width",
     "thick_slices",
     "thicken",
     "thickening_matrix",
@@ -42,7 +43,7 @@ def profile_weights(ratio: int, *, profile: Profile = "gaussian", fwhm: float | 
     >>> profile_weights(3, profile="box").round(3).tolist()
     [0.333, 0.333, 0.333]
     """
-    width = (fwhm if fwhm is not None else DEFAULT_FWHM if profile == "gaussian" else 1.0) * ratio
+    width = profile_width(profile, fwhm) * ratio
     if not width > 0:
         raise ValueError(f"Expected a slice profile of positive width, got fwhm={fwhm} thick spacings.")
     if profile == "gaussian":
@@ -53,6 +54,11 @@ def profile_weights(ratio: int, *, profile: Profile = "gaussian", fwhm: float | 
         reach = max(0, int(np.ceil(width)) - 1)
     weights = profile_density(np.arange(-reach, reach + 1), profile, width)
     return np.asarray(weights / weights.sum())
+
+
+def profile_width(profile: Profile, fwhm: float | None) -> float:
+    """``fwhm``, or its default: full width at half maximum in units of the thick spacing."""
+    return fwhm if fwhm is not None else DEFAULT_FWHM if profile == "gaussian" else 1.0
 
 
 def profile_density(position: npt.NDArray[Any], profile: Profile, width: float) -> npt.NDArray[np.float64]:

@@ -43,7 +43,7 @@ _PARTIAL = re.compile(r"\..*\.[0-9a-f]{8}\.partial\.nii(\.gz)?", re.IGNORECASE)
 _MAX_WAITING = 4
 
 
-def thin_header(like: VolumeInfo, ratio: int, *, dtype: Dtype = "int16") -> nib.Nifti1Header:
+def thin_header(like: VolumeInfo, ratio: float, *, dtype: Dtype = "int16") -> nib.Nifti1Header:
     """Header of the thin volume made from the thick one ``like``: its header, with the thin grid and no scaling."""
     depth = thin_depth(like.shape[0], ratio)
     return regridded_header(like, depth, lambda affine: thin_affine(affine, like.slice_axis, ratio), dtype=dtype)
@@ -69,13 +69,13 @@ def regridded_header(
     return header
 
 
-def thin_image(slab: npt.NDArray[Any], like: VolumeInfo, ratio: int, *, dtype: Dtype = "int16") -> nib.Nifti1Image:
+def thin_image(slab: npt.NDArray[Any], like: VolumeInfo, ratio: float, *, dtype: Dtype = "int16") -> nib.Nifti1Image:
     """NIfTI image of thin slices, in the orientation and with the header of the thick volume that they were made from.
 
     Args:
         slab: ((D - 1) * ratio + 1, H, W) in HU.
         like: the thick volume, (D, H, W).
-        ratio: thick spacing / thin spacing.
+        ratio: thick spacing / thin spacing. Where it is no whole number the slice that comes first in the file keeps its position.
         dtype: ``int16`` rounds and clips to [-1024, 3071] HU; ``float32`` keeps the values.
     """
     (slab,) = _checked([slab], like, ratio)
@@ -84,7 +84,7 @@ def thin_image(slab: npt.NDArray[Any], like: VolumeInfo, ratio: int, *, dtype: D
     return image_class(like.frame.to_stored(_convert(slab, dtype)), header.get_best_affine(), header)
 
 
-def write_volume(path: str | Path, slab: npt.NDArray[Any], like: VolumeInfo, ratio: int, *, dtype: Dtype = "int16") -> None:
+def write_volume(path: str | Path, slab: npt.NDArray[Any], like: VolumeInfo, ratio: float, *, dtype: Dtype = "int16") -> None:
     """Write thin slices, ``slab`` and the other arguments as for :func:`thin_image`, as :func:`write_slices` does."""
     last_first = like.frame.flipped[0]  # the order of the file, so that no copy is made
     step = 8  # slices at a time, so that converting them takes no memory to speak of
@@ -97,7 +97,7 @@ def write_slices(
     path: str | Path,
     chunks: Iterable[npt.NDArray[Any]],
     like: VolumeInfo,
-    ratio: int,
+    ratio: float,
     *,
     dtype: Dtype = "int16",
     last_first: bool = False,
@@ -164,7 +164,7 @@ def remove_partials(folder: str | Path) -> list[Path]:
     return [path for path in sorted(found) if _remove_if_left(path)]
 
 
-def _checked(chunks: Iterable[npt.NDArray[Any]], like: VolumeInfo, ratio: int) -> Iterator[npt.NDArray[Any]]:
+def _checked(chunks: Iterable[npt.NDArray[Any]], like: VolumeInfo, ratio: float) -> Iterator[npt.NDArray[Any]]:
     depth, height, width = thin_depth(like.shape[0], ratio), *like.shape[1:]
     come = 0
     shape: tuple[int, ...] = (0, height, width)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mpunet.data.simulate import Profile, Thickener, profile_weights, thickening_matrix
+from mpunet.data.simulate import Profile, Thickener, profile_density, profile_weights, profile_width, thickening_matrix
 from mpunet.geometry import thin_depth
 from mpunet.intensity import HU_MAX, HU_MIN
 
@@ -85,7 +85,7 @@ class ConsistencyMeter:
         self,
         thick: Iterable[Array],
         shape: tuple[int, ...],
-        ratio: int,
+        ratio: float,
         *,
         profile: Profile = "gaussian",
         fwhm: float | None = None,
@@ -93,7 +93,7 @@ class ConsistencyMeter:
         lung: Iterable[Array] | None = None,
     ) -> None:
         self._depth = shape[0]
-        self._rows = _thickener(thin_depth(shape[0], ratio), ratio, profile, fwhm)
+        self._rows = _thickener(shape[0], ratio, profile, fwhm)
         self._thick = iter(thick)
         self._lung = None if lung is None else iter(lung)
         self._last_first = last_first
@@ -161,13 +161,19 @@ def consistency_map(
     >>> np.stack(list(consistency_map(np.full((5, 4, 4), 7), thick))).round(3)[:, 0, 0]
     array([7., 7., 7.], dtype=float32)
     """
-    rows = _thickener(len(thin), _ratio(thin, thick), profile, fwhm)
+    rows = _thickener(len(thick), _ratio(thin, thick), profile, fwhm)
     return map(_minus, (row for plane in thin for row in rows.add(_clipped(plane))), thick)
 
 
-def _thickener(depth: int, ratio: int, profile: Profile, fwhm: float | None) -> Thickener:
+def _thickener(thick_depth: int, ratio: float, profile: Profile, fwhm: float | None) -> Thickener:
     """For slices from first to last and from last to first, as profiles are symmetric."""
-    return Thickener(thickening_matrix(depth, ratio, profile_weights(ratio, profile=profile, fwhm=fwhm)))
+    depth = thin_depth(thick_depth, ratio)
+    if ratio == round(ratio):
+        return Thickener(thickening_matrix(depth, round(ratio), profile_weights(round(ratio), profile=profile, fwhm=fwhm)))
+    distance = np.arange(depth)[None] - ratio * np.arange(thick_depth)[:, None]
+    matrix = profile_density(distance, profile, profile_width(profile, fwhm) * ratio)
+    matrix[np.abs(distance) > len(profile_weights(math.ceil(ratio), profile=profile, fwhm=fwhm)) // 2] = 0
+    return Thickener(np.asarray(matrix / matrix.sum(axis=1, keepdims=True), np.float32))
 
 
 def _clipped(plane: Array) -> Plane:

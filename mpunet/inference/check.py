@@ -42,7 +42,7 @@ class ConsistencyCheck:
             self._options = {"profile": known.profile, "fwhm": known.fwhm}
         self.summary = CheckSummary([], 0)
 
-    def meter(self, scan: ScanFile, ratio: int, *, last_first: bool) -> ConsistencyMeter:
+    def meter(self, scan: ScanFile, ratio: float, *, last_first: bool) -> ConsistencyMeter:
         """What is to watch the thin slices of a scan, which come in the order that ``last_first`` tells."""
         thick = scan if scan.last_first == last_first else reversed(list(scan))
         return ConsistencyMeter(thick, scan.shape, ratio, last_first=last_first, **self._options)

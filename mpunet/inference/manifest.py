@@ -45,6 +45,8 @@ class Record(TypedDict):
         checkpoint: SHA-256 of the checkpoint.
         version: mpunet's.
         stride: thick slices between windows.
+        thin_spacing: mm that were asked for between the slices of the result; null for the scan's divided by the network's ratio.
+            Older manifests do not have it.
         tile: in-plane size of tiles, where planes were cut.
         consistency: with the scan, where it was asked for. Older manifests do not have it.
         time: when, in UTC (ISO 8601).
@@ -60,6 +62,7 @@ class Record(TypedDict):
     checkpoint: str | None
     version: str
     stride: int | None
+    thin_spacing: float | None
     tile: list[int] | None
     consistency: ConsistencyRecord | None
     time: str

@@ -25,6 +25,8 @@ class InferenceOptions:
         tile: in-plane size in voxels above which planes are cut into overlapping tiles; whole planes by default.
         precision: "auto" is what the device computes fastest without loss of range, see :func:`autocast_dtype`.
         compile: compile the network by ``torch.compile`` (minutes, once per in-plane size).
+        thin_spacing: mm between the slices of the result, whatever those of the scan are, see :class:`Reconstructor`; by default the
+            scan's, divided by the network's ratio.
         limit_memory: GiB that a run may allocate, on the device or else in the process; beyond, it halves its batches and then
             cuts planes into tiles. Without it a CPU run that needs too much is killed by the system.
         any_spacing: take scans whose slices stand nearer or further apart than those that the network was trained on, without a
@@ -38,6 +40,7 @@ class InferenceOptions:
     tile: int | None = None
     precision: Precision = "auto"
     compile: bool = False
+    thin_spacing: float | None = None
     limit_memory: float | None = None
     any_spacing: bool = False
     flips: bool | None = None

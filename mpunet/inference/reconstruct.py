@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from mpunet.data.volume import Volume, VolumeInfo, check_voxels, volume_from_ima
 from mpunet.geometry import grid_spacing, thin_depth
 from mpunet.inference.engine import StreamingEngine
 from mpunet.inference.options import Precision, Stride, autocast_dtype, window_stride
+from mpunet.inference.regrid import output_ratio, regridded
 from mpunet.inference.spacing import SliceSpacing
 from mpunet.intensity import from_hu, round_hu, to_hu
 from mpunet.models.base import geometry_of
@@ -34,13 +37,27 @@ class ThinSlices:
 
     Attributes:
         shape: ((D - 1) * ratio + 1, H, W).
+        ratio: thick spacing / thin spacing.
         last_first: chunks come, and run, from the last slice to the first. ``numpy.asarray`` has the slices in order.
     """
 
-    def __init__(self, finished: Iterator[Tensor], shape: tuple[int, int, int], *, last_first: bool) -> None:
-        self.shape = shape
+    def __init__(
+        self,
+        finished: Iterator[Tensor],
+        shape: tuple[int, int, int],
+        ratio: float,
+        *,
+        last_first: bool,
+        native: int | None = None,
+    ) -> None:
+        """``native`` is the network's ratio, which ``finished`` has, where it is another than that of the result."""
+        depth, *plane = shape
+        self.shape = (thin_depth(depth, ratio), *plane)
+        self.ratio = ratio
         self.last_first = last_first
         self._finished = finished
+        self._depth = depth
+        self._native = native
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -51,6 +68,15 @@ class ThinSlices:
         Raises:
             ValueError: if the network returned NaN, which int16 cannot hold.
         """
+        if self._native is None:
+            yield from self._computed(dtype)
+            return
+        planes = itertools.chain.from_iterable(self._computed("float32"))
+        for plane in regridded(planes, thin_depth(self._depth, self._native), self._native / self.ratio, len(self)):
+            yield (round_hu(plane) if dtype == "int16" else plane)[None]
+
+    def _computed(self, dtype: Dtype) -> Iterator[npt.NDArray[Any]]:
+        """Chunks of the network's own slices."""
         for chunk, nan in _to_host((round_hu(hu) if dtype == "int16" else hu, hu.isnan().any()) for hu in self._finished):
             if nan:
                 raise ValueError("The network returned NaN; with precision fp16 or bf16, try float32.")
@@ -90,6 +116,8 @@ class Reconstructor:
         spacing: range in mm of the thick slices' spacing that the network was trained on. An image beside it brings a warning, one of
             less than half or more than twice a ValueError; see :mod:`mpunet.inference.spacing`. None takes any.
         flips: mirror every window in another way, see :class:`StreamingEngine`; for networks trained on flipped crops.
+        thin_spacing: mm between the slices of the result. The network's slices, thick spacing / ratio apart, are interpolated (cubic
+            convolution) at these positions, beginning with the slice that comes first in the file. By default they are the result.
 
     Attributes:
         engine: the :class:`StreamingEngine`, whose ``batch_size`` and ``tile`` shrink where the device runs out of memory.
@@ -117,12 +145,16 @@ class Reconstructor:
         check_hu: bool = True,
         spacing: tuple[float, float] | None = None,
         flips: bool = False,
+        thin_spacing: float | None = None,
     ) -> None:
         if device in ("auto", None):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
         self.ratio = ratio
         self.check_hu = check_hu
+        self.thin_spacing = thin_spacing
+        if thin_spacing is not None:
+            output_ratio(math.inf, thin_spacing)  # raises here for a bad one, not at the first volume
         self.spacing = None if spacing is None else SliceSpacing(*spacing)
         if isinstance(network, nn.Module):
             network = network.eval().to(self.device)
@@ -164,23 +196,32 @@ class Reconstructor:
             image: a nibabel NIfTI image in any orientation, or an array or tensor (D, H, W), depth first; in HU.
 
         Returns:
-            (D - 1) * ratio + 1 slices in HU: a NIfTI image in int16 with the header of ``image`` and the affine of the thin
+            (D - 1) * ratio + 1 slices in HU, or as many as fit of ``thin_spacing``: a NIfTI image in int16 with the header of ``image`` and the affine of the thin
             slices; or an array, or a tensor on the device of ``image``, in float32.
         """
         if isinstance(image, Tensor):
             thin = self(image.detach().float().cpu().numpy())
             return torch.from_numpy(thin).to(image.device)
         if isinstance(image, np.ndarray):
+            if self.thin_spacing is not None:
+                raise ValueError("An array tells no spacing, so that thin_spacing means nothing for it: give a NIfTI image.")
             if image.ndim != 3 or 0 in image.shape:
                 raise ValueError(f"Expected a volume (D, H, W), got shape {image.shape}.")
             check_voxels(image, name="image", check_hu=self.check_hu)
             return self._stream(image, image.shape).slab()
         volume = volume_from_image(image, check_hu=self.check_hu)
         self._warn(volume)
-        return thin_image(self.stream(volume).slab("int16"), volume, self.ratio)
+        slices = self.stream(volume)
+        return thin_image(slices.slab("int16"), volume, slices.ratio)
 
     def stream(self, volume: Volume | ScanFile) -> ThinSlices:
-        """Thin slices of a volume, computed while they are taken."""
+        """Thin slices of a volume, computed while they are taken.
+
+        Raises:
+            ValueError: if the scan's slices stand no further apart than ``thin_spacing``.
+        """
+        if self.thin_spacing is not None:
+            return self._stream_regridded(volume, self.thin_spacing)
         if isinstance(volume, Volume):
             return self._stream(volume.slab, volume.shape)
         return self._stream(volume, volume.shape, last_first=volume.last_first)
@@ -193,7 +234,7 @@ class Reconstructor:
         scan = open_scan(source, slice_axis=slice_axis, check_hu=self.check_hu)
         self._warn(scan)
         slices = self.stream(scan)
-        write_slices(target, slices.chunks(dtype), scan, self.ratio, dtype=dtype, last_first=slices.last_first)
+        write_slices(target, slices.chunks(dtype), scan, slices.ratio, dtype=dtype, last_first=slices.last_first)
 
     def spacing_warning(self, volume: VolumeInfo) -> str | None:
         """What to tell of a scan's slice spacing, see :meth:`mpunet.inference.spacing.SliceSpacing.warning`."""
@@ -203,10 +244,21 @@ class Reconstructor:
         if (text := self.spacing_warning(volume)) is not None:
             warnings.warn(f"{volume.path or 'The image'}: {text}", stacklevel=3)
 
-    def _stream(self, planes: Any, shape: tuple[int, ...], *, last_first: bool = False) -> ThinSlices:
+    def _stream(self, planes: Any, shape: tuple[int, ...], *, last_first: bool = False, ratio: float | None = None) -> ThinSlices:
         depth, height, width = shape
-        finished = self.engine.stream(ahead(planes, 4), shape=(depth, height, width), last_first=last_first)
-        return ThinSlices(map(to_hu, finished), (thin_depth(depth, self.ratio), height, width), last_first=last_first)
+        finished = map(to_hu, self.engine.stream(ahead(planes, 4), shape=(depth, height, width), last_first=last_first))
+        if ratio is None:
+            return ThinSlices(finished, (depth, height, width), self.ratio, last_first=last_first)
+        return ThinSlices(finished, (depth, height, width), ratio, last_first=last_first, native=self.ratio)
+
+    def _stream_regridded(self, volume: Volume | ScanFile, thin_spacing: float) -> ThinSlices:
+        """In the file's order, as it is its first slice that keeps its position."""
+        ratio = output_ratio(float(grid_spacing(volume.slab_affine)[0]), thin_spacing)
+        last_first = volume.frame.flipped[0]
+        planes: Any = volume.slab if isinstance(volume, Volume) else volume
+        if last_first and not getattr(volume, "last_first", False):
+            planes = list(planes)[::-1]
+        return self._stream(planes, volume.shape, last_first=last_first, ratio=ratio)
 
 
 def _to_host(results: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:

@@ -46,7 +46,7 @@ class ThinVolumeWriter(Callback):
     Works with a datamodule that lists its scans in ``predict_scans`` (a list of :class:`mpunet.data.scans.Scan`, filled in
     ``setup`` and read by ``predict_dataloader``), batches that are a :class:`mpunet.data.scans.PredictCase`, and predictions
     that are :class:`mpunet.inference.ThinSlices`, computed here while they are written, or an array ((D - 1) * ratio + 1, H, W)
-    in HU, or None where the case has an error.
+    in HU, or an exception that says why there is none, or None where the case has an error.
 
     What became of each scan is appended to ``manifest.jsonl`` in the output folder, see :class:`mpunet.inference.manifest.Record`.
 
@@ -111,7 +111,7 @@ class ThinVolumeWriter(Callback):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: ThinSlices | npt.NDArray[Any] | None,
+        outputs: ThinSlices | npt.NDArray[Any] | Exception | None,
         batch: PredictCase,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -125,6 +125,8 @@ class ThinVolumeWriter(Callback):
             try:
                 if isinstance(reconstructor := getattr(pl_module, "reconstructor", None), Reconstructor):
                     warning = reconstructor.spacing_warning(batch.volume)
+                if isinstance(outputs, Exception):
+                    raise outputs
                 shape, spacing, consistency = self._write(batch.scan, batch.volume, outputs)
             except Exception as error:  # whatever it is, the other volumes may still succeed
                 reason = _one_line(error)
@@ -167,7 +169,7 @@ class ThinVolumeWriter(Callback):
         self, scan: Scan, volume: ScanFile, prediction: ThinSlices | npt.NDArray[Any]
     ) -> tuple[list[int], list[float], ConsistencyRecord | None]:
         """Shape and spacing of the file that was written, along its stored axes, and its consistency if it was checked."""
-        ratio = (len(prediction) - 1) // (volume.shape[0] - 1)
+        ratio = prediction.ratio if isinstance(prediction, ThinSlices) else (len(prediction) - 1) // (volume.shape[0] - 1)
         path = Path(str(self.output_dir)) / scan.relative
         if self._disk_full:  # wait for more room than any file of this volume takes, before computing for nothing
             needed = int(np.prod((len(prediction), *volume.shape[1:]))) * np.dtype(self.dtype).itemsize * 1.01
@@ -213,6 +215,7 @@ class ThinVolumeWriter(Callback):
             checkpoint=self._hash(trainer, pl_module),
             version=__version__,
             stride=getattr(engine, "stride", None),
+            thin_spacing=getattr(getattr(pl_module, "reconstructor", None), "thin_spacing", None),
             tile=None if tile is None else list(tile),
             consistency=None,
             time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -233,13 +236,15 @@ class ThinVolumeWriter(Callback):
             now = self._record(trainer, pl_module, scan)
             before = known.get(now["file"])
             if before is None:
-                self._manifest.add({**now, "status": "skipped", "checkpoint": None, "stride": None, "tile": None})
+                unknown: Any = dict.fromkeys(("checkpoint", "stride", "thin_spacing", "tile"))
+                self._manifest.add({**now, **unknown, "status": "skipped"})
             elif before["status"] == "written":
-                others += any(before[key] != now[key] for key in ("checkpoint", "stride") if now[key] is not None)
+                changed = any(before[key] != now[key] for key in ("checkpoint", "stride") if now[key] is not None)
+                others += changed or before.get("thin_spacing") != now["thin_spacing"]
         if not others:
             return []
         return [
-            f"{others} of the skipped volumes were made with another checkpoint or stride (see {NAME}); "
+            f"{others} of the skipped volumes were made with another checkpoint, stride or thin_spacing (see {NAME}); "
             "--writer.existing overwrite does them again."
         ]
 

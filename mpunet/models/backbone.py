@@ -21,17 +21,27 @@ class Encoder(nn.Module):
         schedule: says which stages halve depth too.
         widths: channels at each level, full resolution first: one more than there are stages.
         layers: convolutions in the block of each level.
+        stem_block: a block at full resolution too.
     """
 
     def __init__(
-        self, schedule: DepthSchedule, widths: Sequence[int], *, layers: int, norm: Norm, activation: Activation
+        self,
+        schedule: DepthSchedule,
+        widths: Sequence[int],
+        *,
+        layers: int,
+        norm: Norm,
+        activation: Activation,
+        stem_block: bool = False,
     ) -> None:
         super().__init__()
         if len(widths) != len(schedule.halved) + 1:
             raise ValueError(
                 f"Expected {len(schedule.halved) + 1} widths (levels 0 to {len(schedule.halved)}), got {list(widths)}."
             )
-        self.stem = ConvLayer(1, widths[0], norm=norm, activation=activation)
+        self.stem: nn.Module = ConvLayer(1, widths[0], norm=norm, activation=activation)
+        if stem_block:
+            self.stem = nn.Sequential(self.stem, ConvBlock(widths[0], layers=layers, norm=norm, activation=activation))
         self.stages = nn.ModuleList(
             nn.Sequential(
                 ConvLayer(c_in, c_out, kernel=(3, 2, 2), stride=(2 if halve else 1, 2, 2), norm=norm, activation=activation),
@@ -96,6 +106,7 @@ class ProgressiveBackbone(nn.Module):
         layers: convolutions in the residual block of each level.
         depth_halvings: how many of the deepest stages halve depth.
         depth_spacings: the decoder's depth schedule, see :func:`mpunet.schedule.plan_depths`.
+        stem_width: channels of the encoder at full resolution, which then has a block there too; by default ``widths[0]`` and none.
     """
 
     def __init__(
@@ -109,18 +120,22 @@ class ProgressiveBackbone(nn.Module):
         activation: Activation = "leaky_relu",
         depth_halvings: int = 1,
         depth_spacings: Sequence[float] | None = None,
+        stem_width: int | None = None,
     ) -> None:
         super().__init__()
         stages = len(widths) - 1
         self.schedule = plan = plan_depths(n_thick, ratio, stages=stages, halvings=depth_halvings, spacings=depth_spacings)
         self.out_channels = widths[0]
         self.multiple = 2**stages
-        self.encoder = Encoder(plan, widths, layers=layers, norm=norm, activation=activation)
+        shortcuts = [stem_width or widths[0], *widths[1:]]
+        self.encoder = Encoder(
+            plan, shortcuts, layers=layers, norm=norm, activation=activation, stem_block=stem_width is not None
+        )
         self.lift = DepthDeconv(widths[-1], widths[-2], plan.up[0], in_plane=2, norm=norm, activation=activation)
         final = DepthStep(plan.up[-1].out_depth, plan.up[-1].out_depth, 1)
         self.ups = nn.ModuleList(
             ProgressiveUp(
-                widths[level],
+                shortcuts[level],
                 widths[level],
                 widths[max(level - 1, 0)],
                 shortcut,

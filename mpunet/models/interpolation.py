@@ -11,26 +11,31 @@ from torch import Tensor, nn
 
 from mpunet.geometry import thin_depth
 
-__all__ = ["DepthInterpolation", "Kind", "interpolation_matrix"]
+__all__ = ["DepthInterpolation", "Kind", "interpolation_matrix", "interpolation_weights"]
 
 Kind = Literal["linear", "cubic"]
 
 
 def interpolation_matrix(n_thick: int, ratio: int, kind: Kind) -> npt.NDArray[np.float64]:
-    """Weights (N, n) of the end-aligned interpolation of n slices at N = (n - 1) * r + 1 positions.
-
-    ``cubic`` is cubic convolution (Keys 1981, a = -0.5), the "bicubic" of image libraries along one axis; beyond its ends the
-    sequence is continued linearly.
+    """Weights (N, n) of the end-aligned interpolation of n slices at N = (n - 1) * r + 1 positions, see :func:`interpolation_weights`.
 
     >>> interpolation_matrix(2, 2, "linear").tolist()
     [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
     """
-    position = np.arange(thin_depth(n_thick, ratio)) / ratio
+    return interpolation_weights(n_thick, np.arange(thin_depth(n_thick, ratio)) / ratio, kind)
+
+
+def interpolation_weights(depth: int, position: npt.NDArray[np.float64], kind: Kind) -> npt.NDArray[np.float64]:
+    """Weights (positions, depth) of slices 0, 1, ... depth - 1 at any positions between the first and the last.
+
+    ``cubic`` is cubic convolution (Keys 1981, a = -0.5), the "bicubic" of image libraries along one axis; beyond its ends the
+    sequence is continued linearly.
+    """
     if kind == "linear":
-        return np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(n_thick)))
+        return np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(depth)))
     if kind != "cubic":
         raise ValueError(f"Expected 'linear' or 'cubic', got {kind!r}.")
-    distance = np.abs(position[:, None] - np.arange(-1, n_thick + 1))
+    distance = np.abs(position[:, None] - np.arange(-1, depth + 1))
     near = 1.5 * distance**3 - 2.5 * distance**2 + 1.0
     far = -0.5 * distance**3 + 2.5 * distance**2 - 4.0 * distance + 2.0
     weights = np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))

@@ -38,6 +38,8 @@ class MPUNet(ThickToThin):
         head_width: channels inside each stream's branch; ``widths[0]`` by default.
         depth_halvings: how many of the deepest stages halve depth.
         depth_spacings: the progressive decoder's depth schedule, see :func:`mpunet.schedule.plan_depths`.
+        stem_width: channels of the progressive backbone's encoder at full resolution and thick depth, which then has a residual
+            block there: cheap, as thick slices are few; by default ``widths[0]`` and no block.
 
     >>> import torch
     >>> net = MPUNet(widths=(2, 2, 2, 2, 2, 2))
@@ -61,6 +63,7 @@ class MPUNet(ThickToThin):
         head_width: int | None = None,
         depth_halvings: int = 1,
         depth_spacings: Sequence[float] | None = None,
+        stem_width: int | None = None,
     ) -> None:
         super().__init__()
         self.n_thick = n_thick
@@ -76,10 +79,13 @@ class MPUNet(ThickToThin):
                 activation=activation,
                 depth_halvings=depth_halvings,
                 depth_spacings=depth_spacings,
+                stem_width=stem_width,
             )
         elif decoder == "subpixel":
-            if depth_spacings is not None:
-                raise ValueError("depth_spacings belongs to the progressive decoder; the sub-pixel decoder has none.")
+            if depth_spacings is not None or stem_width is not None:
+                raise ValueError(
+                    "depth_spacings and stem_width belong to the progressive decoder; the sub-pixel decoder has neither."
+                )
             self.backbone = SubpixelBackbone(
                 n_thick, ratio, widths=widths, layers=layers, norm=norm, activation=activation, depth_halvings=depth_halvings
             )

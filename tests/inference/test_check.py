@@ -243,3 +243,23 @@ def test_real_scan(shared_ct: Path, untrained, tmp_path):
     assert nib.load(tmp_path / name).shape == (512, 512, 316)
     assert record["mae"] == pytest.approx(consistency(thin.slab, thick.slab).mae, abs=1e-3)
     assert record["out_of_range"] is None
+
+
+def test_slices_of_another_spacing(validated, scans, tmp_path, capsys):
+    """Judged as the network's own are; a scan that is finer than what was asked for fails alone."""
+    own = predict(validated, scans, tmp_path / "own", "--check")
+    records = predict(validated, scans, tmp_path / "thin", "--check", "--inference.thin_spacing", "2")
+    for name, record in records.items():
+        assert not record["out_of_range"]
+        assert record["mae"] == pytest.approx(own[name]["mae"], rel=0.1)
+        assert read_volume(tmp_path / "thin" / name).slab.shape == (28, 40, 44)
+
+    save(tmp_path / "scans" / "fine.nii.gz", chest(3)[:20], spacing=(1.5, 8.0, 8.0))
+    save(tmp_path / "scans" / "thick.nii.gz", chest(3)[:20], spacing=(5.0, 8.0, 8.0))
+    words = ["predict", "--ckpt_path", str(validated), "--data.predict_dir", str(tmp_path / "scans"), *QUIET]
+    words += ["--writer.output_dir", str(tmp_path / "two"), "--inference.any_spacing", "true", "--inference.thin_spacing", "2"]
+    assert main(words) == 1
+    fine, thick = (json.loads(line) for line in (tmp_path / "two" / "manifest.jsonl").read_text().splitlines())
+    assert fine["reason"].startswith("slices stand 1.5 mm apart, which is no more than the thin_spacing of 2 mm")
+    assert (thick["file"], thick["status"]) == ("thick.nii.gz", "written")
+    assert (thick["spacing"], thick["thin_spacing"]) == ([8.0, 8.0, 2.0], 2.0)

@@ -144,7 +144,7 @@ def test_a_failing_network_does_not_stop_the_others(scans, output):
                     raise RuntimeError("CUDA error:\n an illegal memory access")
                 yield torch.zeros(3, 5, 4)
 
-            return ThinSlices(finished(), (5, 5, 4), last_first=False)
+            return ThinSlices(finished(), (3, 5, 4), 2, last_first=False)
 
     writer = ThinVolumeWriter(str(output))
     predict(scans, writer, model=Broken())
@@ -201,7 +201,20 @@ class TestManifest:
         predict(scans, ThinVolumeWriter(str(output)), model=Strided(1))
         assert "another" not in capsys.readouterr().out
         predict(scans, ThinVolumeWriter(str(output)), model=Strided(7))
-        assert "3 of the skipped volumes were made with another checkpoint or stride" in capsys.readouterr().out
+        assert "3 of the skipped volumes were made with another checkpoint, stride or thin_spacing" in capsys.readouterr().out
+
+    def test_results_of_another_thin_spacing_are_told(self, scans, output, capsys):
+        class Spaced(Repeat):
+            def __init__(self, thin_spacing):
+                super().__init__()
+                self.reconstructor = SimpleNamespace(engine=None, thin_spacing=thin_spacing)
+
+        predict(scans, ThinVolumeWriter(str(output)), model=Spaced(1.0))
+        assert {record["thin_spacing"] for record in manifest(output)} == {1.0}
+        predict(scans, ThinVolumeWriter(str(output)), model=Spaced(1.0))
+        assert "skipped volumes were made" not in capsys.readouterr().out
+        predict(scans, ThinVolumeWriter(str(output)), model=Spaced(None))
+        assert "3 of the skipped volumes were made with another" in capsys.readouterr().out
 
     def test_many_failures_are_not_all_printed(self, scans, output, capsys):
         for i in range(30):

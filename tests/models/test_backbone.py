@@ -90,6 +90,19 @@ def test_what_a_head_needs_to_know(backbone):
     assert net(torch.rand(2, 1, 4, 8, 24)).shape == (2, 3, 10, 8, 24)
 
 
+def test_a_wider_stem_with_a_block():
+    torch.manual_seed(0)
+    net = ProgressiveBackbone(4, 3, widths=(3, 2, 2, 2), stem_width=5, layers=1)
+    assert [f.shape[1] for f in net.encoder(torch.rand(1, 1, 4, 8, 24))] == [5, 2, 2, 2]
+    out = net(torch.rand(2, 1, 4, 8, 24))
+    assert out.shape == (2, 3, 10, 8, 24)
+    out.square().mean().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+    plain = ProgressiveBackbone(4, 3, widths=(5, 2, 2, 2), layers=1)
+    block = sum(p.numel() for p in net.encoder.parameters()) - sum(p.numel() for p in plain.encoder.parameters())
+    assert block == 5 * 5 * 27 + 5
+
+
 def test_depth_spacings_are_the_schedules():
     net = ProgressiveBackbone(8, 5, widths=(1, 1, 1, 1), depth_spacings=(5, 5, 1))
     assert [step.out_depth for step in net.schedule.up] == [8, 8, 36]

@@ -119,8 +119,9 @@ class TestInput:
     def test_wrong_options(self):
         with pytest.raises(ValueError, match="decoder 'progressive' or 'subpixel', got 'unet'"):
             small(decoder="unet")
-        with pytest.raises(ValueError, match="depth_spacings belongs to the progressive decoder"):
-            small(decoder="subpixel", depth_spacings=(2, 1))
+        for option in ({"depth_spacings": (2, 1)}, {"stem_width": 6}):
+            with pytest.raises(ValueError, match="depth_spacings and stem_width belong to the progressive decoder"):
+                small(decoder="subpixel", **option)
         with pytest.raises(ValueError, match="'linear' or 'cubic', got 'spline'"):
             small(residual="spline")
         with pytest.raises(ValueError, match="at least 1 stage"):
