@@ -41,7 +41,7 @@ class MPUNetModule(L.LightningModule):
         objective: the losses and their weights, likewise.
         lr: learning rate after warm-up (AdamW; our choice, as the paper names no optimiser).
         betas: AdamW's. A shorter memory of squared gradients, such as 0.95 for 0.999, bears a higher ``lr`` (docs/choices.md).
-        weight_decay: AdamW's.
+        weight_decay: the optimiser's; by default 0.01 with AdamW and 1 with Muon, which needs it (docs/choices.md).
         muon_lr: learning rate of Muon, which then steps the kernels, and AdamW all else; see :class:`mpunet.muon.Muon`.
         warmup_steps: steps of linear warm-up, before a cosine decay over what is left of the trainer's steps or epochs.
         lr_floor: what the cosine ends at, as a share of ``lr``.
@@ -69,7 +69,7 @@ class MPUNetModule(L.LightningModule):
         *,
         lr: float = 5e-4,
         betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 1e-2,
+        weight_decay: float | None = None,
         muon_lr: float | None = None,
         warmup_steps: int = 100,
         lr_floor: float = 0.01,
@@ -100,7 +100,7 @@ class MPUNetModule(L.LightningModule):
             )
         self.lr = lr
         self.betas = betas
-        self.weight_decay = weight_decay
+        self.weight_decay = (0.01 if muon_lr is None else 1.0) if weight_decay is None else weight_decay
         self.muon_lr = muon_lr
         self.warmup_steps = warmup_steps
         self.lr_floor = lr_floor

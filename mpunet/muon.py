@@ -4,7 +4,8 @@ Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks"
 which makes it as large as AdamW's, is from Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982. PyTorch's own
 ``torch.optim.Muon`` takes matrices only; convolutions are matrices here, output channels by all that they sum over.
 
-An experiment: it learns much faster than AdamW here, and a longer run with it ended in a network that is not stable (docs/choices.md).
+Its weight decay must count (1.0, not 0.01): steps do not shrink with the gradient, so that noise adds up in directions which training
+hardly uses, until a network is far off on input of another kind (docs/choices.md).
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
-        weight_decay: float = 0.01,
+        weight_decay: float = 1.0,
     ) -> None:
         if not (lr >= 0 and muon_lr >= 0 and weight_decay >= 0):
             raise ValueError(f"Expected lr, muon_lr and weight_decay of at least 0, got {lr}, {muon_lr} and {weight_decay}.")

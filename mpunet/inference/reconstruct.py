@@ -50,14 +50,14 @@ class ThinSlices:
         last_first: bool,
         native: int | None = None,
     ) -> None:
-        """``native`` is the network's ratio, which ``finished`` has, where it is another than that of the result."""
+        """``finished`` are the slices of a network whose ratio is ``native``, by default that of the result; ``shape`` is the scan's."""
         depth, *plane = shape
         self.shape = (thin_depth(depth, ratio), *plane)
         self.ratio = ratio
         self.last_first = last_first
         self._finished = finished
         self._depth = depth
-        self._native = native
+        self._native = native or ratio
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -68,7 +68,7 @@ class ThinSlices:
         Raises:
             ValueError: if the network returned NaN, which int16 cannot hold.
         """
-        if self._native is None:
+        if self._native == self.ratio:
             yield from self._computed(dtype)
             return
         planes = itertools.chain.from_iterable(self._computed("float32"))
@@ -247,9 +247,7 @@ class Reconstructor:
     def _stream(self, planes: Any, shape: tuple[int, ...], *, last_first: bool = False, ratio: float | None = None) -> ThinSlices:
         depth, height, width = shape
         finished = map(to_hu, self.engine.stream(ahead(planes, 4), shape=(depth, height, width), last_first=last_first))
-        if ratio is None:
-            return ThinSlices(finished, (depth, height, width), self.ratio, last_first=last_first)
-        return ThinSlices(finished, (depth, height, width), ratio, last_first=last_first, native=self.ratio)
+        return ThinSlices(finished, (depth, height, width), ratio or self.ratio, last_first=last_first, native=self.ratio)
 
     def _stream_regridded(self, volume: Volume | ScanFile, thin_spacing: float) -> ThinSlices:
         """In the file's order, as it is its first slice that keeps its position."""
