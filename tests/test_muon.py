@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mpunet import MPUNet
+from mpunet import MPUNet, MPUNetModule
 from mpunet.muon import Muon, orthogonalised
 
 
@@ -88,6 +88,31 @@ def test_it_trains_and_goes_on_where_it_stopped():
     later = Muon(other.parameters())
     later.load_state_dict(copy.deepcopy(before.state_dict()))
     assert train(other, later, 3) == pytest.approx(losses[3:], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "decay"),
+    [({}, 0.01), ({"muon_lr": 3e-3}, 1.0), ({"weight_decay": 0.1}, 0.1), ({"muon_lr": 3e-3, "weight_decay": 0.1}, 0.1)],
+)
+def test_weight_decay_unless_it_is_given(options, decay):
+    """An orthogonalised step does not shrink with the gradient: without a decay that counts, noise adds up."""
+    assert MPUNetModule(network(), **options).weight_decay == decay
+
+
+def test_what_is_no_signal_stays_bounded():
+    """Gradients of noise only: with the default decay a kernel stays near He's size, and leaves it without."""
+
+    def size(**options):
+        torch.manual_seed(0)
+        kernel = nn.Parameter(torch.randn(8, 8, 3, 3, 3) * (2 / 216) ** 0.5)
+        optimizer = Muon([kernel], muon_lr=3e-3, **options)
+        for _ in range(1500):
+            kernel.grad = torch.randn_like(kernel)
+            optimizer.step()
+        return kernel.detach().square().mean().sqrt().item() / (2 / 216) ** 0.5
+
+    assert size() < 1
+    assert size(weight_decay=0.01) > 1.5
 
 
 def test_refused():
