@@ -173,6 +173,8 @@ def _thickener(thick_depth: int, ratio: float, profile: Profile, fwhm: float | N
     distance = np.arange(depth)[None] - ratio * np.arange(thick_depth)[:, None]
     matrix = profile_density(distance, profile, profile_width(profile, fwhm) * ratio)
     matrix[np.abs(distance) > len(profile_weights(math.ceil(ratio), profile=profile, fwhm=fwhm)) // 2] = 0
+    nearest = np.abs(distance).argmin(axis=1)  # all there is of a profile that is narrower than the slices' distance
+    matrix[np.arange(thick_depth), nearest] = matrix[np.arange(thick_depth), nearest].clip(1e-6)
     return Thickener(np.asarray(matrix / matrix.sum(axis=1, keepdims=True), np.float32))
 
 

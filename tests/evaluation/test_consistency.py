@@ -141,3 +141,16 @@ def test_the_genuine_pair(shared_ct):
     assert inner < 5
     shifted = np.stack(list(consistency_map(thin[start - 2 : end - 1], thick[first : last + 1])))
     assert np.abs(shifted[2:-2]).mean() > 4 * inner
+
+
+@pytest.mark.parametrize("ratio", [1.2, 2.5, 3.0000002, 6.1])
+@pytest.mark.parametrize(
+    ("profile", "fwhm"), [("gaussian", None), ("gaussian", 0.3), ("box", None), ("box", 0.4), ("triangle", None)]
+)
+def test_slices_at_any_spacing(ratio, profile, fwhm):
+    """A ramp thickened is the ramp, but for the ends, where the profile is cut, and for profiles narrower than the slices' distance."""
+    thick = np.broadcast_to(10 * np.arange(9.0)[:, None, None], (9, 2, 3))
+    thin = np.arange(int(8 * ratio + 1e-3) + 1) * 10 / ratio
+    meter = ConsistencyMeter(thick, thick.shape, ratio, profile=profile, fwhm=fwhm)
+    meter.add(np.broadcast_to(thin[:, None, None], (len(thin), 2, 3)))
+    assert meter.result().mae < (1.5 if profile == "gaussian" and fwhm is None else 1 + 5 / ratio)
