@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mpunet.data.simulate import Profile, Thickener, profile_density, profile_weights, profile_width, thickening_matrix
+from mpunet.data.simulate import Profile, Thickener, profile_density, profile_weights, profile_width
 from mpunet.geometry import thin_depth
 from mpunet.intensity import HU_MAX, HU_MIN
 
@@ -168,8 +168,6 @@ def consistency_map(
 def _thickener(thick_depth: int, ratio: float, profile: Profile, fwhm: float | None) -> Thickener:
     """For slices from first to last and from last to first, as profiles are symmetric."""
     depth = thin_depth(thick_depth, ratio)
-    if ratio == round(ratio):
-        return Thickener(thickening_matrix(depth, round(ratio), profile_weights(round(ratio), profile=profile, fwhm=fwhm)))
     distance = np.arange(depth)[None] - ratio * np.arange(thick_depth)[:, None]
     matrix = profile_density(distance, profile, profile_width(profile, fwhm) * ratio)
     matrix[np.abs(distance) > len(profile_weights(math.ceil(ratio), profile=profile, fwhm=fwhm)) // 2] = 0

@@ -202,7 +202,8 @@ class ThinVolumeWriter(Callback):
 
     def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule, scan: Scan) -> Record:
         """The record of a scan that was written, but for what the volume itself tells."""
-        engine = getattr(getattr(pl_module, "reconstructor", None), "engine", None)
+        reconstructor = getattr(pl_module, "reconstructor", None)
+        engine = getattr(reconstructor, "engine", None)
         tile = getattr(engine, "tile", None)
         return Record(
             file=scan.relative.as_posix(),
@@ -215,7 +216,7 @@ class ThinVolumeWriter(Callback):
             checkpoint=self._hash(trainer, pl_module),
             version=__version__,
             stride=getattr(engine, "stride", None),
-            thin_spacing=getattr(getattr(pl_module, "reconstructor", None), "thin_spacing", None),
+            thin_spacing=getattr(reconstructor, "thin_spacing", None),
             tile=None if tile is None else list(tile),
             consistency=None,
             time=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -54,30 +54,38 @@ def voxel_positions(affine, shape):
     return nib.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
 
 
+def check_world_positions(folder, directions, axis, depth, ratio, **options):
+    """Thick voxels, 5 mm apart, hold a world coordinate; after reading, reconstructing and writing they must hold the thin voxels'.
+
+    Yields, for each world axis, the thin image and the positions of its voxels and of the thick ones.
+    """
+    shape = np.array([4, 3, 3])
+    spacing = np.array([0.7, 0.8, 0.8])
+    shape[axis], spacing[axis] = depth, 5
+    affine = nib.affines.from_matvec(directions * spacing, [-31.4, 15.9, -265])
+    positions = voxel_positions(affine, shape)
+    centre, hu_per_mm = positions.mean((0, 1, 2)), 10
+    for world in range(3):
+        hu = (positions[..., world] - centre[world]) * hu_per_mm
+        nib.save(nib.Nifti1Image(hu.astype(np.float32), affine), folder / "thick.nii")
+        # Coordinates along an axis in the slices span a few HU only, so they are no CT.
+        reconstruct = reconstructor(ratio, stride=1 + (depth + 2 * world) % 7, check_hu=False, **options)
+        reconstruct.file(folder / "thick.nii", folder / "thin.nii", dtype="float32")
+
+        image = nib.load(folder / "thin.nii")
+        thin = voxel_positions(image.affine, image.shape)
+        np.testing.assert_allclose(image.get_fdata() / hu_per_mm + centre[world], thin[..., world], atol=1e-3)
+        yield image, thin, positions
+
+
 @pytest.mark.parametrize("depth", range(2, 41))
 def test_world_positions_are_reproduced_from_file_to_file(tmp_path, depth):
-    """Voxels hold a world coordinate; after reading, reconstructing and writing they must hold the thin voxels' coordinate."""
     for ratio in range(2, 7):
         directions, axis = GRIDS[(depth + ratio) % len(GRIDS)]
-        shape = np.array([4, 3, 3])
-        spacing = np.array([0.7, 0.8, 0.8])
-        shape[axis], spacing[axis] = depth, 5
-        affine = nib.affines.from_matvec(directions * spacing, [-31.4, 15.9, -265])
-        positions = voxel_positions(affine, shape)
-        centre, hu_per_mm = positions.mean((0, 1, 2)), 10
-        for world in range(3):
-            hu = (positions[..., world] - centre[world]) * hu_per_mm
-            nib.save(nib.Nifti1Image(hu.astype(np.float32), affine), tmp_path / "thick.nii")
-            # Coordinates along an axis in the slices span a few HU only, so they are no CT.
-            options = {"stride": 1 + (depth + 2 * world) % 7, "batch_size": 4, "tile": (None, 2, 3)[depth % 3], "check_hu": False}
-            reconstructor(ratio, **options).file(tmp_path / "thick.nii", tmp_path / "thin.nii", dtype="float32")
-
-            image = nib.load(tmp_path / "thin.nii")
+        options = {"batch_size": 4, "tile": (None, 2, 3)[depth % 3]}
+        for image, thin, thick in check_world_positions(tmp_path, directions, axis, depth, ratio, **options):
             assert image.shape[axis] == (depth - 1) * ratio + 1
-            found = image.get_fdata() / hu_per_mm + centre[world]
-            np.testing.assert_allclose(found, voxel_positions(image.affine, image.shape)[..., world], atol=1e-3)
-            ends = voxel_positions(image.affine, image.shape).take([0, -1], axis)
-            np.testing.assert_allclose(ends, positions.take([0, -1], axis), atol=1e-3)
+            np.testing.assert_allclose(thin.take([0, -1], axis), thick.take([0, -1], axis), atol=1e-3)
 
 
 class TestKinds:
