@@ -55,8 +55,8 @@ def fit(folders: dict[str, Path], root: Path, config: str, *extra: str) -> int:
         ["fit", "--config", str(EXAMPLES / config), *TINY, *QUIET, "--trainer.default_root_dir", str(root)]
         + ["--data.train_dir", str(folders["train"]), "--data.val_dir", str(folders["val"])]
         + ["--data.cache_dir", str(root / "cache"), "--data.crop", "[32, 32]", "--trainer.log_every_n_steps", "1"]
-        + ["--trainer.max_steps", "2", "--data.crops_per_epoch", "4", "--trainer.precision", "32-true", *extra]
-        + ["--trainer.val_check_interval", "2", "--trainer.check_val_every_n_epoch", "null"]
+        + ["--trainer.max_steps", "2", "--data.crops_per_epoch", "4", "--data.batch_size", "2", "--trainer.precision", "32-true"]
+        + ["--trainer.val_check_interval", "2", "--trainer.check_val_every_n_epoch", "null", *extra]
     )
 
 
@@ -76,17 +76,17 @@ def test_fit_leaves_checkpoints_config_and_pictures(run: Path) -> None:
     assert config["model"]["net"]["init_args"]["widths"] == [2, 2, 2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("config", ["mpunet_small.yaml", "packaged/first.yaml", "packaged/then.yaml", "packaged/ratio.yaml"])
-def test_the_other_examples_run(folders: dict[str, Path], tmp_path: Path, config: str) -> None:
-    assert fit(folders, tmp_path, config, "--data.batch_size", "1", "--model.betas", "[0.9, 0.95]") == 0
+def test_the_other_small_example_runs_also_with_adamw_alone(folders: dict[str, Path], tmp_path: Path) -> None:
+    words = ["--data.batch_size", "1", "--model.muon_lr", "null", "--model.betas", "[0.9, 0.9]"]
+    assert fit(folders, tmp_path, "mpunet_small.yaml", *words) == 0
     (checkpoint,) = tmp_path.rglob("last.ckpt")
-    optimizer = torch.load(checkpoint, weights_only=True)["optimizer_states"][0]
-    assert tuple(optimizer["param_groups"][-1]["betas"]) == (0.9, 0.95)
+    (group,) = torch.load(checkpoint, weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert tuple(group["betas"]) == (0.9, 0.9)
 
 
 def test_muon_steps_kernels_and_adamw_the_rest(folders: dict[str, Path], tmp_path: Path) -> None:
     """From the command line, resumed, with averaged weights; the checkpoint stays plain and predicts."""
-    words = ["--model.muon_lr", "3e-3", "--checkpoint.dirpath", str(tmp_path)]
+    words = ["--checkpoint.dirpath", str(tmp_path)]
     assert fit(folders, tmp_path, "mpunet_cpu.yaml", *words) == 0
     words += [
         "--trainer.max_steps",
@@ -140,7 +140,7 @@ def test_checkpoint_is_plain_and_rebuilds_the_network(run: Path) -> None:
     assert checkpoint["hyper_parameters"]["net"]["init_args"]["widths"] == [2] * 6
     module = mpunet.MPUNetModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert module.hparams["lr"] == 1e-3
-    key = "net.backbone.encoder.stem.0.weight"
+    key = "net.backbone.encoder.stem.0.0.weight"
     torch.testing.assert_close(module.state_dict()[key], checkpoint["state_dict"][key])
 
 
@@ -377,7 +377,8 @@ def test_resume_goes_on_where_it_stopped(run: Path, folders: dict[str, Path], tm
     assert fit(folders, tmp_path, "mpunet_cpu.yaml", "--ckpt_path", str(last), "--trainer.max_steps", "4") == 0
     checkpoint = torch.load(tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 4
-    assert checkpoint["optimizer_states"][0]["state"][0]["step"] == 4
+    others = checkpoint["optimizer_states"][0]["param_groups"][-1]["params"]  # Muon's kernels do not count their steps
+    assert {checkpoint["optimizer_states"][0]["state"][i]["step"] for i in others} == {4}
 
 
 def test_existing_outputs(run: Path, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

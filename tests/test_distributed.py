@@ -59,7 +59,7 @@ def test_two_processes_give_what_one_gives(data: Path) -> None:
             "--data.crop", "[32, 32]", "--data.crops_per_epoch", "8", "--data.batch_size", str(2 // ranks),
             "--trainer.max_steps", "3", "--trainer.val_check_interval", "3", "--trainer.precision", "32-true",
             "--trainer.logger.class_path", "CSVLogger", "--trainer.logger.save_dir", str(root), "--trainer.callbacks", "[]",
-            "--checkpoint.dirpath", str(root), "--model.warmup_steps", "1", "--model.lr", "5e-4", "--model.betas", "[0.9, 0.999]",
+            "--checkpoint.dirpath", str(root), "--model.warmup_steps", "1", "--model.muon_lr", "null", "--model.lr", "5e-4", "--model.betas", "[0.9, 0.999]",
         )  # fmt: skip
         with next(root.rglob("metrics.csv")).open() as file:
             metrics[ranks] = {k: float(v) for row in csv.DictReader(file) for k, v in row.items() if k.startswith("val/") and v}
@@ -94,13 +94,13 @@ def test_two_processes_give_what_one_gives(data: Path) -> None:
 
 
 def test_averaged_weights_go_on_after_a_restart(data: Path) -> None:
-    """EMA and gradient clipping on two processes: four steps at once, or two and then two more from the checkpoint."""
+    """Muon, EMA and gradient clipping on two processes: four steps at once, or two and then two more from the checkpoint."""
     ema = '[{"class_path": "EMAWeightAveraging", "init_args": {"decay": 0.5}}]'
     words = [
         "fit", "--model.net.widths", "[2,2,2,2,2,2]", "--data.train_dir", str(data / "thin"), "--data.cache_dir", str(data / "cache"),
         "--data.crop", "[32, 32]", "--data.crops_per_epoch", "4", "--trainer.gradient_clip_val", "0.01", "--trainer.callbacks", ema,
         "--trainer.logger", "false", "--trainer.default_root_dir", str(data), "--checkpoint.enable_version_counter", "false",
-        "--model.warmup_steps", "1", "--model.lr_floor", "1",  # a schedule that does not know of the end
+        "--model.warmup_steps", "1", "--model.muon_lr", "1e-3", "--model.lr_floor", "1",  # a schedule that does not know of the end
     ]  # fmt: skip
     checkpoints = {}
     for name, epochs, more in (

@@ -157,7 +157,7 @@ def fit(data: Path, out: Path, steps: int, *extra: str, critic: bool = True) -> 
     status = main(
         ["fit", "--config", str(EXAMPLE), *(["--config", str(data / "critic.yaml")] if critic else [])]
         + ["--model.net.widths", "[2,2,2,2,2,2]", "--data.train_dir", str(data / "thin"), "--data.cache_dir", str(data / "cache")]
-        + ["--data.crop", "[32, 32]", "--data.crops_per_epoch", "4", "--trainer.max_steps", str(steps)]
+        + ["--data.crop", "[32, 32]", "--data.crops_per_epoch", "4", "--data.batch_size", "2", "--trainer.max_steps", str(steps)]
         + ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.enable_progress_bar", "false"]
         + ["--trainer.enable_model_summary", "false", "--trainer.callbacks", "[]", "--trainer.log_every_n_steps", "1"]
         + ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(out), "--checkpoint.dirpath", str(out)]
@@ -179,7 +179,8 @@ def test_checkpoint_holds_critic_and_optimiser_and_counts_the_networks_steps(run
     checkpoint = torch.load(run / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2
     assert len(checkpoint["optimizer_states"]) == 1
-    assert {state["step"].item() for state in checkpoint["optimizer_states"][0]["state"].values()} == {2}
+    others = checkpoint["optimizer_states"][0]["param_groups"][-1]["params"]  # Muon's kernels do not count their steps
+    assert {checkpoint["optimizer_states"][0]["state"][i]["step"] for i in others} == {2}
     assert {state["step"].item() for state in checkpoint["critic_optimizer"]["state"].values()} == {4}
     assert checkpoint["lr_schedulers"][0]["last_epoch"] == 2
     critic = {"class_path": "mpunet.models.critic.Critic", "init_args": {"widths": [2, 3]}}

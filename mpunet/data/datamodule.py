@@ -177,7 +177,7 @@ class ThickThinDataModule(L.LightningDataModule):
         split_seed: seed of the split.
         patient_pattern: regular expression for the patient in a case's name, see :func:`find_cases`.
         crop: height and width of training crops in voxels (the paper: 256 x 256); multiples of the network's in-plane factor.
-        crops_per_epoch: training crops in an epoch, over all ranks.
+        crops_per_epoch: training crops in an epoch, over all ranks; at least a batch on each.
         batch_size: crops in a batch, per rank.
         max_thin_spacing: leave out training volumes whose slices stand further apart than this, in mm. A folder that mixes 1 mm
             and 2.5 mm series would otherwise teach two different tasks.
@@ -301,7 +301,13 @@ class ThickThinDataModule(L.LightningDataModule):
                     self.turned = self._cached_turned()
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Random crops as a :class:`CropBatch`."""
+        """Random crops as a :class:`CropBatch`; raise ValueError where an epoch has fewer than one batch takes, as none would be trained on."""
+        ranks = self.trainer.world_size if self.trainer else 1
+        if self.crops_per_epoch < ranks * self.batch_size:
+            raise ValueError(
+                f"Expected crops_per_epoch of at least batch_size x processes = {self.batch_size} x {ranks}, got {self.crops_per_epoch}: "
+                "an epoch would have no batch."
+            )
         n_thick, ratio = self._geometry()
         transforms = training_transforms(
             n_thick,

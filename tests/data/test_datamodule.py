@@ -145,6 +145,12 @@ class TestCrops:
             assert not shares[0] & shares[1]
             assert shares[0] | shares[1] == set(range(4 * trained, 4 * trained + 8))
 
+    def test_an_epoch_without_a_batch_is_refused(self, make, thin_folder):
+        data = fitted(make(train_dir=thin_folder, crops_per_epoch=7, batch_size=4))
+        assert len(batches(data)) == 1
+        with pytest.raises(ValueError, match=r"at least batch_size x processes = 4 x 2, got 7: an epoch would have no batch"):
+            attach(data, rank=0, world_size=2).train_dataloader()
+
     @pytest.mark.parametrize("workers", [0, 2])
     @pytest.mark.parametrize("stop", [3, 4, 6])  # in the first epoch of four batches, at its end, in the second
     def test_resumed_training_sees_the_crops_that_were_next(self, make, thin_folder, tmp_path, stop, workers):
