@@ -76,12 +76,13 @@ def test_fit_leaves_checkpoints_config_and_pictures(run: Path) -> None:
     assert config["model"]["net"]["init_args"]["widths"] == [2, 2, 2, 2, 2, 2]
 
 
-def test_the_other_small_example_runs_also_with_adamw_alone(folders: dict[str, Path], tmp_path: Path) -> None:
-    words = ["--data.batch_size", "1", "--model.muon_lr", "null", "--model.betas", "[0.9, 0.9]"]
-    assert fit(folders, tmp_path, "mpunet_small.yaml", *words) == 0
+@pytest.mark.parametrize(("muon", "groups"), [("3e-3", 2), ("null", 1)])  # as the example has it, and AdamW alone
+def test_the_other_small_example_runs(folders: dict[str, Path], tmp_path: Path, muon: str, groups: int) -> None:
+    assert fit(folders, tmp_path, "mpunet_small.yaml", "--data.batch_size", "1", "--model.muon_lr", muon) == 0
     (checkpoint,) = tmp_path.rglob("last.ckpt")
-    (group,) = torch.load(checkpoint, weights_only=True)["optimizer_states"][0]["param_groups"]
-    assert tuple(group["betas"]) == (0.9, 0.9)
+    optimizer = torch.load(checkpoint, weights_only=True)["optimizer_states"][0]
+    assert len(optimizer["param_groups"]) == groups
+    assert tuple(optimizer["param_groups"][-1]["betas"]) == (0.9, 0.95)
 
 
 def test_muon_steps_kernels_and_adamw_the_rest(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -302,12 +302,6 @@ class ThickThinDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Random crops as a :class:`CropBatch`; raise ValueError where an epoch has fewer than one batch takes, as none would be trained on."""
-        ranks = self.trainer.world_size if self.trainer else 1
-        if self.crops_per_epoch < ranks * self.batch_size:
-            raise ValueError(
-                f"Expected crops_per_epoch of at least batch_size x processes = {self.batch_size} x {ranks}, got {self.crops_per_epoch}: "
-                "an epoch would have no batch."
-            )
         n_thick, ratio = self._geometry()
         transforms = training_transforms(
             n_thick,
@@ -327,14 +321,21 @@ class ThickThinDataModule(L.LightningDataModule):
             turned=self.turned,
             turned_rate=self.in_plane_as_depth,
         )
-        return CropLoader(
+        sampler = CropSampler(crops, self.trainer, batch_size=self.batch_size)
+        loader = CropLoader(
             crops,
             batch_size=self.batch_size,
-            sampler=CropSampler(crops, self.trainer, batch_size=self.batch_size),
+            sampler=sampler,
             drop_last=True,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
+        if len(loader) == 0:
+            raise ValueError(
+                f"Expected crops_per_epoch of at least batch_size x processes = {self.batch_size} x {sampler.num_replicas}, "
+                f"got {self.crops_per_epoch}: an epoch would have no batch."
+            )
+        return loader
 
     def training_record(self) -> dict[str, Any]:
         """What is trained on, in plain values, for the checkpoint: ``cases``, the names of the first 100 of ``number``; ``pairs``, how
