@@ -21,6 +21,7 @@ from mpunet.benchmark.table import learning_curve, markdown, write_csv
 from mpunet.data.phantom import phantom_image
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "table1"
+CHOICES = EXAMPLES.with_name("choices")
 
 
 class TestRows:
@@ -54,6 +55,23 @@ class TestRows:
                 switches.add((streams, objective["inner_loss"] == "contrast_aware", row.needs_imagenet))
         assert switches == {(a, b, c) for a in (False, True) for b in (False, True) for c in (False, True)}
         assert {name for name, row in rows.items() if row.section("model", "critic")} == {"mpunet_wgan", "streams_contrast_wgan"}
+
+    def test_each_choice_changes_something_of_the_reference(self) -> None:
+        """Arguments that a row does not name are the base's where the class is the same, so that leaving one out changes nothing."""
+        base = yaml.safe_load((CHOICES / "base.yaml").read_text())
+        runs = {row.name: _merged(base, yaml.safe_load(row.config.read_text())) for row in find_rows([CHOICES])}
+        assert runs["reference"]["model"]["objective"]["init_args"]["image"] == 1
+        for name, run in runs.items():
+            assert [other for other in runs if runs[other] == run] == [name]
+
+
+def _merged(base: dict, row: dict) -> dict:
+    return {
+        key: _merged(base[key], row[key])
+        if isinstance(base.get(key), dict) and isinstance(row.get(key), dict)
+        else row.get(key, base.get(key))
+        for key in base | row
+    }
 
 
 def test_flops_of_a_convolution() -> None:
