@@ -59,7 +59,7 @@ class TestRows:
     def test_each_choice_changes_something_of_the_reference(self) -> None:
         """Arguments that a row does not name are the base's where the class is the same, so that leaving one out changes nothing."""
         base = yaml.safe_load((CHOICES / "base.yaml").read_text())
-        runs = {row.name: _merged(base, yaml.safe_load(row.config.read_text())) for row in find_rows([CHOICES])}
+        runs = {row.name: _merged(base, row.section()) for row in find_rows([CHOICES])}
         assert runs["reference"]["model"]["objective"]["init_args"]["image"] == 1
         for name, run in runs.items():
             assert [other for other in runs if runs[other] == run] == [name]
