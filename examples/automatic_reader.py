@@ -16,13 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mpunet.data import chest_phantom, lung_mask, thicken
-from mpunet.data.interpolate import interpolated
-from mpunet.evaluation.blob_reader import blob_findings
-from mpunet.evaluation.findings import Finding, Reading, findings_csv, standard_csv
-from mpunet.evaluation.reader_command import AUTOMATIC, run
+from mpunet.cli.reader_study import AUTOMATIC, run
 from mpunet.evaluation.tables import write_whole
 from mpunet.geometry import grid_spacing, thick_affine
+from mpunet.lungs import lung_mask
+from mpunet.phantom import chest_phantom
+from mpunet.reader_study.blob_reader import blob_findings
+from mpunet.reader_study.findings import Finding, Reading, findings_csv, standard_csv
+from mpunet.slices import thicken
+from mpunet.slices.interpolate import interpolated
 
 RATIO = 5
 SHAPE = (176, 256, 334)  # of 1 mm voxels: the whole chest

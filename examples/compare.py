@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 import mpunet
-from mpunet.data.cache import Cache, Preparation
+from mpunet.data.cache.cache import Cache, Preparation
 from mpunet.data.datamodule import WholeVolumes
-from mpunet.data.interpolate import interpolated
 from mpunet.data.layouts import find_cases
 from mpunet.memory import hold_memory
-from mpunet.metrics import LUNG_METRICS, WHOLE_METRICS, CaseMetrics, hu_metrics
+from mpunet.slices.interpolate import interpolated
+from mpunet.training.case_metrics import LUNG_METRICS, WHOLE_METRICS, CaseMetrics, hu_metrics
 from mpunet.weights import load_network
 
 

@@ -14,11 +14,11 @@ import nibabel as nib
 import numpy as np
 
 from mpunet.__main__ import main as mpunet
-from mpunet.data.phantom import phantom_image
-from mpunet.data.scan_file import read_volume
 from mpunet.geometry import grid_spacing
+from mpunet.io.scan_file import read_volume
 from mpunet.models import interpolation_matrix
-from mpunet.pictures import coronal, draw_with_details
+from mpunet.phantom.chest import phantom_image
+from mpunet.report.pictures import coronal, draw_with_details
 
 RATIO = 5
 

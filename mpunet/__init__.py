@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mpunet.data.datamodule import ThickThinDataModule
     from mpunet.inference.reconstruct import Reconstructor
     from mpunet.models import MPUNet, MultiStreamHead, ProgressiveBackbone
-    from mpunet.module import MPUNetModule
+    from mpunet.training.module import MPUNetModule
 
 __version__ = "0.1.0"
 
@@ -29,7 +29,7 @@ __all__ = [
 
 _HOMES = {
     "MPUNet": "mpunet.models",
-    "MPUNetModule": "mpunet.module",
+    "MPUNetModule": "mpunet.training.module",
     "MultiStreamHead": "mpunet.models",
     "ProgressiveBackbone": "mpunet.models",
     "Reconstructor": "mpunet.inference.reconstruct",

@@ -33,17 +33,17 @@ Thin-slice CT from thick-slice CT. Research software, not a medical device.
 `mpunet COMMAND --help` lists the options. --debug shows the traceback of an error.
 Exit status: 0 done, 1 some volumes or rows failed (manifest.jsonl beside the results says which and why), 2 wrong usage or bad input."""
 
-# Commands that need no Trainer: a module's function run(args), or another, returns the exit status.
+# Commands that need no Trainer: the function run(args) of a module returns the exit status.
 COMMANDS = {
-    "benchmark": "mpunet.benchmark.command",
-    "check": "mpunet.data.check_command",
-    "evaluate": "mpunet.evaluation.evaluate_command",
-    "export": "mpunet.info:run_export",
-    "fit-profile": "mpunet.data.profile_command",
-    "info": "mpunet.info",
-    "reader-study": "mpunet.evaluation.reader_command",
-    "simulate": "mpunet.data.simulate_command",
-    "view": "mpunet.evaluation.view",
+    "benchmark": "mpunet.cli.benchmark",
+    "check": "mpunet.cli.check",
+    "evaluate": "mpunet.cli.evaluate",
+    "export": "mpunet.cli.export",
+    "fit-profile": "mpunet.cli.fit_profile",
+    "info": "mpunet.cli.info",
+    "reader-study": "mpunet.cli.reader_study",
+    "simulate": "mpunet.cli.simulate",
+    "view": "mpunet.cli.view",
 }
 
 
@@ -61,11 +61,9 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         # Here, as Lightning takes seconds to import: not for --help and --version.
         if words[0] in COMMANDS:
-            module, _, function = COMMANDS[words[0]].partition(":")
-            command = getattr(import_module(module), function or "run")
-            status: int = command(words[1:])
+            status: int = import_module(COMMANDS[words[0]]).run(words[1:])
         else:
-            from mpunet.cli import run
+            from mpunet.cli.lightning_cli import run
 
             status = run(words)
         sys.stdout.flush()

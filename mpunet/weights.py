@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from mpunet import __version__
 from mpunet.config import from_config
+from mpunet.io.whole_file import whole_file
 from mpunet.models.base import geometry_of
-from mpunet.whole_file import whole_file
 
 __all__ = [
     "PACKAGED",
@@ -51,7 +51,7 @@ class Record(TypedDict, total=False):
         steps: training steps.
         training: the data, as :meth:`mpunet.data.ThickThinDataModule.state_dict` tells.
         objective: the losses, as ``{"class_path": ..., "init_args": ...}``.
-        consistency: range over the cases of the last validation, see :class:`mpunet.evaluation.consistency.ConsistencyRange`.
+        consistency: range over the cases of the last validation, see :class:`mpunet.metrics.consistency.ConsistencyRange`.
         notes: what people add: title, sources with their licences, commands, figures, limits.
     """
 

@@ -1,9 +1,14 @@
 """Fixtures that several tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
 from helpers import position_slab, save
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One core each: two threads in each of two processes would wait for one another.
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 SHARED_CT = Path(__file__).parents[2] / "shared" / "ct"
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from mpunet.data.scan_file import open_scan
-from mpunet.data.volume import volume_from_image
+from mpunet.io.scan_file import open_scan
+from mpunet.io.volume import volume_from_image
 
 
 class OthersNetwork(torch.nn.Module):

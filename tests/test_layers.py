@@ -1,4 +1,4 @@
-"""The direction of imports, read from the syntax trees of the package: cli → module, inference → models, losses, data → geometry."""
+"""The floors of the package (docs/architecture.md), read from its syntax trees: an import points down, or stays in its room."""
 
 import ast
 import subprocess
@@ -10,28 +10,38 @@ import pytest
 import mpunet
 
 ROOT = Path(mpunet.__file__).parent
-# A part imports its own level and those below it.
-LEVEL = {
-    **dict.fromkeys(("geometry", "intensity", "schedule", "config", "memory", "muon", "ssim", "quality", "whole_file"), 0),
-    **dict.fromkeys(("models", "losses", "metrics", "data"), 1),
-    **dict.fromkeys(("inference", "evaluation", "weights", "pictures", "module", "adversarial", "callbacks"), 2),
-    **dict.fromkeys(("cli", "info", "benchmark", "__main__", "__init__"), 3),
-}
+# From the ground up. A room imports itself and the floors below it, never a neighbour on its own floor.
+FLOORS = [
+    {"geometry", "intensity", "config", "memory"},
+    {"losses", "models", "slices", "phantom"},
+    {"io", "metrics"},
+    {"lungs"},
+    {"data"},
+    {"weights", "evaluation"},
+    {"inference", "report"},
+    {"training", "reader_study"},
+    {"benchmark"},
+    {"cli"},
+    {"__main__", "__init__"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+GROUND = FLOORS[0]
 LIGHTNING = {
-    "mpunet.callbacks",
-    "mpunet.cli",
+    "mpunet.cli.lightning_cli",
+    "mpunet.data.crops",
     "mpunet.data.datamodule",
     "mpunet.inference.writer",
-    "mpunet.module",
+    "mpunet.training.callbacks",
+    "mpunet.training.module",
 }
+JSONARGPARSE = ("jsonargparse", "argparse")
 
 
 def module_name(path):
     return ".".join(("mpunet", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
 
 
-def part_exists(name):
-    return (ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file()
+MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 
 def imports(path):
@@ -41,42 +51,65 @@ def imports(path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            parts = [f"mpunet.{alias.name}" for alias in node.names if node.module == "mpunet" and part_exists(alias.name)]
-            yield from parts or [node.module]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else node.module for name in names)
 
 
-FILES = {module_name(path): set(imports(path)) for path in sorted(ROOT.rglob("*.py"))}
+IMPORTS = {module: set(imports(path)) for module, path in MODULES.items()}
 
 
-def part(module):
-    """``geometry`` for mpunet.geometry, ``data`` for mpunet.data.cache."""
+def room(module):
+    """``geometry`` for mpunet.geometry, ``data`` for mpunet.data.cache.entry."""
     return module.split(".")[1] if "." in module else "__init__"
 
 
-@pytest.mark.parametrize("module", FILES)
+def ours(module):
+    """What a module imports of the package; but for ``from mpunet import __version__``."""
+    return {other for other in IMPORTS[module] if other.startswith("mpunet.")}
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_imports_point_down(module):
-    assert part(module) in LEVEL, f"{module} is new: give it a level"
-    for other in FILES[module]:
-        if other.startswith("mpunet."):
-            assert LEVEL[part(other)] <= LEVEL[part(module)], f"{module} imports {other}"
+    here = room(module)
+    assert here in FLOOR, f"{here}/ is new: give it a floor"
+    for other in ours(module):
+        there = room(other)
+        allowed = there == here if FLOOR[there] == FLOOR[here] and here not in GROUND else FLOOR[there] <= FLOOR[here]
+        assert allowed, (
+            f"room {here} (floor {FLOOR[here]}) may not import room {there} (floor {FLOOR[there]}): {module} imports {other}"
+        )
+
+
+def barred(rooms, *others):
+    """Imports of some rooms that reach into others."""
+    return [(m, o) for m in MODULES if room(m) in rooms for o in ours(m) if room(o) in others]
 
 
 def test_networks_and_losses_know_neither_data_nor_each_other():
-    for module, others in FILES.items():
-        for one, barred in (("models", ("data", "losses", "metrics")), ("losses", ("data", "models", "metrics"))):
-            if part(module) == one:
-                assert not [o for o in others if o.startswith("mpunet.") and part(o) in barred], module
+    assert not barred(["models"], "data", "losses", "metrics", "io")
+    assert not barred(["losses"], "data", "models", "metrics", "io")
 
 
-def test_evaluation_needs_no_network():
-    for module, others in FILES.items():
-        if part(module) == "evaluation":
-            assert not [o for o in others if o.startswith("mpunet.") and part(o) in ("models", "module", "weights")], module
+def test_judging_needs_no_network():
+    assert not barred(["metrics", "evaluation", "report", "reader_study"], "models", "training", "weights", "inference")
 
 
 def test_lightning_stays_where_it_belongs():
-    found = {m for m, others in FILES.items() if any(o.split(".")[0] in ("lightning", "pytorch_lightning") for o in others)}
+    found = {m for m, others in IMPORTS.items() if any(o.split(".")[0] in ("lightning", "pytorch_lightning") for o in others)}
     assert found <= LIGHTNING
+
+
+def test_arguments_are_parsed_in_one_room():
+    found = {m for m, others in IMPORTS.items() if any(o.split(".")[0] in JSONARGPARSE for o in others)}
+    assert {room(m) for m in found} == {"cli"}
+
+
+def test_rooms_are_small():
+    """Someone who opens a folder sees what is in it."""
+    for folder in {path.parent for path in MODULES.values()}:
+        most = 9 if folder == ROOT else 14
+        names = sorted(path.name for path in folder.glob("*.py"))
+        assert len(names) <= most, f"{folder.name}/ has {len(names)} files, {most} are allowed: {names}"
 
 
 def test_what_an_import_brings_in():
@@ -84,7 +117,7 @@ def test_what_an_import_brings_in():
         import sys, mpunet
         print(sorted({"torch", "lightning", "monai"} & set(sys.modules)))
         mpunet.MPUNet
-        import mpunet.losses, mpunet.metrics
+        import mpunet.losses, mpunet.metrics.quality
         print(sorted({"torch", "lightning", "monai"} & set(sys.modules)))
     """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -98,10 +131,14 @@ def test_public_names():
         mpunet.Nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("module", FILES)
+@pytest.mark.parametrize("module", MODULES)
 def test_every_module_lists_its_names(module):
-    path = ROOT.joinpath(*module.split(".")[1:])
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(MODULES[module].read_text())
     assert ast.get_docstring(tree), module
-    assert any(isinstance(n, ast.Assign) and [getattr(t, "id", "") for t in n.targets] == ["__all__"] for n in tree.body), module
+    assigned = {target.id for n in tree.body if isinstance(n, (ast.Assign, ast.AnnAssign)) for target in targets(n)}
+    assert "__all__" in assigned, module
+
+
+def targets(node):
+    every = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return [target for target in every if isinstance(target, ast.Name)]

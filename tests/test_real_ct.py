@@ -10,12 +10,12 @@ import pytest
 
 from mpunet import Reconstructor
 from mpunet.__main__ import main
-from mpunet.data.lung_mask import lung_mask
-from mpunet.data.scan_file import read_volume
-from mpunet.data.simulate import thicken
 from mpunet.geometry import grid_spacing, slice_positions
-from mpunet.metrics import hu_metrics
+from mpunet.io.scan_file import read_volume
+from mpunet.lungs.threshold import lung_mask
 from mpunet.models import interpolation_matrix
+from mpunet.slices.simulate import thicken
+from mpunet.training.case_metrics import hu_metrics
 from mpunet.weights import read_weights
 
 

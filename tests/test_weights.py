@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import mpunet
 from mpunet.__main__ import main
+from mpunet.cli.info import describe
 from mpunet.config import to_config
-from mpunet.info import describe
 from mpunet.weights import Weights, load_network, read_weights, write_weights
 
 RECORD = {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpunet.evaluation.findings import Finding, Reading, findings_csv, standard_csv
+from mpunet.reader_study.findings import Finding, Reading, findings_csv, standard_csv
 
 CASES, SKILL = 30, {"simulated reader 1": 0.6, "simulated reader 2": 0.0, "simulated reader 3": -0.5}
 # Condition: blur in mm that makes small nodules hard to see, and false findings per case.

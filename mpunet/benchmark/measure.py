@@ -21,9 +21,9 @@ from mpunet.data.datamodule import ThickThinDataModule
 from mpunet.inference import Reconstructor
 from mpunet.inference.options import Stride
 from mpunet.memory import hold_memory
-from mpunet.metrics import CaseMetrics, hu_metrics
 from mpunet.models.base import geometry_of
-from mpunet.pictures import coronal
+from mpunet.report.pictures import coronal
+from mpunet.training.case_metrics import CaseMetrics, hu_metrics
 from mpunet.weights import read_weights
 
 __all__ = ["Result", "Task", "flops_per_slice", "measure"]
@@ -51,7 +51,7 @@ class Result(TypedDict):
     """What was measured.
 
     Attributes:
-        metrics: means over cases, as :func:`mpunet.metrics.hu_metrics` names them.
+        metrics: means over cases, as :func:`mpunet.training.case_metrics.hu_metrics` names them.
         cases: the same for each case.
         parameters: of the network.
         gflops: per thin slice of 512 x 512 at stride 1 (a multiplication with an addition counts as two).

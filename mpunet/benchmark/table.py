@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mpunet.benchmark.run import Outcome
-from mpunet.metrics import LUNG_METRICS, WHOLE_METRICS
-from mpunet.pictures import draw_with_details, pyplot
+from mpunet.report.pictures import draw_with_details, pyplot
+from mpunet.training.case_metrics import LUNG_METRICS, WHOLE_METRICS
 
 __all__ = ["draw_coronals", "draw_curves", "learning_curve", "markdown", "write_csv"]
 

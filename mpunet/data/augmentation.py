@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from monai.transforms import MapTransform, RandomizableTransform, Rotate
 
-from mpunet.data.simulate import thickening_matrix
+from mpunet.slices.simulate import thickening_matrix
 
 __all__ = ["NO_AUGMENTATION", "Augmentation", "RandCTNoised", "ct_noise", "rotated", "rotation_borders"]
 
@@ -88,7 +88,7 @@ class RandCTNoised(RandomizableTransform, MapTransform):  # type: ignore[misc]  
     Args:
         n_thick: thick slices of the crop.
         ratio: thick spacing / thin spacing.
-        weights: slice profile for genuine thick series, see :func:`mpunet.data.simulate.profile_weights`.
+        weights: slice profile for genuine thick series, see :func:`mpunet.slices.simulate.profile_weights`.
         prob: share of the crops that get noise.
         max_hu: largest standard deviation in HU in a thin slice.
     """

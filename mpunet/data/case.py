@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mpunet.data.rplhr import Intensity
+from mpunet.io.rplhr import Intensity
 
 __all__ = ["PARTS", "Case", "Part", "patient_of"]
 
@@ -24,7 +24,7 @@ class Case(NamedTuple):
         thick: thick-slice file of the same examination; None if it is to be simulated.
         lung: lung mask on the thin grid; None if it is to be computed.
         part: where the data's own split puts it; None if they have none.
-        intensity: what intensities of ``thin`` and ``thick`` within [0, 1] are, see :func:`mpunet.data.scan_file.open_scan`.
+        intensity: what intensities of ``thin`` and ``thick`` within [0, 1] are, see :func:`mpunet.io.scan_file.open_scan`.
     """
 
     name: str

@@ -13,12 +13,12 @@ import numpy as np
 
 from mpunet.data.case import Case
 from mpunet.data.pairs import align_pair
-from mpunet.data.registration import AGREES, find_steps, register
-from mpunet.data.scan_file import read_volume
 from mpunet.data.survey import Survey, survey
-from mpunet.data.volume import Volume, VolumeInfo
 from mpunet.data.volume_checks import Finding, Verdict, check_intensities, check_slices, check_spacing
 from mpunet.geometry import grid_spacing
+from mpunet.io.scan_file import read_volume
+from mpunet.io.volume import Volume, VolumeInfo
+from mpunet.slices.registration import AGREES, find_steps, register
 
 __all__ = ["Finding", "examine", "examine_volumes", "refuse", "verdict"]
 

@@ -14,19 +14,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mpunet.data.augmentation import NO_AUGMENTATION, Augmentation
-from mpunet.data.cache import Cache, CachedCase, Preparation
+from mpunet.data.cache.cache import Cache, CachedCase, Preparation
 from mpunet.data.case import Case, Part
-from mpunet.data.in_plane import DEPTH_AXES
 from mpunet.data.layouts import find_cases
 from mpunet.data.lung_source import LungMasks
 from mpunet.data.pairs import check_alignment, split_cases
-from mpunet.data.profile_range import ProfileRange
-from mpunet.data.rplhr import Intensity
-from mpunet.data.scan_file import read_info
-from mpunet.data.scans import PredictLoader, Scan, find_scans, share_out
-from mpunet.data.simulate import Profile, thicken
 from mpunet.data.transforms import training_transforms
 from mpunet.geometry import grid_spacing, thin_depth
+from mpunet.io.rplhr import Intensity
+from mpunet.io.scan_file import read_info
+from mpunet.io.scans import PredictLoader, Scan, find_scans, share_out
+from mpunet.slices.in_plane import DEPTH_AXES
+from mpunet.slices.profile_range import ProfileRange
+from mpunet.slices.simulate import Profile, thicken
 
 __all__ = ["CropBatch", "CropLoader", "CropSampler", "Crops", "ThickThinDataModule", "VolumeCase", "WholeVolumes"]
 
@@ -60,7 +60,7 @@ class Crops(Dataset[dict[str, Tensor]]):
         cases: cached cases, each drawn equally often.
         transforms: see :func:`mpunet.data.transforms.training_transforms`.
         length: crops in one epoch.
-        turned: cases whose depth was in plane, see :mod:`mpunet.data.in_plane`.
+        turned: cases whose depth was in plane, see :mod:`mpunet.slices.in_plane`.
         turned_rate: share of the crops that are drawn from them; all, where there are no other cases.
     """
 
@@ -182,7 +182,7 @@ class ThickThinDataModule(L.LightningDataModule):
         max_thin_spacing: leave out training volumes whose slices stand further apart than this, in mm. A folder that mixes 1 mm
             and 2.5 mm series would otherwise teach two different tasks.
         in_plane_as_depth: share of the training crops that come from those left out, turned so that an axis in plane is depth, see
-            :mod:`mpunet.data.in_plane`; all crops, if every volume was left out.
+            :mod:`mpunet.slices.in_plane`; all crops, if every volume was left out.
         in_plane_spacing: slice spacing of the turned volumes in mm.
         lung_rate: share of the crops centred on a lung voxel (our choice).
         flip: random flips along the three axes, and transposition of square crops.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mpunet.data.case import PARTS, Case, patient_of
 from mpunet.data.pair_list import read_pair_list
-from mpunet.data.rplhr import Intensity
-from mpunet.data.scans import find_scans
+from mpunet.io.rplhr import Intensity
+from mpunet.io.scans import find_scans
 
 __all__ = ["Source", "files_by_name", "find_cases"]
 
@@ -50,7 +50,7 @@ def find_cases(source: Source, *, patient_pattern: str | None = None, intensity:
 
 
 def files_by_name(folder: str | Path) -> dict[str, Path]:
-    """The volumes of :func:`mpunet.data.scans.find_scans` by their path below the folder without ``.nii`` and ``.nii.gz``, sorted."""
+    """The volumes of :func:`mpunet.io.scans.find_scans` by their path below the folder without ``.nii`` and ``.nii.gz``, sorted."""
     out: dict[str, Path] = {}
     for scan in find_scans(folder):
         name = re.sub(r"\.nii(\.gz)?$", "", scan.relative.as_posix(), flags=re.IGNORECASE)

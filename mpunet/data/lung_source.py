@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mpunet.data.case import Case
-from mpunet.data.lung_mask import lung_mask
-from mpunet.data.scan_file import read_volume
-from mpunet.data.volume import Volume
 from mpunet.geometry import grid_spacing
+from mpunet.io.scan_file import read_volume
+from mpunet.io.volume import Volume
+from mpunet.lungs.threshold import lung_mask
 
 __all__ = ["LungMasks", "find_lungs", "lung_source"]
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path, PurePath
 
 from mpunet.data.case import PARTS, Case
-from mpunet.data.volume import nifti_suffix
+from mpunet.io.volume import nifti_suffix
 
 __all__ = ["read_pair_list"]
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from mpunet.data.case import PARTS, Case, Part
-from mpunet.data.scan_file import read_info
-from mpunet.data.volume import VolumeInfo
 from mpunet.geometry import grid_spacing
+from mpunet.io.scan_file import read_info
+from mpunet.io.volume import VolumeInfo
 
 __all__ = ["align_pair", "check_alignment", "split_by_patient", "split_cases"]
 

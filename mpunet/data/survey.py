@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mpunet.data.volume import Volume
 from mpunet.intensity import HU_MAX, HU_MIN
+from mpunet.io.volume import Volume
 
 __all__ = ["Survey", "block_means", "survey"]
 
@@ -51,7 +51,7 @@ def survey(volume: Volume) -> Survey:
     """Look at every voxel once, slice by slice.
 
     >>> from nibabel import Nifti1Image
-    >>> from mpunet.data.volume import volume_from_image
+    >>> from mpunet.io.volume import volume_from_image
     >>> voxels = np.full((4, 6, 3), -1000, np.int16)
     >>> voxels[1:3, 2:4, 1:] = 40
     >>> seen = survey(volume_from_image(Nifti1Image(voxels, np.diag([0.7, 0.7, 5, 1]))))

@@ -26,10 +26,10 @@ from monai.transforms import (
 )
 
 from mpunet.data.augmentation import NO_AUGMENTATION, Augmentation, RandCTNoised, rotated, rotation_borders
-from mpunet.data.profile_range import ProfileRange
-from mpunet.data.simulate import Profile, profile_weights, thickening_matrix
 from mpunet.geometry import reflect_indices, thin_depth
 from mpunet.intensity import HU_MIN, HU_RANGE
+from mpunet.slices.profile_range import ProfileRange
+from mpunet.slices.simulate import Profile, profile_weights, thickening_matrix
 
 __all__ = [
     "RandRotatedSlabCropd",

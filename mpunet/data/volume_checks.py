@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from mpunet.data.survey import Survey
-from mpunet.data.volume import VolumeInfo
 from mpunet.geometry import grid_spacing
+from mpunet.io.volume import VolumeInfo
 
 __all__ = ["Code", "Finding", "Verdict", "check_intensities", "check_slices", "check_spacing"]
 

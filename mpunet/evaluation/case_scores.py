@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from mpunet.data.pairs import align_pair
-from mpunet.data.simulate import Profile
-from mpunet.data.volume import Volume
-from mpunet.evaluation.consistency import consistency
-from mpunet.evaluation.fidelity import hu_bias, lung_density
 from mpunet.evaluation.scores import Measure
-from mpunet.evaluation.texture import BAND, noise, sharpness
 from mpunet.geometry import grid_spacing
 from mpunet.intensity import HU_MAX, HU_MIN
-from mpunet.quality import Protocol, quality
+from mpunet.io.volume import Volume
+from mpunet.metrics.consistency import consistency
+from mpunet.metrics.fidelity import hu_bias, lung_density
+from mpunet.metrics.quality import Protocol, quality
+from mpunet.metrics.texture import BAND, noise, sharpness
+from mpunet.slices.simulate import Profile
 
 __all__ = ["Measured", "against_reference", "against_thick", "alone", "bias"]
 

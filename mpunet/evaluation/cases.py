@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from mpunet.data.case import Case
 from mpunet.data.layouts import files_by_name, find_cases
-from mpunet.data.volume import VolumeInfo
 from mpunet.geometry import grid_spacing
+from mpunet.io.volume import VolumeInfo
 
 __all__ = ["Matched", "common_slices", "match_cases", "misplaced"]
 

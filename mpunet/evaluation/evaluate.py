@@ -16,20 +16,20 @@ import numpy.typing as npt
 
 from mpunet import __version__
 from mpunet.data.case import Case
-from mpunet.data.interpolate import Interpolation, interpolated
 from mpunet.data.layouts import files_by_name, find_cases
-from mpunet.data.lung_mask import lung_mask
-from mpunet.data.rplhr import Intensity
-from mpunet.data.scan_file import read_volume
-from mpunet.data.simulate import Profile
-from mpunet.data.thin_file import write_slices
-from mpunet.data.volume import Volume
 from mpunet.evaluation.case_scores import Measured, against_reference, against_thick, alone, bias
 from mpunet.evaluation.cases import common_slices, match_cases, misplaced
 from mpunet.evaluation.scores import Evaluation, Measure, PairedDifference, Problem, Score, Summary
-from mpunet.evaluation.statistics import bootstrap_mean, paired_difference
 from mpunet.geometry import grid_spacing
-from mpunet.quality import PROTOCOLS, Protocol
+from mpunet.io.rplhr import Intensity
+from mpunet.io.scan_file import read_volume
+from mpunet.io.thin_file import write_slices
+from mpunet.io.volume import Volume
+from mpunet.lungs.threshold import lung_mask
+from mpunet.metrics.quality import PROTOCOLS, Protocol
+from mpunet.metrics.statistics import bootstrap_mean, paired_difference
+from mpunet.slices.interpolate import Interpolation, interpolated
+from mpunet.slices.simulate import Profile
 
 __all__ = ["Evaluator"]
 
@@ -49,16 +49,16 @@ class Evaluator:
     Args:
         predictions: method to its folder of thin volumes; the first is the one in question, the others are compared with it.
         references: thin volumes of the same names, or a folder with the subfolders ``thin`` and perhaps ``thick`` and ``lung``.
-        protocol: window, range and trim: a name in :data:`mpunet.quality.PROTOCOLS` or one's own.
+        protocol: window, range and trim: a name in :data:`mpunet.metrics.quality.PROTOCOLS` or one's own.
         inputs: the thick scans, by the same names, for the consistency and the baselines; ``references/thick`` by default.
         lungs: a folder of lung masks on the references' grids; "auto" takes ``references/lung`` or else computes them
-            (:func:`mpunet.data.lung_mask`), "none" measures whole volumes only.
+            (:func:`mpunet.lungs.threshold`), "none" measures whole volumes only.
         baselines: interpolations of the thick scans to measure beside the predictions, "linear" or "cubic".
         baselines_dir: where they are written, a folder for each; needed with ``baselines``.
         fidelity: measure bias, lung density, noise, sharpness and consistency too.
         profile: slice profile that thickens predictions for the consistency.
         fwhm: its full width at half maximum in thick spacings.
-        intensity: what intensities within [0, 1] are, see :mod:`mpunet.data.rplhr`.
+        intensity: what intensities within [0, 1] are, see :mod:`mpunet.io.rplhr`.
         check_hu: refuse volumes whose intensities cannot be HU.
         title: of the report.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mpunet.quality import Protocol
+from mpunet.metrics.quality import Protocol
 
 __all__ = ["Evaluation", "Measure", "PairedDifference", "Problem", "Score", "Summary"]
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch.distributed
 
-from mpunet.data.scan_file import ScanFile
-from mpunet.data.simulate import Profile
-from mpunet.evaluation.consistency import ConsistencyMeter, ConsistencyRange
 from mpunet.inference.manifest import NAME, ConsistencyRecord
+from mpunet.io.scan_file import ScanFile
+from mpunet.metrics.consistency import ConsistencyMeter, ConsistencyRange
+from mpunet.slices.simulate import Profile
 
 __all__ = ["CheckSummary", "ConsistencyCheck", "data_profile", "gather", "summary_lines"]
 

@@ -15,7 +15,7 @@ _PART = ".manifest.rank*.jsonl"
 
 
 class ConsistencyRecord(TypedDict):
-    """The result thickened again minus the scan, in HU; see :mod:`mpunet.evaluation.consistency`.
+    """The result thickened again minus the scan, in HU; see :mod:`mpunet.metrics.consistency`.
 
     Attributes:
         mae: mean absolute difference; rmse its root mean square, bias its signed mean.

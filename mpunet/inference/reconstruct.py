@@ -15,16 +15,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mpunet.data.ahead import ahead
-from mpunet.data.scan_file import ScanFile, open_scan
-from mpunet.data.thin_file import Dtype, thin_image, write_slices
-from mpunet.data.volume import Volume, VolumeInfo, check_voxels, volume_from_image
 from mpunet.geometry import grid_spacing, thin_depth
 from mpunet.inference.engine import StreamingEngine
 from mpunet.inference.options import Precision, Stride, autocast_dtype, window_stride
 from mpunet.inference.regrid import output_ratio, regridded
 from mpunet.inference.spacing import SliceSpacing
 from mpunet.intensity import from_hu, round_hu, to_hu
+from mpunet.io.read_ahead import ahead
+from mpunet.io.scan_file import ScanFile, open_scan
+from mpunet.io.thin_file import Dtype, thin_image, write_slices
+from mpunet.io.volume import Volume, VolumeInfo, check_voxels, volume_from_image
 from mpunet.models.base import geometry_of
 
 __all__ = ["Reconstructor", "ThinSlices"]
@@ -229,7 +229,7 @@ class Reconstructor:
     def file(self, source: str | Path, target: str | Path, *, dtype: Dtype = "int16", slice_axis: int | None = None) -> None:
         """Thin slices of one NIfTI file to another, with memory that does not depend on how many there are.
 
-        ``target`` is at any time absent, as before, or whole. Errors as for :func:`mpunet.data.scan_file.open_scan`.
+        ``target`` is at any time absent, as before, or whole. Errors as for :func:`mpunet.io.scan_file.open_scan`.
         """
         scan = open_scan(source, slice_axis=slice_axis, check_hu=self.check_hu)
         self._warn(scan)

@@ -18,13 +18,13 @@ import numpy.typing as npt
 from lightning.pytorch.callbacks import Callback
 
 from mpunet import __version__
-from mpunet.data.scan_file import ScanFile
-from mpunet.data.scans import PredictCase, Scan
-from mpunet.data.thin_file import Dtype, remove_partials, write_slices
 from mpunet.geometry import grid_spacing, thin_affine
 from mpunet.inference.check import ConsistencyCheck, data_profile, gather, summary_lines
 from mpunet.inference.manifest import NAME, ConsistencyRecord, Manifest, Record, read_manifest
 from mpunet.inference.reconstruct import Reconstructor, ThinSlices
+from mpunet.io.scan_file import ScanFile
+from mpunet.io.scans import PredictCase, Scan
+from mpunet.io.thin_file import Dtype, remove_partials, write_slices
 from mpunet.memory import is_out_of_memory
 from mpunet.weights import file_sha256
 
@@ -43,8 +43,8 @@ class Failure(NamedTuple):
 class ThinVolumeWriter(Callback):
     """Writes each predicted volume under the scan's name and subfolder; a no-op outside ``predict``.
 
-    Works with a datamodule that lists its scans in ``predict_scans`` (a list of :class:`mpunet.data.scans.Scan`, filled in
-    ``setup`` and read by ``predict_dataloader``), batches that are a :class:`mpunet.data.scans.PredictCase`, and predictions
+    Works with a datamodule that lists its scans in ``predict_scans`` (a list of :class:`mpunet.io.scans.Scan`, filled in
+    ``setup`` and read by ``predict_dataloader``), batches that are a :class:`mpunet.io.scans.PredictCase`, and predictions
     that are :class:`mpunet.inference.ThinSlices`, computed here while they are written, or an array ((D - 1) * ratio + 1, H, W)
     in HU, or an exception that says why there is none, or None where the case has an error.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mpunet.models.blocks import Activation, ConvBlock, ConvLayer, DepthDeconv, Norm
-from mpunet.schedule import DepthSchedule, DepthStep, plan_depths
+from mpunet.models.schedule import DepthSchedule, DepthStep, plan_depths
 
 __all__ = ["Encoder", "ProgressiveBackbone", "ProgressiveUp", "SubpixelBackbone"]
 
@@ -105,7 +105,7 @@ class ProgressiveBackbone(nn.Module):
         widths: channels per level, full resolution first; their number less one is the number of in-plane halvings.
         layers: convolutions in the residual block of each level.
         depth_halvings: how many of the deepest stages halve depth.
-        depth_spacings: the decoder's depth schedule, see :func:`mpunet.schedule.plan_depths`.
+        depth_spacings: the decoder's depth schedule, see :func:`mpunet.models.schedule.plan_depths`.
         stem_width: channels of the encoder at full resolution, which then has a block there too; by default ``widths[0]`` and none.
     """
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mpunet.schedule import DepthStep
+from mpunet.models.schedule import DepthStep
 
 __all__ = ["Activation", "ConvBlock", "ConvLayer", "DepthDeconv", "Norm", "make_activation", "make_norm"]
 
@@ -85,7 +85,7 @@ class ConvBlock(nn.Module):
 class DepthDeconv(nn.Module):
     """Transposed convolution onto a planned depth grid, with an in-plane factor of 1 or 2; then normalisation and activation.
 
-    Slice j of the input stands at the same position in the output (see :mod:`mpunet.schedule`).
+    Slice j of the input stands at the same position in the output (see :mod:`mpunet.models.schedule`).
     """
 
     def __init__(

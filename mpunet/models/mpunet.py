@@ -37,7 +37,7 @@ class MPUNet(ThickToThin):
         streams: streams of the head, see :class:`MultiStreamHead`.
         head_width: channels inside each stream's branch; ``widths[0]`` by default.
         depth_halvings: how many of the deepest stages halve depth.
-        depth_spacings: the progressive decoder's depth schedule, see :func:`mpunet.schedule.plan_depths`.
+        depth_spacings: the progressive decoder's depth schedule, see :func:`mpunet.models.schedule.plan_depths`.
         stem_width: channels of the progressive backbone's encoder at full resolution and thick depth, which then has a residual
             block there: cheap, as thick slices are few; by default ``widths[0]`` and no block.
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 import mpunet
-from mpunet.data.phantom import phantom_image
 from mpunet.inference.options import autocast_dtype
+from mpunet.phantom.chest import phantom_image
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.devices", "1"]
 SMALL = [4, 8, 16, 32, 32, 32]  # widths of the small MPU-Net, so that what is beside the network shows

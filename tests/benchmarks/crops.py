@@ -35,14 +35,14 @@ from monai.transforms import (
     ScaleIntensityRanged,
 )
 
-from mpunet.data.cache import CachedCase
+from mpunet.data.cache.cache import CachedCase
 from mpunet.data.datamodule import Crops, ThickThinDataModule
-from mpunet.data.phantom import phantom_image
-from mpunet.data.simulate import thicken
 from mpunet.data.transforms import ScaleHUd, SimulateThickd, training_transforms
 from mpunet.geometry import thin_depth
 from mpunet.intensity import HU_MAX, HU_MIN
 from mpunet.memory import hold_memory
+from mpunet.phantom.chest import phantom_image
+from mpunet.slices.simulate import thicken
 
 N_THICK, RATIO, IN_PLANE = 8, 5, (256, 256)
 KINDS = ("simulated", "genuine")

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from common import machine
 
-from mpunet.data.phantom import phantom_image
-from mpunet.data.scan_file import read_volume
 from mpunet.evaluation import Evaluator
-from mpunet.quality import PROTOCOLS, quality
+from mpunet.io.scan_file import read_volume
+from mpunet.metrics.quality import PROTOCOLS, quality
+from mpunet.phantom.chest import phantom_image
 
 
 def save_pair(folder: Path, depth: int, size: int) -> tuple[Path, Path]:

@@ -18,10 +18,10 @@ import torch
 from common import QUIET, SMALL, machine, save_checkpoint, save_scan
 
 from mpunet.__main__ import main as command
-from mpunet.data.scan_file import read_volume
 from mpunet.geometry import window_starts
 from mpunet.inference.options import autocast_dtype
 from mpunet.intensity import from_hu
+from mpunet.io.scan_file import read_volume
 from mpunet.memory import hold_memory
 from mpunet.weights import load_network
 

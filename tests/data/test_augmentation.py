@@ -7,9 +7,9 @@ from helpers import position_slab, save
 
 from mpunet.data.augmentation import Augmentation, RandCTNoised, ct_noise, rotated, rotation_borders
 from mpunet.data.datamodule import ThickThinDataModule
-from mpunet.data.profile_range import ProfileRange
-from mpunet.data.simulate import profile_weights, thicken, thickening_matrix
 from mpunet.data.transforms import RandRotatedSlabCropd, RandSimulateThickd, training_transforms
+from mpunet.slices.profile_range import ProfileRange
+from mpunet.slices.simulate import profile_weights, thicken, thickening_matrix
 
 RATIO, N_THICK = 3, 4
 N_THIN = (N_THICK - 1) * RATIO + 1

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from helpers import nifti, save
 
+from mpunet.cli.check import run
 from mpunet.data.case import Case
-from mpunet.data.check_command import run
 from mpunet.data.checks import Finding, examine, refuse, verdict
-from mpunet.data.phantom import chest_phantom
-from mpunet.data.simulate import thicken, thickening_matrix
+from mpunet.phantom.chest import chest_phantom
+from mpunet.slices.simulate import thicken, thickening_matrix
 
 RATIO = 5
 THIN, THICK = {"spacing": (1.0, 0.7, 0.7)}, {"spacing": (5.0, 0.7, 0.7)}

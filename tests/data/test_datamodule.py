@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from mpunet.data.datamodule import CropSampler, ThickThinDataModule
-from mpunet.data.simulate import thicken
+from mpunet.slices.simulate import thicken
 
 SHAPE = (19, 8, 10)
 SLAB = position_slab(SHAPE)
@@ -229,7 +229,7 @@ class TestFolders:
     def test_prepare_data_fills_the_cache(self, make, thin_folder, monkeypatch):
         data = make(train_dir=thin_folder)
         data.prepare_data()
-        monkeypatch.setattr("mpunet.data.cache.read_volume", None)  # setup may read no scan again
+        monkeypatch.setattr("mpunet.data.cache.cache.read_volume", None)  # setup may read no scan again
         data.setup("fit")
         assert len(data.cases["train"]) == 4
 

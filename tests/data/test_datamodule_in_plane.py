@@ -5,7 +5,7 @@ import pytest
 from helpers import save
 
 from mpunet.data.datamodule import ThickThinDataModule
-from mpunet.data.in_plane import turned
+from mpunet.slices.in_plane import turned
 
 COARSE = np.random.default_rng(0).integers(-1000, 1000, (8, 24, 26)).astype(np.int16)
 SPACING = (2.5, 0.8, 0.8)

@@ -85,8 +85,9 @@ class TestOwnSplit:
 
     def test_real_ct(self, shared_ct):
         cases = find_cases(shared_ct)
-        assert [case.part for case in cases] == ["train"] * 4 + ["val"]
-        assert cases[-1].name == "val/MIDRC-RICORD-1A-001012"
+        files = sorted(f"{part}/{path.name}" for part in ("train", "val", "test") for path in (shared_ct / part).glob("*.nii.gz"))
+        assert sorted(f"{case.name}.nii.gz" for case in cases) == files
+        assert all(case.part == case.name.split("/")[0] for case in cases)
 
 
 class TestPatients:

@@ -11,8 +11,8 @@ from helpers import nifti, position_slab, save, volume
 
 from mpunet.data.case import Case
 from mpunet.data.pairs import align_pair, check_alignment, split_by_patient, split_cases
-from mpunet.data.scan_file import read_volume
-from mpunet.data.volume import volume_from_image
+from mpunet.io.scan_file import read_volume
+from mpunet.io.volume import volume_from_image
 
 
 def cases_of(patients, scans=1):

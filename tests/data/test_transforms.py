@@ -7,8 +7,8 @@ import pytest
 import torch
 from helpers import position_slab, positions
 
-from mpunet.data.simulate import profile_weights, thicken
 from mpunet.data.transforms import RandSlabCropd, SimulateThickd, training_transforms
+from mpunet.slices.simulate import profile_weights, thicken
 
 RATIO, N_THICK = 3, 4
 N_THIN = (N_THICK - 1) * RATIO + 1

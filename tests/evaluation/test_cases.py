@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from helpers import position_slab, save, volume
 
-from mpunet.data.phantom import chest_phantom
 from mpunet.evaluation.cases import common_slices, match_cases, misplaced
+from mpunet.phantom.chest import chest_phantom
 
 SHAPE = (19, 8, 10)
 SLAB = position_slab(SHAPE)

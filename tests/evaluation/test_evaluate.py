@@ -10,14 +10,14 @@ import pytest
 from helpers import nifti, save
 
 from mpunet.__main__ import main
-from mpunet.data.interpolate import interpolated
-from mpunet.data.lung_mask import lung_mask
-from mpunet.data.phantom import chest_phantom
-from mpunet.data.simulate import thicken
 from mpunet.evaluation.evaluate import Evaluator
 from mpunet.evaluation.tables import screen, write_tables
-from mpunet.metrics import hu_metrics
-from mpunet.quality import PROTOCOLS, quality
+from mpunet.lungs.threshold import lung_mask
+from mpunet.metrics.quality import PROTOCOLS, quality
+from mpunet.phantom.chest import chest_phantom
+from mpunet.slices.interpolate import interpolated
+from mpunet.slices.simulate import thicken
+from mpunet.training.case_metrics import hu_metrics
 
 SPACING = (2.0, 3.5, 3.5)
 THICK = (10.0, 3.5, 3.5)

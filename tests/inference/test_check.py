@@ -12,13 +12,13 @@ from helpers import save
 
 import mpunet
 from mpunet.__main__ import main
-from mpunet.data.phantom import chest_phantom
-from mpunet.data.scan_file import read_volume
-from mpunet.data.simulate import thicken
-from mpunet.evaluation.consistency import ConsistencyRange, consistency
 from mpunet.inference.check import CheckSummary, summary_lines
+from mpunet.io.scan_file import read_volume
 from mpunet.losses import Objective
+from mpunet.metrics.consistency import ConsistencyRange, consistency
 from mpunet.models import DepthInterpolation
+from mpunet.phantom.chest import chest_phantom
+from mpunet.slices.simulate import thicken
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),  # Lightning's own, with recent torch

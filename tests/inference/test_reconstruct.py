@@ -8,8 +8,8 @@ from torch import nn
 
 import mpunet
 from mpunet.config import to_config
-from mpunet.data.volume import volume_from_image
 from mpunet.inference.reconstruct import Reconstructor, autocast_dtype
+from mpunet.io.volume import volume_from_image
 from mpunet.weights import Weights, write_weights
 
 

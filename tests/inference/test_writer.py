@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from mpunet.data.scans import PredictLoader, find_scans, share_out
 from mpunet.inference import writer as writer_module
 from mpunet.inference.reconstruct import ThinSlices
 from mpunet.inference.writer import ThinVolumeWriter
+from mpunet.io.scans import PredictLoader, find_scans, share_out
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),  # Lightning's own, with recent torch

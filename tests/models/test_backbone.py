@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mpunet.models import Encoder, ProgressiveBackbone, SubpixelBackbone
-from mpunet.schedule import plan_depths
+from mpunet.models.schedule import plan_depths
 
 SIZES = [(8, 5), (4, 5), (8, 4), (6, 3), (5, 2)]
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from mpunet.models import ConvBlock, ConvLayer, DepthDeconv
 from mpunet.models.blocks import make_activation, make_norm
-from mpunet.schedule import DepthStep, plan_depths
+from mpunet.models.schedule import DepthStep, plan_depths
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [((3, 3, 3), (1, 1, 1)), ((1, 5, 3), (1, 1, 1)), ((3, 2, 2), (2, 2, 2))])

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from mpunet import MPUNet
-from mpunet.data.simulate import profile_weights, thickening_matrix
 from mpunet.losses import Objective
 from mpunet.models import DepthConsistency, DepthInterpolation
+from mpunet.slices.simulate import profile_weights, thickening_matrix
 
 WIDTHS = (4, 4, 6, 6, 8, 8)
 

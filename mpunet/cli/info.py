@@ -1,0 +1,73 @@
+"""The command ``mpunet info``: what weights are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from mpunet.inference.spacing import SliceSpacing
+from mpunet.models.base import geometry_of
+from mpunet.weights import PACKAGED, Weights, file_sha256, read_weights
+
+__all__ = ["describe", "run"]
+
+
+def describe(weights: Weights) -> Iterator[str]:
+    """Lines that tell what weights are: network, slices that they are for, data and licences, figures, limits."""
+    network = weights.network()
+    geometry = geometry_of(network)
+    record = weights.record
+    training = record.get("training") or {}
+    notes = record.get("notes") or {}
+    parameters = sum(tensor.numel() for tensor in weights.tensors.values())
+    yield f"{notes.get('title', weights.source.name)}"
+    yield f"  file          {weights.source} ({weights.source.stat().st_size / 1e6:.1f} MB), SHA-256 {file_sha256(weights.source)}"
+    arguments = ", ".join(f"{key}={value!r}" for key, value in (weights.net.get("init_args") or {}).items())
+    yield f"  network       {weights.net['class_path']}({arguments}), {parameters / 1e6:.2f} M parameters"
+    yield f"  geometry      {geometry.n_thick} thick slices to {(geometry.n_thick - 1) * geometry.ratio + 1} thin ones, ratio {geometry.ratio}"
+    spacing = SliceSpacing.from_record(training)
+    if spacing is None:
+        yield "  slices        not recorded which it was trained on: written by an older version of mpunet, or in Python"
+    else:
+        thin = SliceSpacing(*training["thin_spacing"])
+        yield f"  slices        trained on {spacing} apart, to {thin}"
+        kinds = ", ".join(training["profile"])
+        width = "" if training.get("fwhm") is None else f", FWHM {' to '.join(f'{w:g}' for w in training['fwhm'])} spacings"
+        yield f"  trained on    {training['number']} volumes ({training['pairs']} with genuine thick slices; else profile {kinds}{width})"
+        yield f"                {', '.join(training['cases'])}"
+        yield f"  flips         {'crops flipped in training, hence windows in prediction' if weights.flips else 'none'}"
+    if before := training.get("began_with"):
+        yield f"  began with    {before['file']}, SHA-256 of its weights {before['sha256']}"
+    if record.get("steps"):
+        yield f"  steps         {record['steps']}"
+    if record.get("version"):
+        yield f"  written by    mpunet {record['version']}, SHA-256 of the weights {weights.sha256}"
+    for key, value in notes.items():
+        if key != "title":
+            yield from _note(key, value)
+
+
+def run(args: Sequence[str]) -> int:
+    """The command line of ``mpunet info``."""
+    parser = ArgumentParser(
+        prog="mpunet info", description="What a checkpoint or weights file is; what comes with mpunet by default."
+    )
+    parser.add_argument("checkpoint", type=str, nargs="?", default=str(PACKAGED), help="checkpoint or weights file")
+    parser.add_argument("--json", action="store_true", help="all that is recorded, as JSON")
+    config = parser.parse_args(list(args))
+    weights = read_weights(config.checkpoint)
+    if config.json:
+        known = {"file": str(weights.source), "sha256": weights.sha256, "net": weights.net, "record": weights.record}
+        print(json.dumps(known, indent=2))
+    else:
+        print("\n".join(describe(weights)))
+    return 0
+
+
+def _note(key: str, value: Any) -> Iterator[str]:
+    lines = [str(item) for item in value] if isinstance(value, list) else str(value).splitlines()
+    for number, line in enumerate(lines or [""]):
+        yield f"  {key.replace('_', ' ') if number == 0 else '':13s} {line}"

@@ -1,0 +1,226 @@
+"""The commands that need a model: ``LightningCLI`` with mpunet's module, data module, writer and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch.distributed
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+
+from mpunet.config import Configurable
+from mpunet.data.datamodule import ThickThinDataModule
+from mpunet.inference.options import InferenceOptions
+from mpunet.inference.writer import ThinVolumeWriter
+from mpunet.memory import hold_memory, limit_memory
+from mpunet.training.callbacks import Checkpoints
+from mpunet.training.module import MPUNetModule
+from mpunet.weights import SUFFIX, Weights, read_weights
+
+__all__ = ["MPUNetCLI", "SaveConfig", "run"]
+
+# Warnings of Lightning that tell a user of this command nothing: what they warn of is intended here.
+EXPECTED = (
+    "LightningCLI's args parameter",  # main() takes arguments, so that it can be called from Python
+    "predict returned None",  # for a scan that could not be read
+    "Total length of `.*` across ranks is zero",  # every output is already there, or there is no validation data
+    "Be aware that when using `ckpt_path`",  # prediction has no use for the callbacks of training
+    "The dirpath has changed",  # predict and test have no checkpoint folder
+    "The '.*_dataloader' does not have many workers",
+    "Checkpoint directory",  # that it exists: a run that goes on, or the folder that --checkpoint.dirpath names
+    "LeafSpec.*is deprecated",  # between Lightning and torch
+    "Precision bf16-mixed is not supported by the model summary",
+)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the configuration beside the logs: ``config.yaml`` of a fit is not overwritten by a later test, predict writes none."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save under the stage's name."""
+        if stage == "predict":
+            return
+        if stage != "fit":
+            self.config_filename = f"config_{TrainerFn(stage).value}.yaml"
+        super().setup(trainer, pl_module, stage)
+
+
+class MPUNetCLI(LightningCLI):
+    """``mpunet fit | validate | test | predict``."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.words = list(args)
+        self._weights: Weights | None = None
+        super().__init__(
+            MPUNetModule,
+            ThickThinDataModule,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": "mpunet"},
+            args=self.words,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override] # static in Lightning, called on the object
+        """Only the one that is asked for: each takes a tenth of a second to set up."""
+        every = LightningCLI.subcommands()
+        return {word: every[word] for word in self.words[:1] if word in every} or every
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The sections beside model, data and trainer: ``inference`` for whole volumes, ``writer`` for predict, ``checkpoint`` for fit."""
+        parser.add_class_arguments(InferenceOptions, "inference")
+        parser.add_lightning_class_args(ThinVolumeWriter, "writer")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        if self.words[:1] == ["predict"]:
+            parser.add_argument("--check", action="store_true", help="The same as --writer.check true.")
+        if self.words[:1] == ["fit"]:
+            parser.add_argument(
+                "--init_from",
+                type=str | None,
+                help="Weights to begin with: 'packaged' (or 'packaged_r3' for another ratio), a checkpoint or a weights file. The network is theirs unless model.net is given.",
+            )
+        parser.set_defaults(
+            {
+                "model.net": {"class_path": "mpunet.models.MPUNet"},
+                "model.objective": {"class_path": "mpunet.losses.Objective"},
+                "checkpoint.monitor": "val/psnr",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "step={step}-psnr={val/psnr:.2f}",
+                "checkpoint.auto_insert_metric_name": False,
+            }
+        )
+
+    @cached_property
+    def _given_net(self) -> Any:
+        """The section ``model.net`` as the user gave it, without defaults."""
+        return self.parser.parse_args(self.words, defaults=False)[self.words[0]].get("model.net") or {}
+
+    def before_instantiate_classes(self) -> None:
+        """Predict writes its volumes and nothing else; fit without validation data has no best checkpoint, only the last."""
+        config = self.config[self.subcommand]
+        given = self._given_net
+        if given and given.get("class_path") not in (None, "mpunet.MPUNet"):
+            # jsonargparse keeps the default network's arguments for another class, as far as their names agree: widths, for one.
+            config["model.net"] = given
+        if self.subcommand == "fit" and config["data.val_dir"] is None and config["data.data_dir"] is None:
+            config["checkpoint.monitor"], config["checkpoint.save_top_k"] = None, 0
+            if all(
+                config[f"checkpoint.{key}"] is None for key in ("every_n_train_steps", "train_time_interval", "every_n_epochs")
+            ):
+                config["checkpoint.every_n_train_steps"] = 500
+        if self.subcommand == "predict":
+            config["return_predictions"] = False
+            config["writer.check"] = config["writer.check"] or config.get("check", False)
+            if config["trainer"]["logger"] is None:
+                config["trainer"]["logger"] = False
+
+    def instantiate_classes(self) -> None:
+        """Lightning's, with the options for whole volumes handed to the module."""
+        super().instantiate_classes()
+        if not isinstance(self.model.net, Configurable):
+            # Other people's networks do not remember their arguments; the checkpoint needs them to rebuild them.
+            self.model.save_hyperparameters({"net": self.config[str(self.subcommand)]["model.net"].as_dict()})
+        if self._weights is not None and self.subcommand == "fit":
+            new = self.model.begin_with(self._weights)
+            rank_zero_info(f"Begins with {self._weights.source}" + (f"; begins at random: {', '.join(new)}" if new else "."))
+        elif self._weights is not None:
+            self.model.take(self._weights)
+        elif self.subcommand != "fit" and not self.config[str(self.subcommand)]["ckpt_path"]:
+            self._refuse_untrained()
+        self.model.inference = self._get(self.config_init, "inference")
+        if self.model.inference.limit_memory is None:
+            hold_memory()
+        else:
+            limit_memory(self.model.inference.limit_memory, self.trainer.strategy.root_device)
+
+    def _refuse_untrained(self) -> None:
+        if any(parameter.requires_grad for parameter in self.model.net.parameters()):
+            raise ValueError(
+                f"{type(self.model.net).__name__} comes without weights: give --ckpt_path, or leave model.net out for the network that "
+                "comes with mpunet."
+            )
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's, which takes the model from the checkpoint; and the same for weights files and for the packaged weights.
+
+        What is no checkpoint, or is one of another geometry, is told clearly.
+        """
+        subcommand = str(self.config["subcommand"])
+        config = self.config[subcommand]
+        path = config.get("ckpt_path")
+        if subcommand == "fit":
+            self._begin(path, config["init_from"])
+        elif path is None and not self._given_net:
+            self._use(read_weights())
+        if path and path not in ("best", "last", "hpc", "registry"):
+            self._check_geometry(path, inside=(weights := read_weights(path)).net)
+            if weights.source.suffix == SUFFIX:
+                if subcommand == "fit":
+                    raise ValueError(
+                        f"{path} has weights and no state of a training to go on with: begin with it by --init_from {path}."
+                    )
+                config["ckpt_path"] = None
+                self._use(weights)
+        super()._parse_ckpt_path()
+
+    def _begin(self, path: str | None, init_from: str | None) -> None:
+        if init_from is None:
+            return
+        if path is not None:
+            raise ValueError("Give --ckpt_path to go on with a training or --init_from to begin one with weights, not both.")
+        self._weights = read_weights(init_from)
+        if not self._given_net:
+            self._use(self._weights)
+
+    def _use(self, weights: Weights) -> None:
+        """The network that these weights are for."""
+        self._weights = weights
+        self.config = self.parser.parse_object({self.config["subcommand"]: {"model": {"net": weights.net}}}, self.config)
+
+    def _check_geometry(self, path: str, inside: dict[str, Any]) -> None:
+        given = self._given_net.get("init_args") or {}
+        known = inside.get("init_args", {})
+        for key in ("n_thick", "ratio"):
+            if key in given and key in known and given[key] != known[key]:
+                raise ValueError(
+                    f"{path} is a checkpoint for {key} = {known[key]}, but {key} = {given[key]} was asked for. "
+                    f"Leave model.net.{key} out, or train a network for it."
+                )
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one of the commands and return the exit status: 1 if volumes failed in predict (on rank 0), else 0."""
+    if args and args[0] == "predict":
+        # Lightning only notes this signal and would go on with thousands of scans. As an exit, it leaves no file half written.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
+    for message in EXPECTED:
+        warnings.filterwarnings("ignore", message=f".*{message}")
+    try:
+        cli = MPUNetCLI(args)
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # What is left to the end of the interpreter may abort there, and so change the exit status.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    callbacks: Any = cli.trainer.callbacks  # type: ignore[attr-defined]
+    failed = any(callback.failures for callback in callbacks if isinstance(callback, ThinVolumeWriter))
+    # Rank 0 speaks for all: Lightning takes a bad status of a process that it started for a crash, and kills the others.
+    return int(failed and cli.trainer.is_global_zero)
+
+
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    """Lightning advertises its cloud service at every start."""
+    return "Tip: For seamless" not in record.getMessage()

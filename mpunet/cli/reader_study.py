@@ -1,0 +1,138 @@
+"""The command ``mpunet reader-study``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from mpunet.data.layouts import files_by_name
+from mpunet.evaluation.tables import write_whole
+from mpunet.geometry import grid_spacing
+from mpunet.io.scan_file import read_volume
+from mpunet.lungs.threshold import lung_mask
+from mpunet.reader_study.blob_reader import MIN_SCORE_HU, blob_findings
+from mpunet.reader_study.figure import draw_study
+from mpunet.reader_study.findings import Coordinates, Finding, Reading, findings_csv, read_findings, read_standard
+from mpunet.reader_study.study import RADIUS_MM, reader_study
+from mpunet.reader_study.table import markdown, write_study
+
+__all__ = ["AUTOMATIC", "read_folder", "run", "study"]
+
+AUTOMATIC = "automatic reader"
+
+
+def study(
+    findings: list[str],
+    standard: str,
+    *,
+    output: str = "reader_study",
+    thresholds: str = "4,6",
+    radius: float = RADIUS_MM,
+    reference: str | None = None,
+    coordinates: Coordinates = "RAS",
+    min_score: float = MIN_SCORE_HU,
+    figure: bool = True,
+) -> int:
+    """Compare what readers found in different conditions, such as thick, reconstructed and thin slices, with a standard.
+
+    Writes rates.csv, differences.csv, study.json, study.md and study.png; with volumes to read, also findings.csv, which is what
+    the automatic reader found. docs/reader_study.md explains files and rules.
+
+    Args:
+        findings: CSV files with the columns reader,condition,case,x,y,z,diameter, in mm; or CONDITION=FOLDER, volumes for the
+            automatic reader, a case being named as its file is.
+        standard: CSV file with the columns case,x,y,z,diameter.
+        output: folder for the results.
+        thresholds: least diameters of nodules in mm, "4,6".
+        radius: a finding counts within this many mm of a nodule's centre, or the nodule's radius if that is larger.
+        reference: condition that the others are compared with; by default the first one.
+        coordinates: of the CSV files: RAS as in NIfTI, or LPS as in DICOM.
+        min_score: what the automatic reader reports at least, in HU.
+        figure: draw study.png.
+
+    Returns:
+        1 if a volume could not be read, else 0.
+    """
+    wanted = _numbers(thresholds)
+    truth = read_standard(standard, coordinates=coordinates)
+    folder = Path(output)
+    readings: dict[Reading, list[Finding]] = {}
+    automatic: dict[Reading, list[Finding]] = {}
+    failures: list[str] = []
+    for source in findings:
+        condition, equals, volumes = source.partition("=")
+        if equals and not Path(source).is_file():
+            found, broken = read_folder(volumes, condition=condition, cases=truth, min_score=min_score)
+            automatic |= found
+            failures += broken
+        else:
+            found = read_findings(source, cases=truth, coordinates=coordinates)
+        if both := readings.keys() & found.keys():
+            raise ValueError(f"{source}: {', '.join(min(both))} was read before; give each reading once.")
+        readings |= found
+    result = reader_study(readings, truth, thresholds=wanted, radius=radius, reference=reference)
+    if automatic:
+        write_whole(folder / "findings.csv", findings_csv(automatic))
+    write_study(result, folder)
+    if figure:
+        draw_study(result, folder / "study.png")
+    print(f"{markdown(result)}\nTables{' and figure' if figure else ''}: {folder}")
+    if failures:
+        print("\n".join([f"{len(failures)} volumes could not be read and count as unread:", *(f"  {line}" for line in failures)]))
+    return int(bool(failures))
+
+
+def read_folder(
+    folder: str | Path, *, condition: str, cases: Collection[str], min_score: float = MIN_SCORE_HU
+) -> tuple[dict[Reading, list[Finding]], list[str]]:
+    """What the automatic reader finds in a folder of volumes, the lungs being those that it sees itself in each of them.
+
+    Returns:
+        Findings by reading, and a line for each volume that could not be read, which stops no other.
+
+    Raises:
+        ValueError: if there is no volume, none can be read, or one is a case that is not among ``cases``.
+    """
+    if not condition:
+        raise ValueError(f"Expected CONDITION=FOLDER, such as thick=scans, got '={folder}'.")
+    files = files_by_name(folder)
+    if unknown := files.keys() - set(cases):
+        raise ValueError(
+            f"{folder}: case {min(unknown)!r} is not in the standard; list it there, with empty x, y, z and diameter if it has no nodule."
+        )
+    readings: dict[Reading, list[Finding]] = {}
+    failures = []
+    for case, path in files.items():
+        start = time.monotonic()
+        try:
+            volume = read_volume(path)
+        except (ValueError, OSError) as error:
+            failures.append(f"{condition}, {case}: {error}")
+            continue
+        lung = lung_mask(volume.slab, grid_spacing(volume.slab_affine))
+        found = blob_findings(volume.slab, volume.slab_affine, lung, min_score=min_score)
+        readings[Reading(AUTOMATIC, condition, case)] = found
+        print(f"{condition}, {case}: {len(found)} findings, {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+    if not readings:
+        raise ValueError(f"No volume of {folder} could be read: {failures[0]}")
+    return readings, failures
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"Expected thresholds in mm with commas between, such as 4,6; got {text!r}.") from None
+
+
+def run(args: Sequence[str]) -> int:
+    """The command line of :func:`study`."""
+    parser = ArgumentParser(prog="mpunet reader-study", description=(study.__doc__ or "").split("\n\n    Args:")[0])
+    parser.add_argument("findings", nargs="+", help="CSV files, or CONDITION=FOLDER for the automatic reader")
+    parser.add_argument("standard", help="CSV file with the columns case,x,y,z,diameter")
+    parser.add_function_arguments(study, skip={"findings", "standard"})
+    return study(**vars(parser.parse_args(list(args))))

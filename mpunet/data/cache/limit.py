@@ -1,0 +1,93 @@
+"""How large the cache may become, and what goes when it is full."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from pathlib import Path
+
+from mpunet.io.file_lock import leased, locked
+
+__all__ = ["bookkeeping_lock", "make_room", "parse_bytes", "sweep"]
+
+_UNITS: dict[str, int] = {
+    "": 1,
+    "B": 1,
+    **{f"{p}B": 1000**i for i, p in enumerate("KMGT", 1)},
+    **{f"{p}IB": 1024**i for i, p in enumerate("KMGT", 1)},
+}
+_ABANDONED_S = 3600.0
+
+
+def parse_bytes(size: int | str) -> int:
+    """Bytes of a number, or of a text like "200 GB" (10^9 bytes) or "200 GiB" (2^30).
+
+    >>> parse_bytes("1.5 GB"), parse_bytes("2KiB"), parse_bytes(7)
+    (1500000000, 2048, 7)
+    """
+    found = re.fullmatch(r"\s*(\d+\.?\d*(?:e\d+)?)\s*([a-z]*)\s*", str(size), re.IGNORECASE)
+    number, unit = found.groups() if found else ("", "?")
+    if unit.upper() not in _UNITS:
+        raise ValueError(f"Expected a size in bytes, or with a unit as in '200 GB' or '1.5 TiB', got {size!r}.")
+    return round(float(number) * _UNITS[unit.upper()])
+
+
+def bookkeeping_lock(folder: Path) -> Path:
+    """The lock under which leases are made, extended and read, and entries deleted: what is leased is never deleted."""
+    return folder / "locks" / "bookkeeping"
+
+
+def make_room(folder: Path, needed: int, limit: int | None) -> None:
+    """Delete the least recently used entries until ``needed`` bytes more fit in; those that a living process uses stay.
+
+    Raises:
+        ValueError: if they do not fit even so: into the limit, or onto the disk.
+    """
+    if limit is not None:
+        with locked(bookkeeping_lock(folder)):
+            _evict(folder, needed, limit)
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise ValueError(
+            f"The cache needs {_text(needed)} more, the disk of {folder} has {_text(free)} left; free some, or give a folder on another "
+            "disk (cache_dir) or a limit (cache_limit)."
+        )
+
+
+def sweep(folder: Path) -> None:
+    """Delete what was being written and was not touched for an hour: its writer was killed."""
+    for path in folder.glob("*.partial"):
+        try:
+            if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                path.unlink()
+        except FileNotFoundError:  # its writer, or another sweep, was faster
+            continue
+
+
+def _evict(folder: Path, needed: int, limit: int) -> None:
+    found = []
+    for path in (*folder.glob("*.safetensors"), *folder.glob("*.partial")):
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # renamed meanwhile, and then counted under its other name, or deleted
+            continue
+        found.append((status.st_mtime_ns, status.st_size, path))
+    total = sum(size for _, size, _ in found)
+    if total + needed <= limit:
+        return
+    used = leased(folder / "leases")
+    for _, size, path in sorted(found):
+        if total + needed <= limit:
+            return
+        if path.suffix == ".safetensors" and path.stem not in used:
+            path.unlink(missing_ok=True)
+            total -= size
+    if total + needed > limit:
+        raise ValueError(
+            f"The cache {folder} needs {_text(total + needed)} for what is in use, by this run and others, and may have {_text(limit)}; "
+            "raise the limit (cache_limit), train on fewer volumes, or give a run a folder of its own (cache_dir)."
+        )
+
+
+def _text(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"

@@ -1,0 +1,77 @@
+"""Simulated thick slices on disk: a thin scan is read slice by slice and its thick one written while it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from mpunet.geometry import thick_affine
+from mpunet.io.scan_file import ScanFile, open_scan
+from mpunet.io.thin_file import regridded_header, write_planes
+from mpunet.io.volume import VolumeInfo
+from mpunet.slices.simulate import profile_weights, thick_slices, thickening_matrix
+
+__all__ = ["thick_count", "thick_header", "write_thick"]
+
+
+def thick_count(depth: int, ratio: int, start: int = 0) -> int:
+    """Thick slices whose centres are the thin slices ``start``, ``start`` + ratio, ... of ``depth``.
+
+    Raises:
+        ValueError: if there are fewer than two, or the ratio or start are none.
+
+    >>> thick_count(36, 5), thick_count(140, 5, start=2)
+    (8, 28)
+    """
+    if ratio < 2 or not start >= 0:
+        raise ValueError(f"Expected a ratio of at least 2 and an offset of at least 0 thin slices, got {ratio} and {start}.")
+    count = (depth - 1 - start) // ratio + 1
+    if count < 2:
+        raise ValueError(
+            f"Expected at least {start + ratio + 1} thin slices to make two thick ones at ratio {ratio} from slice {start} on, "
+            f"got {depth}; take a smaller ratio."
+        )
+    return count
+
+
+def thick_header(like: VolumeInfo, ratio: int, *, start: int = 0) -> nib.Nifti1Header:
+    """Header of the thick volume made from the thin one ``like``, int16: its header, with the thick grid and no scaling."""
+    count = thick_count(like.shape[0], ratio, start)
+    # Counted from the slice that is stored first.
+    first = like.shape[0] - 1 - start - (count - 1) * ratio if like.frame.flipped[0] else start
+    return regridded_header(like, count, lambda affine: thick_affine(affine, like.slice_axis, ratio, first))
+
+
+def write_thick(
+    path: str | Path,
+    thin: ScanFile | str | Path,
+    ratio: int,
+    *,
+    weights: npt.NDArray[np.float64] | None = None,
+    start: int = 0,
+) -> None:
+    """Simulate the thick series of a thin one and write it in int16 HU, with its position, whole or not at all.
+
+    Args:
+        path: the file, ``.nii`` or ``.nii.gz``, in a folder that exists.
+        thin: the thin series, or its file.
+        ratio: thick spacing / thin spacing.
+        weights: of the thin slices around a thick slice's centre, see :func:`mpunet.slices.simulate.profile_weights`; by default those of
+            the default profile.
+        start: thin slice (towards superior, of an axial series) that the first thick slice is centred on.
+
+    Raises:
+        ValueError: if the file cannot be used (:func:`mpunet.io.scan_file.open_scan`) or makes fewer than two slices.
+    """
+    scan = thin if isinstance(thin, ScanFile) else open_scan(thin)
+    header = thick_header(scan, ratio, start=start)
+    matrix = thickening_matrix(scan.shape[0], ratio, profile_weights(ratio) if weights is None else weights, start=start)
+    if scan.last_first:
+        matrix = matrix[::-1, ::-1]
+    slices: Iterator[npt.NDArray[Any]] = (plane[None] for plane in thick_slices(scan, matrix))
+    write_planes(path, slices, scan, header, last_first=scan.last_first)

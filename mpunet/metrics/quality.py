@@ -1,0 +1,194 @@
+"""Image quality in HU over whole cases: MAE, RMSE, PSNR and SSIM, in the whole volume, inside the lungs and outside of them.
+
+Numbers are comparable only under the same protocol: the window in HU to which both volumes are clipped, whose width is the range of
+PSNR and SSIM; which slices count; and what SSIM does at the border of a slice. SSIM (:mod:`mpunet.metrics.ssim`) is taken on axial slices
+of intensities, HU less the lower end of the window, which are at least 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mpunet.intensity import HU_MAX, HU_MIN
+from mpunet.metrics.ssim import SSIM_BORDER, SSIM_WINDOW, ssim_map
+
+__all__ = ["PROTOCOLS", "REGIONS", "Protocol", "Quality", "Volume", "quality"]
+
+Volume = Tensor | npt.NDArray[Any]
+
+REGIONS = ("whole", "lungs", "outside")
+
+
+class Protocol(NamedTuple):
+    """What numbers must have in common to be comparable.
+
+    Attributes:
+        name: the name by which it is asked for.
+        low: lower end of the window in HU, to which volumes are clipped.
+        high: upper end; ``high - low`` is the range of PSNR and SSIM.
+        trim: thin slices left out at each end.
+        note: where it comes from, and what is particular.
+        border: SSIM within 5 voxels of a slice's border. With "exclude", these do not count in the whole volume, as in Wang et al.
+            and scikit-image; in the other regions, the window sees the slice reflected there. With "zeros", they count, and the
+            window sees intensity 0 beyond.
+    """
+
+    name: str
+    low: float
+    high: float
+    trim: int
+    note: str
+    border: Literal["exclude", "zeros"] = "exclude"
+
+
+PROTOCOLS = {
+    "paper": Protocol(
+        name="paper",
+        low=HU_MIN,
+        high=HU_MAX,
+        trim=0,
+        note="Liu et al., MICCAI 2020: the range is what RMSE and PSNR in its Table 1 imply; SSIM as Wang et al., our choice",
+    ),
+    # Read in github.com/smilenaxx/RPLHR-CT, code/test.py and code/utils/non_model.py. Its PSNR of equal volumes is 40 dB, ours inf.
+    "rplhr": Protocol(
+        name="rplhr",
+        low=HU_MIN,
+        high=2048.0,
+        trim=5,
+        note="Yu et al., MICCAI 2022, as in its code: metrics of each whole volume, then the mean over cases; SSIM pads with zeros",
+        border="zeros",
+    ),
+}
+
+
+class Quality(NamedTuple):
+    """Quality of one region of one case.
+
+    Attributes:
+        mae: mean absolute error in HU.
+        rmse: root of the mean squared error in HU.
+        psnr: 20 log10(range / RMSE) in dB, inf where prediction and reference agree.
+        ssim: mean of the SSIM map.
+    """
+
+    mae: float
+    rmse: float
+    psnr: float
+    ssim: float
+
+
+def quality(
+    prediction: Volume,
+    reference: Volume,
+    lung: Volume | None = None,
+    *,
+    protocol: Protocol = PROTOCOLS["paper"],
+    chunk: int | None = None,
+) -> dict[str, Quality]:
+    """MAE, RMSE, PSNR and SSIM of one case, by region.
+
+    Args:
+        prediction: (D, H, W) in HU, H and W at least 11; depth first, so that slices are axial. NumPy (memory-mapped too) or
+            torch; the work is done on its device.
+        reference: (D, H, W) in HU.
+        lung: (D, H, W), lung where not 0.
+        protocol: window, trim and border.
+        chunk: slices at a time, which bounds the memory. By default 1 on CPUs, whose cache holds few, and 16 on GPUs.
+
+    Returns:
+        "whole", and with ``lung`` also "lungs" and "outside". A region without voxels has NaN. A NaN in a volume makes every
+        value NaN that it takes part in.
+
+    Raises:
+        ValueError: if the volumes differ in shape or are too small, or the protocol makes no sense.
+
+    >>> reference = np.zeros((2, 16, 16), np.int16)
+    >>> quality(reference + 10, reference)["whole"].mae
+    10.0
+    """
+    shape = tuple(prediction.shape)
+    others = [volume for volume in (reference, lung) if volume is not None]
+    if len(shape) != 3 or any(tuple(volume.shape) != shape for volume in others) or shape[0] < 1 or min(shape[1:]) < SSIM_WINDOW:
+        shapes = " and ".join(str(tuple(volume.shape)) for volume in (prediction, *others))
+        raise ValueError(f"Expected volumes of one shape (depth, height, width), in-plane at least {SSIM_WINDOW}, got {shapes}.")
+    if not protocol.low < protocol.high or protocol.trim < 0:
+        raise ValueError(f"Expected a protocol with low < high and trim of at least 0, got {protocol}.")
+    if shape[0] <= 2 * protocol.trim:
+        raise ValueError(
+            f"Expected more than {2 * protocol.trim} slices, as the protocol {protocol.name} leaves out {protocol.trim} at each end, "
+            f"got {shape[0]}; the protocol paper leaves out none."
+        )
+    device = prediction.device if isinstance(prediction, Tensor) else torch.device("cpu")
+    if chunk is None:
+        chunk = 1 if device.type == "cpu" else 16
+    if chunk < 1:
+        raise ValueError(f"Expected a chunk of at least 1 slice, got {chunk}.")
+    sums = {region: _Sums() for region in (REGIONS if lung is not None else REGIONS[:1])}
+    end = shape[0] - protocol.trim
+    with torch.no_grad():
+        for start in range(protocol.trim, end, chunk):
+            part = slice(start, min(start + chunk, end))
+            predicted, wanted = (
+                _slices(volume[part], device).clamp(protocol.low, protocol.high) for volume in (prediction, reference)
+            )
+            inside = None if lung is None else torch.as_tensor(lung[part] != 0, device=device)
+            _add(sums, predicted, wanted, inside, protocol)
+    return {region: found.quality(protocol.high - protocol.low) for region, found in sums.items()}
+
+
+class _Sums:
+    """Running sums over the voxels of a region, as Python floats: float64 on every device."""
+
+    def __init__(self) -> None:
+        self.voxels, self.absolute, self.squared = 0, 0.0, 0.0
+        self.windows, self.similarity = 0, 0.0
+
+    def add(self, error: Tensor, similarity: Tensor) -> None:
+        """Add all voxels of slices (S, H, W)."""
+        self._add(error.numel(), similarity.numel(), error, similarity)
+
+    def add_region(self, error: Tensor, similarity: Tensor, region: Tensor) -> None:
+        """Add those in ``region`` (S, H, W)."""
+        voxels = int(region.count_nonzero())
+        # Zeros elsewhere: picking voxels out takes five times as long, and products with the mask would spread NaN.
+        self._add(voxels, voxels, error.where(region, 0.0), similarity.where(region, 0.0))
+
+    def _add(self, voxels: int, windows: int, error: Tensor, similarity: Tensor) -> None:
+        self.voxels += voxels
+        self.windows += windows
+        self.absolute += error.abs().sum().item()
+        self.squared += error.square().sum().item()
+        self.similarity += similarity.sum().item()
+
+    def quality(self, data_range: float) -> Quality:
+        if self.voxels == 0:
+            return Quality(math.nan, math.nan, math.nan, math.nan)
+        rmse = math.sqrt(self.squared / self.voxels)
+        psnr = math.inf if rmse == 0 else 20 * math.log10(data_range / rmse)
+        return Quality(self.absolute / self.voxels, rmse, psnr, self.similarity / self.windows)
+
+
+def _add(sums: Mapping[str, _Sums], prediction: Tensor, reference: Tensor, inside: Tensor | None, protocol: Protocol) -> None:
+    """Add slices (S, H, W) in HU, clipped, to the sums of each region."""
+    error = prediction - reference
+    zeros = protocol.border == "zeros"
+    border: Literal["crop", "reflect", "zeros"] = "zeros" if zeros else "crop" if inside is None else "reflect"
+    similarity = ssim_map(prediction, reference, window=(protocol.low, protocol.high), border=border)
+    within = slice(SSIM_BORDER, -SSIM_BORDER) if border == "reflect" else slice(None)
+    sums["whole"].add(error, similarity[:, within, within])
+    if inside is not None:
+        sums["lungs"].add_region(error, similarity, inside)
+        sums["outside"].add_region(error, similarity, ~inside)
+
+
+def _slices(part: Volume, device: torch.device) -> Tensor:
+    if not isinstance(part, Tensor):
+        part = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32))  # also undoes flips, which torch cannot
+    return part.to(device, torch.float32)

@@ -1,0 +1,176 @@
+"""An automatic reader: nodules as blobs in the lungs, found at any slice spacing with the same settings.
+
+Candidates are maxima, in space, of the scale-normalised Laplacian (Lindeberg 1998) for each of some diameters. The filter for dots of
+Li, Sone and Doi (Med. Phys. 2003) scores them by the Hessian's eigenvalues: a nodule is brighter than what lies in any direction, a
+vessel is not along itself. Of balls that overlap, the one with the highest score stays.
+
+It is an instrument that compares how well conditions show nodules. It is no product for detection: it takes forks and bends
+of vessels for nodules, and misses what is not much brighter than the lung.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+from scipy.spatial import KDTree
+
+from mpunet.geometry import grid_spacing
+from mpunet.reader_study.findings import Finding
+from mpunet.slices.interpolate import interpolated
+
+__all__ = ["DIAMETERS", "MIN_SCORE_HU", "blob_findings"]
+
+DIAMETERS = (3.0, 3.8, 4.8, 6.0, 7.5, 9.5, 12.0, 15.0)  # mm, about a quarter apart
+MIN_SCORE_HU = 120.0
+PARENCHYMA_HU, BRIGHTEST_HU = -850.0, 50.0  # what is denser, as calcium, is a nodule no more than soft tissue is
+GRID_MM = 1.0
+CHUNK_MM = 80.0
+_REACH = 3.0  # of a Gaussian, in standard deviations
+
+Array = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+
+class _Blobs(NamedTuple):
+    """Candidates: voxels (n, 3), diameters (n,) in mm, scores (n,) in HU."""
+
+    voxel: Floats
+    diameter: Floats
+    score: Floats
+
+
+def blob_findings(
+    slab: npt.NDArray[Any], affine: npt.ArrayLike, lung: npt.NDArray[Any], *, min_score: float = MIN_SCORE_HU
+) -> list[Finding]:
+    """Blobs of 3 to 15 mm in the lungs, the most distinct first.
+
+    Args:
+        slab: (D, H, W) in HU.
+        affine: (4, 4), slab indices to RAS+ in mm.
+        lung: (D, H, W), lung where not 0, its vessels and nodules included, as :func:`mpunet.lungs.threshold` gives it.
+        min_score: least score in HU. A ball that stands alone scores about 0.3 of its contrast to the lung, less where slices
+            are thick or a vessel is near. The default is our choice, on phantoms (docs/reader_study.md).
+
+    Returns:
+        Centres in mm (RAS+), with the diameter of the ball that fits best, and the score.
+
+    Raises:
+        ValueError: if the mask has another shape, or ``min_score`` is not positive.
+
+    >>> z, y, x = np.ogrid[-15:16, -15:16, -15:16]
+    >>> ball = np.where(z**2 + y**2 + x**2 <= 9, 30, -850)
+    >>> blob_findings(ball, np.eye(4), np.ones_like(ball))[0].position
+    (15.0, 15.0, 15.0)
+    """
+    if slab.ndim != 3 or lung.shape != slab.shape:
+        raise ValueError(
+            f"Expected a volume (depth, height, width) and a lung mask on its grid, got {slab.shape} and {lung.shape}."
+        )
+    if not min_score > 0:
+        raise ValueError(f"Expected a least score above 0 HU, got {min_score}; every voxel would be a candidate.")
+    matrix = np.asarray(affine, dtype=np.float64)
+    found = ndimage.find_objects(lung.astype(bool).view(np.uint8))
+    if not found:
+        return []
+    box = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in found[0])
+    parts = list(_candidates(slab[box], lung[box], grid_spacing(matrix), min_score))
+    blobs = _Blobs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    centres = (blobs.voxel + [s.start for s in box]) @ matrix[:3, :3].T + matrix[:3, 3]
+    return [
+        Finding((float(x), float(y), float(z)), float(blobs.diameter[i]), float(blobs.score[i]))
+        for i in _apart(centres, blobs)
+        for x, y, z in [centres[i]]
+    ]
+
+
+def _candidates(slab: npt.NDArray[Any], lung: npt.NDArray[Any], spacing: Floats, min_score: float) -> Iterator[_Blobs]:
+    """Candidates of all diameters on a grid of about 1 mm, some slices at a time, with those around that filters reach."""
+    factors = np.maximum(1, np.floor(1.1 * GRID_MM / spacing)).astype(int)
+    # Thick slices hold what their interpolation holds. Filters on the coarse grid would find less in them than in that.
+    ratio = max(1, round(spacing[0] / GRID_MM)) if len(slab) > 1 else 1
+    mm = spacing * factors / [ratio, 1, 1]
+    step = max(1, round(CHUNK_MM / (spacing[0] * factors[0])))
+    halo = int(np.ceil(_REACH * _sigma(DIAMETERS[-1]) / (spacing[0] * factors[0]))) + 4
+    for start in range(0, -(-len(slab) // factors[0]), step):
+        first = max(0, start - halo)
+        part = slice(first * factors[0], (start + step + halo) * factors[0])
+        hu = _on_grid(slab[part], factors, ratio)
+        inside = _on_grid(lung[part] != 0, factors, ratio) >= 0.5
+        # What is not lung looks like lung, so that the chest wall and the mediastinum leave no trace inside.
+        hu = np.where(inside, hu.clip(PARENCHYMA_HU - 100, BRIGHTEST_HU), np.float32(PARENCHYMA_HU))
+        inside[: (start - first) * ratio] = False
+        inside[(start - first + step) * ratio :] = False
+        for diameter in DIAMETERS:
+            index, score = _dots(hu, inside, mm, _sigma(diameter), min_score)
+            voxel = (index / [ratio, 1, 1] + [first, 0, 0]) * factors + (factors - 1) / 2
+            yield _Blobs(voxel, np.full(len(index), diameter), score)
+
+
+def _on_grid(voxels: npt.NDArray[Any], factors: npt.NDArray[np.int_], ratio: int) -> Array:
+    """Means over blocks of ``factors`` voxels, the last of an axis being perhaps smaller; ``ratio`` slices for one along depth."""
+    out = np.asarray(voxels, dtype=np.float32)
+    for axis, factor in enumerate(factors):
+        if factor > 1:
+            starts = np.arange(0, out.shape[axis], factor)
+            counts = np.diff(np.append(starts, out.shape[axis])).reshape([-1 if a == axis else 1 for a in range(3)])
+            out = np.divide(np.add.reduceat(out, starts, axis=axis), counts, dtype=np.float32)
+    return out if ratio == 1 or len(out) < 2 else np.concatenate(list(interpolated(out, ratio)))
+
+
+def _sigma(diameter: float) -> float:
+    """The Gaussian's standard deviation at which a ball's Laplacian is largest: radius / sqrt(3)."""
+    return diameter / 12**0.5
+
+
+def _dots(hu: Array, inside: Mask, mm: Floats, sigma: float, min_score: float) -> tuple[Floats, Floats]:
+    """Maxima of the Laplacian at one scale that pass as dots: indices (n, 3), scores (n,)."""
+    smooth = ndimage.gaussian_filter(hu, sigma / mm, mode="nearest", truncate=_REACH)
+    # Differences of neighbours, not derivatives of the Gaussian, whose samples do not add up to 0 where sigma is about a voxel.
+    laplacian = np.zeros_like(smooth)
+    for axis in range(3):
+        laplacian += ndimage.correlate1d(smooth, np.array([1, -2, 1]) * sigma**2 / mm[axis] ** 2, axis=axis, mode="nearest")
+    # A dot's score is at most a third of the Laplacian, so that no dot is lost here.
+    peak = inside & (laplacian <= -3 * min_score) & (laplacian == ndimage.minimum_filter(laplacian, 3, mode="nearest"))
+    index = np.argwhere(peak)
+    values = np.linalg.eigvalsh(sigma**2 * _hessians(smooth, index, mm))
+    strong, weak = values[:, 0], values[:, 2]
+    score = np.where(weak < 0, weak**2 / np.maximum(-strong, 1e-6), 0.0)
+    keep = score >= min_score
+    return index[keep].astype(np.float64), score[keep]
+
+
+def _hessians(smooth: Array, index: npt.NDArray[np.int_], mm: Floats) -> Floats:
+    """Second differences (n, 3, 3) in HU / mm^2 at voxels (n, 3)."""
+    last = np.array(smooth.shape) - 1
+    unit = np.eye(3, dtype=int)
+
+    def at(shift: npt.NDArray[np.int_]) -> Floats:
+        return np.asarray(smooth[tuple((index + shift).clip(0, last).T)], dtype=np.float64)
+
+    out = np.empty((len(index), 3, 3))
+    for a in range(3):
+        out[:, a, a] = (at(unit[a]) + at(-unit[a]) - 2 * at(0 * unit[a])) / mm[a] ** 2
+        for b in range(a):
+            mixed = at(unit[a] + unit[b]) + at(-unit[a] - unit[b]) - at(unit[a] - unit[b]) - at(unit[b] - unit[a])
+            out[:, a, b] = out[:, b, a] = mixed / (4 * mm[a] * mm[b])
+    return out
+
+
+def _apart(centres: Floats, blobs: _Blobs) -> list[int]:
+    """Indices of blobs that overlap no other of a higher score, by score."""
+    tree = KDTree(centres.reshape(-1, 3))
+    alive = np.ones(len(centres), dtype=bool)
+    kept = []
+    for i in np.lexsort((blobs.diameter, -blobs.score)):
+        if not alive[i]:
+            continue
+        kept.append(int(i))
+        near = np.array(tree.query_ball_point(centres[i], (blobs.diameter[i] + DIAMETERS[-1]) / 2))
+        distance = np.linalg.norm(centres[near] - centres[i], axis=1)
+        alive[near[distance < (blobs.diameter[near] + blobs.diameter[i]) / 2]] = False
+    return kept

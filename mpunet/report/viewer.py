@@ -1,0 +1,247 @@
+"""What the viewer shows of a case: coronal, sagittal and axial slices of volumes on their own grids, placed by mm.
+
+:mod:`mpunet.report.patient_grid` turns volumes so that every view is right side up, :mod:`mpunet.report.hu_codec` makes text of
+slices. Volumes are read one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from mpunet.io.scan_file import read_volume
+from mpunet.io.volume import VolumeInfo, check_voxels, one_line_errors, volume_info
+from mpunet.report.hu_codec import HU_LEVELS, encode_slice, to_codes, uniform_levels
+from mpunet.report.patient_grid import OBLIQUE_DEGREES, PatientGrid, directions_of, patient_grid, patient_voxels, turn
+
+__all__ = ["PAGE_BYTES", "PLANES", "Plane", "ShownCase", "ShownPlane", "ShownVolume", "encode_case"]
+
+Plane = Literal["coronal", "sagittal", "axial"]
+Box = list[tuple[float, float]]  # lowest and highest mm along left, posterior, inferior
+
+# Axes (0 left, 1 posterior, 2 inferior) through the slices, down the rows and across the columns.
+PLANES: dict[Plane, tuple[int, int, int]] = {"coronal": (1, 2, 0), "sagittal": (0, 2, 1), "axial": (2, 1, 0)}
+HU_WINDOWS = [("Lung", -600.0, 1500.0), ("Mediastinum", 40.0, 400.0), ("Bone", 400.0, 1800.0)]
+
+PAGE_BYTES = 40e6  # what mail and shared folders still take
+_BYTES_PER_PIXEL = 0.75  # of base64, on noisy thin slices; see hu_codec
+_BODY_HU = -500.0
+_MARGIN_MM = 5.0
+
+
+class ShownPlane(TypedDict):
+    """Slices of one volume in one plane: mm of the first pixel's centre and between pixels, (across, down), and mm of each slice."""
+
+    rows: int
+    columns: int
+    first: list[float]
+    spacing: list[float]
+    at: list[float]
+    slices: list[str]
+
+
+class ShownVolume(TypedDict):
+    """One panel: ``levels`` are the values of codes; ``compared`` tells that its voxels are aligned with the reference's.
+
+    ``window`` (centre, width) is its own where it is not in HU, but others are.
+    """
+
+    name: str
+    size: str
+    caption: str
+    spacing: list[float]
+    unit: Literal["HU", ""]
+    levels: list[float]
+    window: tuple[float, float] | None
+    compared: bool
+    planes: dict[Plane, ShownPlane]
+
+
+class ShownCase(TypedDict):
+    """All that the page needs of a case; ``directions`` (3, 3) turns positions shown into the patient's left, posterior, inferior."""
+
+    name: str
+    notes: list[str]
+    windows: list[tuple[str, float, float]]
+    directions: list[list[float]]
+    positions: dict[Plane, list[float]]
+    reference: str | None
+    volumes: list[ShownVolume]
+
+
+def encode_case(
+    name: str,
+    files: Mapping[str, Path],
+    *,
+    reference: str | None = None,
+    slices: int | None = None,
+    size: float = PAGE_BYTES,
+) -> ShownCase:
+    """Read the volumes of a case one after the other and take the slices that the page shows.
+
+    Slices are evenly spaced over the body's box (above -500 HU) in the reference, or in the volume with the smallest voxels if there is
+    none, and cropped to that box and 5 mm around it. Other volumes show those nearest to the same positions.
+
+    Args:
+        name: of the case.
+        files: names of the volumes and where they are, in the order they are shown.
+        reference: the volume that those aligned with it, voxel on voxel, are compared with.
+        slices: in each of the three planes; as many as ``size`` allows by default.
+        size: of the case in the page, in bytes.
+
+    Raises:
+        ValueError: if a file cannot be read, or the reference is not among them.
+    """
+    if not files or (reference is not None and reference not in files):
+        raise ValueError(f"{name}: expected volumes, the reference {reference!r} among them, got {list(files)}.")
+    if slices is not None and slices < 1:
+        raise ValueError(f"Expected at least 1 slice in each plane, got {slices}.")
+    infos = {key: _read_info(path) for key, path in files.items()}
+    directions = directions_of(next(iter(infos.values())))
+    grids = {key: patient_grid(info, directions) for key, info in infos.items()}
+    main = reference or min(grids, key=lambda key: float(grids[key].spacing.prod()))
+
+    voxels, is_hu = _read_lpi(files[main])
+    box = _box(voxels if is_hu else None, grids[main])
+    count = slices or max(1, int(size / _bytes_per_slice(grids, box)))
+    positions = {plane: _positions(grids[main], axes[0], box, count) for plane, axes in PLANES.items()}
+    shown: dict[str, ShownVolume] = {}
+    for key in (main, *(key for key in files if key != main)):  # one volume in memory at a time
+        if key != main:
+            del voxels
+            voxels, is_hu = _read_lpi(files[key])
+        compared = reference is not None and grids[key].aligned(grids[reference])
+        shown[key] = _show(key, voxels, is_hu, grids[key], box, positions, compared)
+    volumes = [shown[key] for key in files]
+    return {
+        "name": name,
+        "notes": _notes(grids),
+        "windows": _common_windows(volumes),
+        "directions": directions.round(6).tolist(),
+        "positions": positions,
+        "reference": reference,
+        "volumes": volumes,
+    }
+
+
+def _show(
+    name: str,
+    voxels: npt.NDArray[Any],
+    is_hu: bool,
+    grid: PatientGrid,
+    box: Box,
+    positions: dict[Plane, list[float]],
+    compared: bool,
+) -> ShownVolume:
+    levels = HU_LEVELS if is_hu else uniform_levels(float(voxels.min()), float(voxels.max()))
+    planes: dict[Plane, ShownPlane] = {}
+    for plane, (through, down, across) in PLANES.items():
+        rows, columns = (grid.indices(axis, box[axis][0] - _MARGIN_MM, box[axis][1] + _MARGIN_MM) for axis in (down, across))
+        nearest = np.rint((np.array(positions[plane]) - grid.first[through]) / grid.spacing[through])
+        indices = np.unique(nearest.clip(0, grid.shape[through] - 1).astype(int))
+        oriented = voxels.transpose(through, down, across)
+        pictures = (oriented[index, rows.start : rows.stop, columns.start : columns.stop] for index in indices)
+        planes[plane] = {
+            "rows": len(rows),
+            "columns": len(columns),
+            "first": [round(float(grid.mm(axis, part.start)), 4) for axis, part in ((across, columns), (down, rows))],
+            "spacing": [round(float(grid.spacing[axis]), 6) for axis in (across, down)],
+            "at": grid.mm(through, indices).round(4).tolist(),
+            "slices": [encode_slice(to_codes(picture, levels)) for picture in pictures],
+        }
+    size, mm = " × ".join(f"{n:.0f}" for n in grid.shape), " × ".join(f"{step:.2f}" for step in grid.spacing)
+    return {
+        "name": name,
+        "size": f"{size} voxels",
+        "caption": f"{mm} mm",
+        "spacing": grid.spacing.round(6).tolist(),
+        "unit": "HU" if is_hu else "",
+        "levels": levels.tolist(),
+        "window": None if is_hu else _percentile_window(voxels),
+        "compared": compared,
+        "planes": planes,
+    }
+
+
+def _read_info(path: Path) -> VolumeInfo:
+    with one_line_errors(path.name, "not a NIfTI file"):
+        image = nib.load(path)
+    return volume_info(image, path=path)
+
+
+def _read_lpi(path: Path) -> tuple[npt.NDArray[Any], bool]:
+    """Voxels along left, posterior and inferior, a view of the slab; and whether they are HU."""
+    volume = read_volume(path, check_hu=False)
+    try:
+        check_voxels(volume.slab, name=path.name)
+        is_hu = True
+    except ValueError:
+        is_hu = False
+    return patient_voxels(volume), is_hu
+
+
+def _box(voxels: npt.NDArray[Any] | None, grid: PatientGrid) -> Box:
+    """Lowest and highest mm along each axis where at least 1 % of a slice is body; the whole volume where it is nowhere, or None."""
+    every = 4
+    ends = [(0, int(n) - 1) for n in grid.shape]
+    if voxels is not None:
+        body = voxels[::every, ::every, ::every] > _BODY_HU
+        for axis, (_, last) in enumerate(ends):
+            share = body.mean(axis=tuple(other for other in range(3) if other != axis))
+            inside = np.flatnonzero(share >= 0.01) * every
+            if inside.size:
+                ends[axis] = (int(inside[0]), min(int(inside[-1]) + every - 1, last))
+    return [(float(grid.mm(axis, low)), float(grid.mm(axis, high))) for axis, (low, high) in enumerate(ends)]
+
+
+def _positions(grid: PatientGrid, axis: int, box: Box, count: int) -> list[float]:
+    """Slices in the middle of ``count`` equal parts of the box, or all of its slices if they are no more."""
+    indices = grid.indices(axis, *box[axis])
+    if count < len(indices):
+        middles = indices.start + (np.arange(count) + 0.5) * len(indices) / count - 0.5
+        return [round(float(mm), 4) for mm in grid.mm(axis, np.rint(middles))]
+    return [round(float(mm), 4) for mm in grid.mm(axis, indices)]
+
+
+def _bytes_per_slice(grids: dict[str, PatientGrid], box: Box) -> float:
+    """Of one position in all planes and volumes."""
+    pixels = 0.0
+    for grid in grids.values():
+        counts = [len(grid.indices(axis, low - _MARGIN_MM, high + _MARGIN_MM)) for axis, (low, high) in enumerate(box)]
+        pixels += sum(counts[down] * counts[across] for _, down, across in PLANES.values())
+    return pixels * _BYTES_PER_PIXEL
+
+
+def _percentile_window(voxels: npt.NDArray[Any]) -> tuple[float, float]:
+    low, high = (float(value) for value in np.percentile(voxels[::4, ::4, ::4], [1, 99]))
+    return (low + high) / 2, max(high - low, 1e-6)
+
+
+def _common_windows(volumes: list[ShownVolume]) -> list[tuple[str, float, float]]:
+    """The windows to choose from; volumes share the first one's where none is in HU."""
+    first = volumes[0]["window"]
+    if first is None or any(volume["window"] is None for volume in volumes):
+        return HU_WINDOWS
+    for volume in volumes:
+        volume["window"] = None
+    return [("Percentiles 1–99", *first)]
+
+
+def _notes(grids: dict[str, PatientGrid]) -> list[str]:
+    first, grid = next(iter(grids.items()))
+    notes = []
+    tilt = turn(grid.directions, np.eye(3))
+    if tilt > OBLIQUE_DEGREES:
+        notes.append(f"Oblique scan: the axes shown are the volumes' own, turned by up to {tilt:.0f}° against the patient's.")
+    for name, other in grids.items():
+        degrees = turn(other.directions, grid.directions)
+        if degrees > OBLIQUE_DEGREES:
+            notes.append(
+                f"{name} is turned by {degrees:.0f}° against {first}: it is shown along its own axes and only its centre fits."
+            )
+    return notes
