@@ -25,6 +25,7 @@ LUMEN_HU = -930.0  # an airway's lumen is air, -1000; parenchyma holds tissue
 GAS_HU = -950.0  # median of a space filled with gas alone: outside air, bowel
 GRID_MM = 2.0
 MIN_LUNG_ML = 50.0
+NECK_MM = 5.0  # half the width of a connection at which lung and outside are separated
 MIN_SECOND_LUNG = 0.05  # of the larger one's volume
 MIN_LUMEN_ML = 2.0
 MAX_OPEN = 0.75  # of what is around an airway or bowel may be air: a bronchus lies in lung in part, emphysema altogether
@@ -56,7 +57,8 @@ def lung_mask(slab_hu: npt.NDArray[Any], spacing: npt.ArrayLike) -> Mask:
     cells = _block_mean(hu, factors)
 
     mask = np.zeros(hu.shape, dtype=bool)
-    air = _lung_air(cells < AIR_HU, cells, cell_mm)
+    unseen = _unseen(hu, factors)
+    air = _lung_air((cells < AIR_HU) & ~unseen, unseen, cells, cell_mm)
     if not air.any():
         return mask
     box = _box(air, margin=RIM_CELLS)
@@ -72,6 +74,9 @@ def lung_mask(slab_hu: npt.NDArray[Any], spacing: npt.ArrayLike) -> Mask:
     edge &= ~(filled & ~np.logical_or.reduce(lungs))  # a vessel at the edge was filled, so it is not asked again
     shape = hu[voxels].shape
     mask[voxels] = _repeated(filled & ~edge, factors, shape) | (_repeated(edge, factors, shape) & (hu[voxels] < AIR_HU))
+    if unseen.any():
+        padded = _repeated(ndimage.binary_dilation(unseen[box]), factors, shape) & (hu[voxels] == hu.min())
+        mask[voxels] &= ~padded
     return mask
 
 
@@ -95,22 +100,67 @@ def _block_mean(hu: npt.NDArray[Any], factors: npt.NDArray[np.int_]) -> npt.NDAr
     return out
 
 
-def _lung_air(air: Mask, hu: npt.NDArray[np.float32], mm: Spacing) -> Mask:
+def _lung_air(air: Mask, unseen: Mask, hu: npt.NDArray[np.float32], mm: Spacing) -> Mask:
     """Air spaces that may be lung: they hold tissue, so their density is above that of gas, and they lie inside the body.
 
-    Touching the in-plane border is not enough to be outside: a small field of view cuts lung there, and a crop to the lungs
-    shows the outside in corners only. What lies outside, though, touches it with more than its volume's worth of area.
-    A crop from within the lung does so too; it is told by having nothing else.
+    Touching the edge of the field of view does not make a space the outside: a small field of view cuts lung there, and a crop
+    to the lungs shows the outside in corners only. The outside touches it with more than its volume's worth of area. Where the
+    cut leaves a thin chest wall, lung and outside are one space at first, and are separated at their narrow connection.
+
+    A crop from within the lung touches the edge everywhere. It is told by having nothing else.
     """
-    labels, count = ndimage.label(air)
+    labels, _ = ndimage.label(air)
+    possible, within = _candidates(labels, unseen, hu, mm)
+    outside = air & ~np.isin(labels, within)
+    pieces = _cut_at_necks(outside, mm)
+    inside = np.isin(labels, within) | np.isin(pieces, _candidates(pieces, unseen, hu, mm)[1])
+    return inside if inside.any() else np.isin(labels, possible)
+
+
+def _candidates(
+    labels: npt.NDArray[np.int32], unseen: Mask, hu: npt.NDArray[np.float32], mm: Spacing
+) -> tuple[list[int], list[int]]:
+    """Labels of spaces as large and as dense as lung, and of those of them that lie inside the body."""
     volume = np.bincount(labels.ravel()) * mm.prod()
-    contact = np.zeros(count + 1)
-    for face, normal in ((labels[:, 0], 1), (labels[:, -1], 1), (labels[:, :, 0], 2), (labels[:, :, -1], 2)):
-        contact += np.bincount(face.ravel(), minlength=count + 1) * mm.prod() / mm[normal]
-    large = [i for i in range(1, count + 1) if volume[i] >= 1000 * MIN_LUNG_ML]
-    possible = [i for i in large if np.median(hu[labels == i]) > GAS_HU]
-    within = [i for i in possible if contact[i] < volume[i] ** (2 / 3)]
-    return np.isin(labels, within or possible)
+    contact = _contact(labels, unseen, mm)
+    large = [i for i in range(1, len(volume)) if volume[i] >= 1000 * MIN_LUNG_ML]
+    dense = [i for i in large if np.median(hu[labels == i]) > GAS_HU]
+    return dense, [i for i in dense if contact[i] < volume[i] ** (2 / 3)]
+
+
+def _contact(labels: npt.NDArray[np.int32], unseen: Mask, mm: Spacing) -> npt.NDArray[np.float64]:
+    """Area in mm² that each label shares with other labels, with ``unseen`` cells, and with the in-plane border."""
+    codes = np.pad(np.where(unseen, -1, labels), [(0, 0), (1, 1), (1, 1)], constant_values=-1)
+    area = np.zeros(labels.max() + 1)
+    for axis in range(3):
+        low, high = np.delete(codes, -1, axis), np.delete(codes, 0, axis)
+        facing = (low != high) & (low != 0) & (high != 0)
+        for side in (low, high):
+            area += np.bincount(side[facing].clip(0), minlength=len(area)) * mm.prod() / mm[axis]
+    return area
+
+
+def _cut_at_necks(air: Mask, mm: Spacing) -> npt.NDArray[np.int32]:
+    """Labels of the spaces of ``air``, cut where they are narrower than twice ``NECK_MM``; the border counts as a wall."""
+    walled = np.pad(air, [(0, 0), (1, 1), (1, 1)])
+    labels, _ = ndimage.label((_distance_inside(walled, mm) > NECK_MM)[:, 1:-1, 1:-1])
+    # Each core takes back its surroundings, all at the same speed, and as far as air goes.
+    free = air & (labels == 0)
+    cross = ndimage.generate_binary_structure(3, 1)
+    while True:
+        grown = np.where(free, ndimage.maximum_filter(labels, footprint=cross), labels)
+        if (grown == labels).all():
+            return np.asarray(labels)
+        labels, free = grown, free & (grown == 0)
+
+
+def _unseen(hu: npt.NDArray[Any], factors: npt.NDArray[np.int_]) -> Mask:
+    """Cells outside a round field of view: padded with one value, the smallest, from the border on. Air has noise."""
+    flat = _block_mean(hu == min(hu.min(), GAS_HU), factors) == 1
+    labels, _ = ndimage.label(flat)
+    faces = (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1])
+    touching = np.unique(np.concatenate([face.ravel() for face in faces]))
+    return np.asarray(flat & np.isin(labels, touching))
 
 
 def _gas(air: Mask, hu: npt.NDArray[np.float32], mm: Spacing) -> Mask:

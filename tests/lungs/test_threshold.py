@@ -74,6 +74,38 @@ def test_field_of_view_may_cut_the_lungs(body: Any) -> None:
     assert dice(lung_mask(hu[part], MM), lungs[part]) > 0.99
 
 
+@pytest.fixture(scope="module")
+def chest() -> Any:
+    """A phantom on a coarse grid, its lungs 100 mm to each side of the middle."""
+    return chest_phantom(1, shape=(59, 80, 104), spacing=(3, 3.2, 3.2))
+
+
+@pytest.mark.parametrize("columns", [slice(18, None), slice(None, 84), slice(20, 84)], ids=["right", "left", "both"])
+def test_field_of_view_may_cut_the_body(chest: Any, columns: slice) -> None:
+    """Lung, chest wall and outside all end at the edge: there they can be one space."""
+    hu, lung = chest.thin[:, :, columns], chest.lung[:, :, columns]
+    assert lung[:, :, [0, -1]].any(), "the edge runs through the lung"
+    assert dice(lung_mask(hu, (3, 3.2, 3.2)), lung) > 0.97
+
+
+def test_a_thin_cut_wall_may_leak(chest: Any) -> None:
+    """A hole of 6 mm where the edge cuts the chest wall: lung and outside are connected."""
+    hu, lung = chest.thin[:, :, 18:].copy(), chest.lung[:, :, 18:]
+    rows = np.flatnonzero(lung[30, :, 0])
+    hu[29:31, : rows[0], 0] = -990
+    assert lung_mask(hu, (3, 3.2, 3.2))[:, :, :30].any()
+    assert dice(lung_mask(hu, (3, 3.2, 3.2)), lung) > 0.97
+
+
+@pytest.mark.parametrize("padding", [-1024, -3024])
+def test_round_field_of_view_may_cut_the_lungs(chest: Any, padding: int) -> None:
+    y, x = np.ogrid[:80, :104]
+    unseen = (y - 40) ** 2 + (x - 52) ** 2 > 33**2
+    hu, lung = np.where(unseen, padding, chest.thin), chest.lung & ~unseen
+    assert (chest.lung & unseen).sum() > 0.05 * chest.lung.sum(), "the circle runs through the lungs"
+    assert dice(lung_mask(hu, (3, 3.2, 3.2)), lung) > 0.97
+
+
 def test_crop_from_within_a_lung() -> None:
     hu = np.full((40, 40, 40), -850, dtype=np.int16)
     hu[18:22, 10:13] = 40
@@ -114,8 +146,7 @@ def test_gas_in_a_body_is_not_lung() -> None:
     assert not lung_mask(hu, MM).any()
 
 
-def test_phantom() -> None:
-    chest = chest_phantom(1, shape=(59, 80, 104), spacing=(3, 3.2, 3.2))
+def test_phantom(chest: Any) -> None:
     assert dice(lung_mask(chest.thin, (3, 3.2, 3.2)), chest.lung) > 0.98
 
 
@@ -141,6 +172,8 @@ def real_ct(name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
         ("val/MIDRC-RICORD-1A-001012", 2.8),
         ("thick/Lung_Dx-A0001-B", 5.5),
         ("train/LungFCP-01-0001", 1.3),
+        ("train/LIDC-IDRI-0002", 5.3),
+        ("train/LIDC-IDRI-0003", 5.9),
     ],
 )
 def test_real_lungs(name: str, litres: float) -> None:
@@ -154,6 +187,25 @@ def test_real_lungs(name: str, litres: float) -> None:
     assert left > 0.4
     assert not mask[:, 0].any()
     assert not mask[:, :, 0].any()
+
+
+def test_real_lungs_of_unequal_size() -> None:
+    """The right upper lobe of LIDC-IDRI-0314 is small."""
+    hu, mm = real_ct("train/LIDC-IDRI-0314.nii.gz")
+    right, left = (half.sum() * mm.prod() / 1e6 for half in np.array_split(lung_mask(hu, mm), 2, axis=2))
+    assert (right, left) == pytest.approx((0.93, 1.92), rel=0.05)
+
+
+def test_real_lung_cut_by_the_field_of_view() -> None:
+    """RIDER-0117's right lung ends at the edge, and is connected there with the air outside."""
+    hu, mm = real_ct("test/RIDER-0117.nii.gz")
+    mask = lung_mask(hu, mm)
+    right, left = (half.sum() * mm.prod() / 1e6 for half in np.array_split(mask, 2, axis=2))
+    assert (right, left) == pytest.approx((0.755, 1.222), rel=0.03)
+    assert mask[:, :, 0].any()
+    assert -900 < np.median(hu[mask]) < -750
+    outside = np.s_[:, 400:]  # table and air
+    assert not mask[outside].any()
 
 
 def test_real_head_has_no_lung() -> None:
