@@ -17,7 +17,7 @@ import torch
 
 import mpunet
 from mpunet.data.cache.cache import Cache, Preparation
-from mpunet.data.datamodule import WholeVolumes
+from mpunet.data.volumes import WholeVolumes
 from mpunet.data.layouts import find_cases
 from mpunet.memory import hold_memory
 from mpunet.slices.interpolate import interpolated

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from jsonargparse import ArgumentParser
 
-from mpunet.data.survey import block_means
+from mpunet.data.checks.survey import block_means
 from mpunet.geometry import grid_spacing
 from mpunet.io.scan_file import read_volume
 from mpunet.io.volume import Volume

@@ -3,163 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import lightning as L
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader
 
 from mpunet.data.augmentation import NO_AUGMENTATION, Augmentation
-from mpunet.data.cache.cache import Cache, CachedCase, Preparation
+from mpunet.data.cache import Cache, CachedCase, Preparation
 from mpunet.data.case import Case, Part
-from mpunet.data.layouts import find_cases
+from mpunet.data.crops import CropLoader, Crops, CropSampler
 from mpunet.data.lung_source import LungMasks
-from mpunet.data.pairs import check_alignment, split_cases
+from mpunet.data.pairs import check_alignment
+from mpunet.data.sources import CaseSources, Source, thin_spacings
 from mpunet.data.transforms import training_transforms
-from mpunet.geometry import grid_spacing, thin_depth
+from mpunet.data.volumes import VolumeCase, WholeVolumes
 from mpunet.io.rplhr import Intensity
-from mpunet.io.scan_file import read_info
 from mpunet.io.scans import PredictLoader, Scan, find_scans, share_out
 from mpunet.slices.in_plane import DEPTH_AXES
 from mpunet.slices.profile_range import ProfileRange
-from mpunet.slices.simulate import Profile, thicken
+from mpunet.slices.simulate import Profile
 
-__all__ = ["CropBatch", "CropLoader", "CropSampler", "Crops", "ThickThinDataModule", "VolumeCase", "WholeVolumes"]
-
-
-class CropBatch(TypedDict):
-    """A training batch: ``thick`` (B, 1, n, h, w) and ``thin`` (B, 1, N, h, w) in [0, 1], ``lung`` (B, 1, N, h, w) in {0, 1}."""
-
-    thick: Tensor
-    thin: Tensor
-    lung: Tensor
-
-
-class VolumeCase(TypedDict):
-    """A whole case: ``thick`` (D, H, W) and ``thin`` ((D - 1) * r + 1, H, W) in HU, ``lung`` on the thin grid.
-
-    ``name`` and ``index`` are the case's, ``spacing`` that of the thin grid (depth, height, width) in mm.
-    """
-
-    thick: Tensor
-    thin: Tensor
-    lung: Tensor
-    name: str
-    index: int
-    spacing: tuple[float, float, float]
-
-
-class Crops(Dataset[dict[str, Tensor]]):
-    """Random crops: item i is the same for the same seed, whichever worker or rank draws it.
-
-    Args:
-        cases: cached cases, each drawn equally often.
-        transforms: see :func:`mpunet.data.transforms.training_transforms`.
-        length: crops in one epoch.
-        turned: cases whose depth was in plane, see :mod:`mpunet.slices.in_plane`.
-        turned_rate: share of the crops that are drawn from them; all, where there are no other cases.
-    """
-
-    def __init__(
-        self,
-        cases: Sequence[CachedCase],
-        transforms: Any,
-        *,
-        length: int,
-        seed: int = 0,
-        turned: Sequence[CachedCase] = (),
-        turned_rate: float = 0.0,
-    ) -> None:
-        self.cases = cases
-        self.transforms = transforms
-        self.length = length
-        self.seed = seed
-        self.turned = turned
-        self.turned_rate = turned_rate
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, item: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng([self.seed, item])
-        cases = self.turned if self.turned and (not self.cases or rng.random() < self.turned_rate) else self.cases
-        case = cases[int(rng.integers(len(cases)))]
-        self.transforms.set_random_state(seed=int(rng.integers(2**32 - 1)))
-        data: dict[str, Any] = {"thin": case.thin, "lung": case.lung, "lung_box": case.lung_box}
-        if case.thick is not None:
-            data["thick"] = case.thick
-        out = self.transforms(data)
-        return {key: out[key] for key in ("thick", "thin", "lung")}
-
-
-class CropSampler(DistributedSampler[int]):
-    """Each rank's share of an epoch's items, numbered on from where the training stands: no epoch repeats another, and one that is
-    resumed half-way goes on with the crop that was next.
-
-    Args:
-        crops: the dataset.
-        trainer: tells how many batches were trained on so far; without one, epochs are counted by ``set_epoch``.
-        batch_size: crops in a batch, per rank.
-    """
-
-    def __init__(self, crops: Crops, trainer: L.Trainer | None, *, batch_size: int) -> None:
-        world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        super().__init__(crops, num_replicas=world, rank=rank, shuffle=False, drop_last=True)
-        self.trainer = trainer
-        self.batch_size = batch_size
-
-    def __iter__(self) -> Iterator[int]:
-        if self.trainer is None:
-            first = self.epoch * self.total_size
-        else:
-            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-            first = progress.processed * self.batch_size * self.num_replicas
-        return (first + i for i in super().__iter__())
-
-
-class CropLoader(DataLoader[dict[str, Tensor]]):
-    """A loader that Lightning knows to be resumable; there is no state to keep, as :class:`CropSampler` counts by the trainer's."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to do."""
-
-
-class WholeVolumes(Dataset[VolumeCase]):
-    """Whole cases, thick slices simulated where there are none."""
-
-    def __init__(
-        self, cases: Sequence[CachedCase], ratio: int, *, profile: Profile = "gaussian", fwhm: float | None = None
-    ) -> None:
-        self.cases = cases
-        self.ratio = ratio
-        self.profile: Profile = profile
-        self.fwhm = fwhm
-
-    def __len__(self) -> int:
-        return len(self.cases)
-
-    def __getitem__(self, index: int) -> VolumeCase:
-        case = self.cases[index]
-        thick: npt.NDArray[Any] = (
-            thicken(case.thin, self.ratio, profile=self.profile, fwhm=self.fwhm) if case.thick is None else case.thick
-        )
-        depth = thin_depth(len(thick), self.ratio)
-        return VolumeCase(
-            thick=torch.from_numpy(np.array(thick, np.float32)),
-            thin=torch.from_numpy(np.array(case.thin[:depth], np.float32)),
-            lung=torch.from_numpy(np.array(case.lung[:depth])),
-            name=case.name,
-            index=index,
-            spacing=(float(case.spacing[0]), float(case.spacing[1]), float(case.spacing[2])),
-        )
+__all__ = ["ThickThinDataModule"]
 
 
 class ThickThinDataModule(L.LightningDataModule):
@@ -205,10 +71,10 @@ class ThickThinDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        data_dir: dict[str, str] | str | None = None,
-        train_dir: dict[str, str] | str | None = None,
-        val_dir: dict[str, str] | str | None = None,
-        test_dir: dict[str, str] | str | None = None,
+        data_dir: Source | None = None,
+        train_dir: Source | None = None,
+        val_dir: Source | None = None,
+        test_dir: Source | None = None,
         predict_dir: str | None = None,
         *,
         n_thick: int | None = None,
@@ -238,16 +104,17 @@ class ThickThinDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if data_dir is not None and (train_dir or val_dir or test_dir):
-            raise ValueError("Give data_dir, which is split, or train_dir, val_dir and test_dir, not both.")
-        self.data_dir = data_dir
-        self.dirs: dict[Part, dict[str, str] | str | None] = {"train": train_dir, "val": val_dir, "test": test_dir}
+        self.sources = CaseSources(
+            data_dir,
+            {"train": train_dir, "val": val_dir, "test": test_dir},
+            split=split,
+            split_seed=split_seed,
+            patient_pattern=patient_pattern,
+            intensity=intensity,
+        )
         self.predict_dir = predict_dir
         self.n_thick = n_thick
         self.ratio = ratio
-        self.split = tuple(split)
-        self.split_seed = split_seed
-        self.patient_pattern = patient_pattern
         self.crop = tuple(crop)
         self.crops_per_epoch = crops_per_epoch
         self.batch_size = batch_size
@@ -274,7 +141,6 @@ class ThickThinDataModule(L.LightningDataModule):
         self.seed = seed
         self.cases: dict[str, list[CachedCase]] = {}
         self.turned: list[CachedCase] = []
-        self._found: dict[Part, list[Case]] = {}
         self.predict_scans: list[Scan] = []
 
     def prepare_data(self) -> None:
@@ -390,54 +256,27 @@ class ThickThinDataModule(L.LightningDataModule):
         return None if stage is None else str(stage.value)
 
     def _parts(self, stage: str | None = None) -> list[Part]:
-        """Which of train, val and test a stage needs (what the trainer is about to do, if not given) and has."""
-        stage = stage or self._stage() or "fit"
-        stages: dict[str, list[Part]] = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}
-        needed = stages[stage]
-        if self.data_dir is None:
-            if self.dirs[needed[0]] is None:
-                raise ValueError(f"Expected a folder for {stage}: give {needed[0]}_dir, or data_dir to have it split.")
-            return [name for name in needed if self.dirs[name] is not None]
-        has = [name for name in needed if self._find(name)]
-        if needed[0] not in has:
-            raise ValueError(
-                f"The split of {self.data_dir} leaves no case for {stage}: give {needed[0]} a fraction above 0 (now {self.split}), cases "
-                f"if it is the data's own split, or a folder of its own ({needed[0]}_dir) instead of data_dir."
-            )
-        return has
+        """Which of train, val and test a stage has; by default the stage that the trainer is about to run."""
+        return self.sources.parts(stage or self._stage() or "fit")
 
-    def _find(self, name: Part) -> list[Case]:
-        """A part's cases, listed once, as a large folder takes seconds on a network file system."""
-        if self.data_dir is not None:
-            if not self._found:
-                self._found.update(split_cases(self._list(self.data_dir), self.split, seed=self.split_seed))
-        elif name not in self._found and (source := self.dirs[name]) is not None:
-            self._found[name] = [case for case in self._list(source) if case.part in (None, name)]
-            if not self._found[name]:
-                raise ValueError(f"{source} has a split of its own, and no case in it for {name}: give another {name}_dir.")
-        return self._found.get(name, [])
-
-    def _list(self, source: dict[str, str] | str) -> list[Case]:
-        return find_cases(source, patient_pattern=self.patient_pattern, intensity=self.intensity)
-
-    def _wanted(self, name: Part) -> list[Case]:
-        """A part's cases, those for training without the ones that :attr:`max_thin_spacing` leaves out, as their headers tell."""
-        return self._by_spacing()[0] if name == "train" else self._find(name)
+    def _wanted(self, part: Part) -> list[Case]:
+        """A part's cases; those for training without the ones that :attr:`max_thin_spacing` leaves out."""
+        return self._by_spacing()[0] if part == "train" else self.sources.cases(part)
 
     def _by_spacing(self) -> tuple[list[Case], list[Case]]:
-        cases, limit = self._find("train"), self.max_thin_spacing
+        """The cases for training, and those that :attr:`max_thin_spacing` leaves out, by their headers."""
+        cases, limit = self.sources.cases("train"), self.max_thin_spacing
         if limit is None:
             return cases, []
-        infos = (read_info(case.thin, slice_axis=self.slice_axis) for case in cases)
-        spacings = [float(grid_spacing(info.slab_affine)[0]) for info in infos]
-        kept = [case for case, spacing in zip(cases, spacings, strict=True) if spacing <= limit]
+        spaced = list(zip(cases, thin_spacings(cases, slice_axis=self.slice_axis), strict=True))
+        kept = [case for case, spacing in spaced if spacing <= limit]
         if not kept and not self.in_plane_as_depth:
-            found = ", ".join(f"{case.name} {spacing:.2f} mm" for case, spacing in zip(cases, spacings, strict=True))
+            found = ", ".join(f"{case.name} {spacing:.2f} mm" for case, spacing in spaced)
             raise ValueError(
                 f"No training volume has slices at most {limit} mm apart (max_thin_spacing): {found}. "
                 "Raise it, or have them turned (in_plane_as_depth)."
             )
-        return kept, [case for case, spacing in zip(cases, spacings, strict=True) if spacing > limit]
+        return kept, [case for case, spacing in spaced if spacing > limit]
 
     def _cached(self, name: Part) -> list[CachedCase]:
         return self.cache.cases(self._wanted(name), self._preparation(), workers=self.num_workers)

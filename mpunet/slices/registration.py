@@ -70,7 +70,7 @@ def register(thick: Planes, thin: Planes, ratio: int, *, expected: float | None 
     neighbours.
 
     Args:
-        thick: (D, h, w) in HU, means of in-plane blocks for speed and against noise (:func:`mpunet.data.survey.block_means`).
+        thick: (D, h, w) in HU, means of in-plane blocks for speed and against noise (:func:`mpunet.data.checks.survey.block_means`).
         thin: (M, h, w) in HU, likewise.
         ratio: thick spacing / thin spacing.
         expected: where the headers put it; kept where the voxels do not clearly say otherwise, as of volumes that hardly change

@@ -10,7 +10,7 @@ import numpy as np
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
-from mpunet.data.datamodule import VolumeCase
+from mpunet.data.volumes import VolumeCase
 from mpunet.models import DepthInterpolation
 from mpunet.report.pictures import coronal, side_by_side
 

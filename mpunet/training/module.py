@@ -12,7 +12,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from mpunet.config import Configurable, from_config, to_config
-from mpunet.data.datamodule import CropBatch, VolumeCase
+from mpunet.data.crops import CropBatch
+from mpunet.data.volumes import VolumeCase
 from mpunet.inference.check import data_profile, gather
 from mpunet.inference.options import InferenceOptions, window_stride
 from mpunet.inference.reconstruct import Reconstructor, ThinSlices

@@ -105,7 +105,7 @@ class TestSteps:
 
 def test_the_genuine_pair_is_found_without_its_headers(shared_ct):
     """Thick slice k of the head stands on thin slice 5 k + 2."""
-    from mpunet.data.survey import survey
+    from mpunet.data.checks.survey import survey
     from mpunet.io.scan_file import read_volume
 
     thin, thick = (survey(read_volume(shared_ct / "pair" / f"head_{kind}.nii.gz")).planes for kind in ("thin", "thick"))

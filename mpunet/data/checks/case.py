@@ -12,15 +12,15 @@ import nibabel as nib
 import numpy as np
 
 from mpunet.data.case import Case
+from mpunet.data.checks.survey import Survey, survey
+from mpunet.data.checks.volume import Finding, Verdict, check_intensities, check_slices, check_spacing
 from mpunet.data.pairs import align_pair
-from mpunet.data.survey import Survey, survey
-from mpunet.data.volume_checks import Finding, Verdict, check_intensities, check_slices, check_spacing
 from mpunet.geometry import grid_spacing
 from mpunet.io.scan_file import read_volume
 from mpunet.io.volume import Volume, VolumeInfo
 from mpunet.slices.registration import AGREES, find_steps, register
 
-__all__ = ["Finding", "examine", "examine_volumes", "refuse", "verdict"]
+__all__ = ["examine", "examine_volumes", "refuse", "verdict"]
 
 SPLIT = 0.85  # least agreement of a pair in two parts, of which only one stands where the whole does
 MISPLACED = 0.5  # thin slices between what the affines say and what the voxels say

@@ -1,4 +1,4 @@
-"""What can be wrong with one volume, told from its header and its :class:`mpunet.data.survey.Survey`. All limits are our choice."""
+"""What can be wrong with one volume, told from its header and its :class:`mpunet.data.checks.survey.Survey`. All limits are our choice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mpunet.data.survey import Survey
+from mpunet.data.checks.survey import Survey
 from mpunet.geometry import grid_spacing
 from mpunet.io.volume import VolumeInfo
 
