@@ -17,9 +17,9 @@ import torch
 
 import mpunet
 from mpunet.data.cache.cache import Cache, Preparation
-from mpunet.data.volumes import WholeVolumes
 from mpunet.data.layouts import find_cases
-from mpunet.memory import hold_memory
+from mpunet.data.volumes import WholeVolumes
+from mpunet.memory import keep_freed_memory
 from mpunet.slices.interpolate import interpolated
 from mpunet.training.case_metrics import LUNG_METRICS, WHOLE_METRICS, CaseMetrics, hu_metrics
 from mpunet.weights import load_network
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
 
-    hold_memory()  # as the command line does
+    keep_freed_memory()  # as the command line does
     network = load_network(args.ckpt_path)
     methods = {
         name: lambda thick, kind=kind: np.concatenate(list(interpolated(thick, network.ratio, kind=kind)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from importlib import import_module
 from typing import Any
 
 from torch import nn
 from typing_extensions import Self
 
-__all__ = ["Configurable", "from_config", "to_config"]
+__all__ = ["Configurable", "from_config", "public_path", "to_config"]
 
 
 class Configurable:
@@ -35,7 +36,21 @@ def to_config(module: nn.Module) -> dict[str, Any]:
             f"{cls.__name__} does not remember its arguments, so a checkpoint could not rebuild it. "
             "Derive it from mpunet.config.Configurable beside torch.nn.Module."
         )
-    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": dict(module.init_args)}
+    return {"class_path": public_path(cls), "init_args": dict(module.init_args)}
+
+
+def public_path(cls: type) -> str:
+    """The shortest path that a class can be imported by: ``mpunet.MPUNet``, not the file that it is in today.
+
+    >>> public_path(nn.Conv3d)
+    'torch.nn.Conv3d'
+    """
+    parts = cls.__module__.split(".")
+    for end in range(1, len(parts)):
+        package = sys.modules.get(".".join(parts[:end]))
+        if getattr(package, cls.__qualname__, None) is cls:
+            return ".".join((*parts[:end], cls.__qualname__))
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def from_config(config: dict[str, Any]) -> nn.Module:

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-__all__ = ["hold_memory", "is_out_of_memory", "limit_memory"]
+__all__ = ["is_out_of_memory", "keep_freed_memory", "limit_memory"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8  # M_... of malloc.h
 _HEADROOM = 256 << 20  # bytes for threads and code that is made at run time, below which nothing can be computed
@@ -21,7 +21,7 @@ _CPU_MESSAGES = (
 )
 
 
-def hold_memory() -> bool:
+def keep_freed_memory() -> bool:
     """Keep the C library (glibc) from handing memory back to the system after every step; True if that was possible.
 
     A 3D network allocates and frees hundreds of megabytes in every step. By default each such buffer is mapped anew and its pages

@@ -44,7 +44,7 @@ def test_copies_keep_their_arguments(copied):
 def test_round_trip_gives_the_same_network():
     net = MPUNet(4, 3, widths=(2, 3, 4), norm="group", residual="linear", streams=("mask", "inner"))
     config = to_config(net)
-    assert config["class_path"] == "mpunet.models.mpunet.MPUNet"
+    assert config["class_path"] == "mpunet.MPUNet"
     assert config["init_args"]["widths"] == [2, 3, 4]
     assert config["init_args"]["layers"] == 2  # a default: it must survive if the default changes
     again = from_config(config)

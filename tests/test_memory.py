@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from mpunet.memory import hold_memory, is_out_of_memory, limit_memory
+from mpunet.memory import is_out_of_memory, keep_freed_memory, limit_memory
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc and RLIMIT_DATA are Linux's")
 
@@ -34,9 +34,9 @@ def test_is_out_of_memory(error, expected):
 def test_memory_is_held():
     code = """if True:
         import resource, sys, torch
-        from mpunet.memory import hold_memory
+        from mpunet.memory import keep_freed_memory
         if sys.argv[1:] == ["hold"]:
-            assert hold_memory()
+            assert keep_freed_memory()
         def faults():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             torch.ones(8 << 20)
@@ -80,6 +80,6 @@ def test_limit_is_positive():
 
 def test_hold_memory_elsewhere(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert hold_memory() is False
+    assert keep_freed_memory() is False
     with pytest.raises(ValueError, match="needs Linux or a CUDA device, got darwin; choose a tile size"):
         limit_memory(1)

@@ -20,7 +20,7 @@ from mpunet.config import from_config
 from mpunet.data.datamodule import ThickThinDataModule
 from mpunet.inference import Reconstructor
 from mpunet.inference.options import Stride
-from mpunet.memory import hold_memory
+from mpunet.memory import keep_freed_memory
 from mpunet.models.base import geometry_of
 from mpunet.report.pictures import coronal
 from mpunet.training.case_metrics import CaseMetrics, hu_metrics
@@ -124,7 +124,7 @@ def _peak(device: torch.device) -> float:
 
 
 if __name__ == "__main__":
-    hold_memory()
+    keep_freed_memory()
     given: Task = json.loads(Path(sys.argv[1]).read_text())
     found = measure(given)
     (Path(given["output"]) / "result.json").write_text(json.dumps(found, indent=2))

@@ -21,7 +21,7 @@ from mpunet.config import Configurable
 from mpunet.data.datamodule import ThickThinDataModule
 from mpunet.inference.options import InferenceOptions
 from mpunet.inference.writer import ThinVolumeWriter
-from mpunet.memory import hold_memory, limit_memory
+from mpunet.memory import keep_freed_memory, limit_memory
 from mpunet.training.callbacks import Checkpoints
 from mpunet.training.module import MPUNetModule
 from mpunet.weights import SUFFIX, Weights, read_weights
@@ -132,15 +132,15 @@ class MPUNetCLI(LightningCLI):
             # Other people's networks do not remember their arguments; the checkpoint needs them to rebuild them.
             self.model.save_hyperparameters({"net": self.config[str(self.subcommand)]["model.net"].as_dict()})
         if self._weights is not None and self.subcommand == "fit":
-            new = self.model.begin_with(self._weights)
+            new = self.model.initialize_from(self._weights)
             rank_zero_info(f"Begins with {self._weights.source}" + (f"; begins at random: {', '.join(new)}" if new else "."))
         elif self._weights is not None:
-            self.model.take(self._weights)
+            self.model.load_weights(self._weights)
         elif self.subcommand != "fit" and not self.config[str(self.subcommand)]["ckpt_path"]:
             self._refuse_untrained()
         self.model.inference = self._get(self.config_init, "inference")
         if self.model.inference.limit_memory is None:
-            hold_memory()
+            keep_freed_memory()
         else:
             limit_memory(self.model.inference.limit_memory, self.trainer.strategy.root_device)
 
@@ -160,9 +160,9 @@ class MPUNetCLI(LightningCLI):
         config = self.config[subcommand]
         path = config.get("ckpt_path")
         if subcommand == "fit":
-            self._begin(path, config["init_from"])
+            self._initialize_from(path, config["init_from"])
         elif path is None and not self._given_net:
-            self._use(read_weights())
+            self._set_network(read_weights())
         if path and path not in ("best", "last", "hpc", "registry"):
             self._check_geometry(path, inside=(weights := read_weights(path)).net)
             if weights.source.suffix == SUFFIX:
@@ -171,19 +171,19 @@ class MPUNetCLI(LightningCLI):
                         f"{path} has weights and no state of a training to go on with: begin with it by --init_from {path}."
                     )
                 config["ckpt_path"] = None
-                self._use(weights)
+                self._set_network(weights)
         super()._parse_ckpt_path()
 
-    def _begin(self, path: str | None, init_from: str | None) -> None:
+    def _initialize_from(self, path: str | None, init_from: str | None) -> None:
         if init_from is None:
             return
         if path is not None:
             raise ValueError("Give --ckpt_path to go on with a training or --init_from to begin one with weights, not both.")
         self._weights = read_weights(init_from)
         if not self._given_net:
-            self._use(self._weights)
+            self._set_network(self._weights)
 
-    def _use(self, weights: Weights) -> None:
+    def _set_network(self, weights: Weights) -> None:
         """The network that these weights are for."""
         self._weights = weights
         self.config = self.parser.parse_object({self.config["subcommand"]: {"model": {"net": weights.net}}}, self.config)

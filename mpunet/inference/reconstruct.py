@@ -21,7 +21,7 @@ from mpunet.inference.options import Precision, Stride, autocast_dtype, window_s
 from mpunet.inference.regrid import output_ratio, regridded
 from mpunet.inference.spacing import SliceSpacing
 from mpunet.intensity import from_hu, round_hu, to_hu
-from mpunet.io.read_ahead import ahead
+from mpunet.io.read_ahead import read_ahead
 from mpunet.io.scan_file import ScanFile, open_scan
 from mpunet.io.thin_file import Dtype, thin_image, write_slices
 from mpunet.io.volume import Volume, VolumeInfo, check_voxels, volume_from_image
@@ -246,7 +246,7 @@ class Reconstructor:
 
     def _stream(self, planes: Any, shape: tuple[int, ...], *, last_first: bool = False, ratio: float | None = None) -> ThinSlices:
         depth, height, width = shape
-        finished = map(to_hu, self.engine.stream(ahead(planes, 4), shape=(depth, height, width), last_first=last_first))
+        finished = map(to_hu, self.engine.stream(read_ahead(planes, 4), shape=(depth, height, width), last_first=last_first))
         return ThinSlices(finished, (depth, height, width), ratio or self.ratio, last_first=last_first, native=self.ratio)
 
     def _stream_regridded(self, volume: Volume | ScanFile, thin_spacing: float) -> ThinSlices:

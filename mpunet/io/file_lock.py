@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 fcntl: Any
 try:
     import fcntl
@@ -30,19 +32,27 @@ _OWN: set[Path] = set()
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Hold the lock of a file, which is made if need be; waits for whoever holds it. Gives False where the file system
-    has no locks, so that others may hold it too.
+    """Hold the lock of a file, which is created if missing; wait for whoever holds it.
+
+    Yields:
+        False where the file system has no locks, so that others may hold it too.
 
     >>> import tempfile
     >>> with locked(Path(tempfile.mkdtemp()) / "lock"):
     ...     pass
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    # No fallback: a lock that is only a file stays for ever when its process is killed.
+    lock = FileLock(path, mode=0o666, fallback_to_soft=False)
     try:
-        yield _try_lock(descriptor, wait=True)
+        lock.acquire()
+    except (NotImplementedError, OSError):
+        yield False
+        return
+    try:
+        yield True
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 class Lease:
@@ -58,7 +68,7 @@ class Lease:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / uuid.uuid4().hex
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        _try_lock(descriptor, wait=False)
+        _try_lock(descriptor)
         _OWN.add(self.path)
         weakref.finalize(self, _end, descriptor, self.path)
 
@@ -90,7 +100,7 @@ def leased(folder: Path) -> set[str]:
 def _is_held(path: Path) -> bool:
     descriptor = os.open(path, os.O_RDWR)
     try:
-        return not _try_lock(descriptor, wait=False)
+        return not _try_lock(descriptor)
     finally:
         os.close(descriptor)
 
@@ -100,12 +110,12 @@ def _end(descriptor: int, path: Path) -> None:
     os.close(descriptor)
 
 
-def _try_lock(descriptor: int, *, wait: bool) -> bool:
+def _try_lock(descriptor: int) -> bool:
     """Whether the lock was taken; False too where the file system has no locks."""
     if fcntl is None:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     return True

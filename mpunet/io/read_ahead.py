@@ -7,18 +7,18 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-__all__ = ["ahead"]
+__all__ = ["read_ahead"]
 
 Item = TypeVar("Item")
 
 
-def ahead(items: Iterable[Item], size: int) -> Iterator[Item]:
+def read_ahead(items: Iterable[Item], size: int) -> Iterator[Item]:
     """The same items in the same order, up to ``size`` of them made in a background thread before they are asked for.
 
     What the iterable raises is raised where its item would have come. The thread starts with the first item asked for and is gone
     when the last one came or the iterator is closed; closing waits for the item in the making.
 
-    >>> list(ahead(range(4), 2))
+    >>> list(read_ahead(range(4), 2))
     [0, 1, 2, 3]
     """
     if size < 1:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import nibabel as nib
 
-from mpunet.io.read_ahead import ahead
+from mpunet.io.read_ahead import read_ahead
 from mpunet.io.rplhr import Intensity
 from mpunet.io.scan_file import ScanFile, open_scan
 from mpunet.io.volume import nifti_suffix
@@ -94,7 +94,7 @@ class PredictLoader:
         return len(self.scans)
 
     def __iter__(self) -> Iterator[PredictCase]:
-        return ahead(map(self._open, self.scans), 1)
+        return read_ahead(map(self._open, self.scans), 1)
 
     def _open(self, scan: Scan) -> PredictCase:
         try:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mpunet.phantom.canvas import Grid
+from mpunet.phantom.voxelizer import Grid
 
 __all__ = ["SIDES", "Anatomy", "Points", "Segment", "bronchi", "clearance", "orthonormal", "targets", "vessels"]
 

@@ -60,7 +60,7 @@ class MPUNetModule(L.LightningModule):
             the checkpoint for ``predict --check``. None before.
         training_record: what the network was trained on, from the checkpoint, see
             :meth:`mpunet.ThickThinDataModule.training_record`; None where it is not known.
-        weights_file: the file that :meth:`take` had the network from.
+        weights_file: the file that :meth:`load_weights` had the network from.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class MPUNetModule(L.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._lr_factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def take(self, weights: Weights) -> None:
+    def load_weights(self, weights: Weights) -> None:
         """Take a network's weights and what is known of them, to predict with.
 
         Raises:
@@ -212,7 +212,7 @@ class MPUNetModule(L.LightningModule):
         self.consistency_range = None if known is None else ConsistencyRange(**known)
         self.weights_file = weights.source
 
-    def begin_with(self, weights: Weights) -> list[str]:
+    def initialize_from(self, weights: Weights) -> list[str]:
         """Take what fits, by name and shape, to train on from; the names of the tensors that begin at random.
 
         A network for another ratio can begin with all but a few. The checkpoint's record tells what it began with.

@@ -25,7 +25,7 @@ import mpunet
 from mpunet.geometry import thin_depth
 from mpunet.inference import StreamingEngine
 from mpunet.inference.options import autocast_dtype
-from mpunet.memory import hold_memory
+from mpunet.memory import keep_freed_memory
 
 N_THICK, RATIO = 8, 5
 CPU = torch.device("cpu")
@@ -71,7 +71,7 @@ def positions(depth: int) -> None:
 
 def child(which: str, depth: int, size: int, batch_size: int) -> None:
     """What a measured process does: prints the seconds of the inference."""
-    hold_memory()
+    keep_freed_memory()
     torch.manual_seed(0)
     network = mpunet.MPUNet(widths=SMALL).eval().to(memory_format=torch.channels_last_3d)
     volume = torch.rand(depth, size, size)

@@ -40,7 +40,7 @@ from mpunet.data.datamodule import Crops, ThickThinDataModule
 from mpunet.data.transforms import ScaleHUd, SimulateThickd, training_transforms
 from mpunet.geometry import thin_depth
 from mpunet.intensity import HU_MAX, HU_MIN
-from mpunet.memory import hold_memory
+from mpunet.memory import keep_freed_memory
 from mpunet.phantom.chest import phantom_image
 from mpunet.slices.simulate import thicken
 
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="folder for the volumes, kept; a temporary one by default")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    hold_memory()  # as the command line does
+    keep_freed_memory()  # as the command line does
     if args.memory:
         return memory(args.root, args.memory)
 

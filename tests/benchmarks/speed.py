@@ -22,7 +22,7 @@ from mpunet.geometry import window_starts
 from mpunet.inference.options import autocast_dtype
 from mpunet.intensity import from_hu
 from mpunet.io.scan_file import read_volume
-from mpunet.memory import hold_memory
+from mpunet.memory import keep_freed_memory
 from mpunet.weights import load_network
 
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    hold_memory()
+    keep_freed_memory()
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -4,14 +4,14 @@ import threading
 
 import pytest
 
-from mpunet.io.read_ahead import ahead
+from mpunet.io.read_ahead import read_ahead
 
 
 def test_same_items_in_order():
     for size in (1, 3, 200):
-        assert list(ahead((i * i for i in range(50)), size)) == [i * i for i in range(50)]
-    assert list(ahead([None, 0, False, []], 2)) == [None, 0, False, []]  # nothing that could be taken for the end
-    assert list(ahead([], 2)) == []
+        assert list(read_ahead((i * i for i in range(50)), size)) == [i * i for i in range(50)]
+    assert list(read_ahead([None, 0, False, []], 2)) == [None, 0, False, []]  # nothing that could be taken for the end
+    assert list(read_ahead([], 2)) == []
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
@@ -26,7 +26,7 @@ def test_made_before_they_are_asked_for_but_not_more(size):
                 enough.set()
             yield i
 
-    iterator = ahead(items(), size)
+    iterator = read_ahead(items(), size)
     assert made == []
     assert next(iterator) == 0
     assert enough.wait(5)
@@ -40,7 +40,7 @@ def test_errors_come_in_their_turn():
         yield 2
         raise KeyError("third")
 
-    iterator = ahead(items(), 3)
+    iterator = read_ahead(items(), 3)
     assert [next(iterator), next(iterator)] == [1, 2]
     with pytest.raises(KeyError, match="third"):
         next(iterator)
@@ -59,7 +59,7 @@ def test_thread_and_source_are_gone_when_the_consumer_stops(taken):
         finally:
             closed.set()
 
-    iterator = ahead(items(), 2)
+    iterator = read_ahead(items(), 2)
     for _ in range(taken):
         next(iterator)
     assert threads[0] is not threading.current_thread()
@@ -72,4 +72,4 @@ def test_thread_and_source_are_gone_when_the_consumer_stops(taken):
 
 def test_refused():
     with pytest.raises(ValueError, match="at least 1 item ahead, got 0"):
-        ahead([1], 0)
+        read_ahead([1], 0)

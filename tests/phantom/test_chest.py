@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from mpunet.geometry import SlabFrame, grid_spacing
-from mpunet.phantom.canvas import Canvas
 from mpunet.phantom.chest import ChestPhantom, chest_phantom, phantom_image
+from mpunet.phantom.voxelizer import Voxelizer
 
 COARSE: dict[str, Any] = {"shape": (88, 80, 104), "spacing": (2.0, 3.2, 3.2)}
 
@@ -136,10 +136,10 @@ def test_image_is_stored_as_dicom_conversions_are() -> None:
 @pytest.mark.parametrize(("radius", "rel"), [(0.4, 0.03), (1.0, 0.03), (3.0, 0.02)])
 def test_tube_fills_its_volume(radius: float, rel: float) -> None:
     """pi r^2 l in the middle of an oblique tube, thinner and wider than a voxel."""
-    canvas = Canvas((60, 60, 60), (1.0, 1.3, 1.6))
+    voxels = Voxelizer((60, 60, 60), (1.0, 1.3, 1.6))
     start, end = np.array([-100.0, -55.0, -40.0]), np.array([100.0, 55.0, 40.0])
-    canvas.tube(start, end, radius, 0)
-    per_slice = (canvas.hu[20:40] + 1000).sum() / 1000 * 1.3 * 1.6 / 20
+    voxels.tube(start, end, radius, 0)
+    per_slice = (voxels.hu[20:40] + 1000).sum() / 1000 * 1.3 * 1.6 / 20
     assert per_slice == pytest.approx(np.pi * radius**2 * np.linalg.norm(end - start) / 200, rel=rel)
 
 

@@ -1,5 +1,6 @@
 """The cache under several real processes: at once, killed half-way, and one deleting while another reads."""
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -85,8 +86,13 @@ def test_killed_half_way(tmp_path, cases, start):
     np.testing.assert_array_equal(Cache(folder).cases(cases[:1], R3)[0].thin, SLAB)
 
 
-def test_where_there_are_no_locks_both_build_the_same(tmp_path, cases, start, monkeypatch):
+@pytest.mark.parametrize("error", [NotImplementedError("no flock"), OSError(errno.ENOLCK, "No locks available")])
+def test_where_there_are_no_locks_both_build_the_same(tmp_path, cases, start, monkeypatch, error):
+    def acquire(lock):
+        raise error
+
     monkeypatch.setattr("mpunet.io.file_lock.fcntl", None)
+    monkeypatch.setattr("mpunet.io.file_lock.FileLock.acquire", acquire)
     folder = tmp_path / "cache"
     both = [start(build, folder, cases) for _ in range(3)]
     for process in both:

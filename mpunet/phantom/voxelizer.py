@@ -10,14 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Canvas", "Field", "Grid", "coverage"]
+__all__ = ["Field", "Grid", "Voxelizer", "coverage"]
 
 Field = npt.NDArray[np.float32]
 Grid = tuple[npt.NDArray[np.floating], npt.NDArray[np.floating], npt.NDArray[np.floating]]
 Box = tuple[slice, slice, slice]
 
 
-class Canvas:
+class Voxelizer:
     """HU and lung fraction of each voxel, both (depth, height, width); it starts as air.
 
     What is painted covers what was there by the fraction of the voxel that it fills. Paint on the lung takes the voxel from it;
