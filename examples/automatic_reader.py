@@ -32,13 +32,19 @@ SHAPE = (176, 256, 334)  # of 1 mm voxels: the whole chest
 
 def main() -> int:
     """Write findings.csv and standard.csv, and run the study on them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--phantoms", type=int, default=20)
     parser.add_argument("--first_seed", type=int, default=201)
     parser.add_argument(
-        "--ckpt_path", type=Path, help="network for the condition 'reconstructed', of ratio 5; left out by default"
+        "--ckpt_path",
+        type=Path,
+        help="network for the condition 'reconstructed', of ratio 5; left out by default",
     )
-    parser.add_argument("--stride", default="fast", help="thick slices between windows: best, fast, or a number")
+    parser.add_argument(
+        "--stride", default="fast", help="thick slices between windows: best, fast, or a number"
+    )
     parser.add_argument("--output", type=Path, default=Path("build/automatic_reader"))
     args = parser.parse_args()
     reconstruct = None
@@ -60,7 +66,10 @@ def main() -> int:
         thick = np.rint(thicken(chest.thin, RATIO)).astype(np.int16)
         volumes = {
             "thick": (thick, thick_affine(chest.affine, 0, RATIO)),
-            "cubic": (np.rint(np.concatenate(list(interpolated(thick, RATIO)))).astype(np.int16), chest.affine),
+            "cubic": (
+                np.rint(np.concatenate(list(interpolated(thick, RATIO)))).astype(np.int16),
+                chest.affine,
+            ),
         }
         if reconstruct:
             volumes["reconstructed"] = (np.rint(reconstruct(thick)).astype(np.int16), chest.affine)
@@ -69,8 +78,12 @@ def main() -> int:
             lung = lung_mask(slab, grid_spacing(affine))
             readings[Reading(AUTOMATIC, condition, case)] = blob_findings(slab, affine, lung)
         for file, text in zip(files, (findings_csv(readings), standard_csv(standard)), strict=True):
-            write_whole(file, text)  # after each, so that an interrupted run can be judged by `mpunet reader-study` too
-        print(f"{case}: {len(standard[case])} nodules, {time.monotonic() - start:.0f} s", flush=True)
+            write_whole(
+                file, text
+            )  # after each, so that an interrupted run can be judged by `mpunet reader-study` too
+        print(
+            f"{case}: {len(standard[case])} nodules, {time.monotonic() - start:.0f} s", flush=True
+        )
     print()
     return run([*map(str, files), "--output", str(args.output), "--reference", "thick"])
 

@@ -27,11 +27,17 @@ from mpunet.weights import load_network
 
 def main() -> None:
     """Print the table, and write it as JSON if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ckpt_path", type=Path, required=True)
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument(
-        "--stride", type=int, nargs="+", default=[1], help="thick slices between windows; several give several rows"
+        "--stride",
+        type=int,
+        nargs="+",
+        default=[1],
+        help="thick slices between windows; several give several rows",
     )
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
@@ -39,7 +45,9 @@ def main() -> None:
     keep_freed_memory()  # as the command line does
     network = load_network(args.ckpt_path)
     methods = {
-        name: lambda thick, kind=kind: np.concatenate(list(interpolated(thick, network.ratio, kind=kind)))
+        name: lambda thick, kind=kind: np.concatenate(
+            list(interpolated(thick, network.ratio, kind=kind))
+        )
         for name, kind in (("linear", "linear"), ("cubic spline", "cubic"))
     }
     for stride in args.stride:
@@ -55,19 +63,33 @@ def main() -> None:
             start = time.perf_counter()
             image = method(case["thick"].numpy())
             seconds[name] += time.perf_counter() - start
-            means[name].update(index, hu_metrics(torch.as_tensor(image), case["thin"], case["lung"]))
-    table = {name: {key: float(value) for key, value in means[name].compute().items()} for name in methods}
+            means[name].update(
+                index, hu_metrics(torch.as_tensor(image), case["thin"], case["lung"])
+            )
+    table = {
+        name: {key: float(value) for key, value in means[name].compute().items()}
+        for name in methods
+    }
     for name, row in table.items():
         row["seconds_per_volume"] = seconds[name] / len(volumes)
 
-    print(f"{len(volumes)} volumes, ratio {network.ratio}; MAE and RMSE in HU, PSNR in dB (range 4095 HU)")
+    print(
+        f"{len(volumes)} volumes, ratio {network.ratio}; MAE and RMSE in HU, PSNR in dB (range 4095 HU)"
+    )
     for region, keys in (("whole volume", WHOLE_METRICS), ("lungs", LUNG_METRICS)):
-        print(f"\n| {region} | MAE | RMSE | PSNR | SSIM | MAE / cubic | RMSE / cubic |\n|---|---|---|---|---|---|---|")
+        print(
+            f"\n| {region} | MAE | RMSE | PSNR | SSIM | MAE / cubic | RMSE / cubic |\n|---|---|---|---|---|---|---|"
+        )
         for name, row in table.items():
             mae, rmse, psnr, ssim = (row[key] for key in keys)
             relative = [row[key] / table["cubic spline"][key] for key in keys[:2]]
-            print(f"| {name} | {mae:.2f} | {rmse:.2f} | {psnr:.2f} | {ssim:.4f} | {relative[0]:.3f} | {relative[1]:.3f} |")
-    print("\nseconds per volume: " + ", ".join(f"{name} {row['seconds_per_volume']:.1f}" for name, row in table.items()))
+            print(
+                f"| {name} | {mae:.2f} | {rmse:.2f} | {psnr:.2f} | {ssim:.4f} | {relative[0]:.3f} | {relative[1]:.3f} |"
+            )
+    print(
+        "\nseconds per volume: "
+        + ", ".join(f"{name} {row['seconds_per_volume']:.1f}" for name, row in table.items())
+    )
     if args.json:
         args.json.write_text(json.dumps(table, indent=2))
 

@@ -25,16 +25,38 @@ RATIO = 5
 
 def main() -> int:
     """Run the demo."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("build/demo"))
     folder: Path = parser.parse_args().output
-    truth, scans, thin, report = (folder / name for name in ("truth", "scans", "thin", "evaluation"))
+    truth, scans, thin, report = (
+        folder / name for name in ("truth", "scans", "thin", "evaluation")
+    )
     truth.mkdir(parents=True, exist_ok=True)
     nib.save(phantom_image(3), truth / "phantom.nii.gz")
     for words in (
         ["simulate", str(truth), str(scans), "--ratio", str(RATIO), "--existing", "overwrite"],
-        ["predict", "--data.predict_dir", str(scans), "--writer.output_dir", str(thin), "--writer.existing", "overwrite"],
-        ["evaluate", str(thin), str(truth), "--inputs", str(scans), "--baselines", "cubic", "--output", str(report)],
+        [
+            "predict",
+            "--data.predict_dir",
+            str(scans),
+            "--writer.output_dir",
+            str(thin),
+            "--writer.existing",
+            "overwrite",
+        ],
+        [
+            "evaluate",
+            str(thin),
+            str(truth),
+            "--inputs",
+            str(scans),
+            "--baselines",
+            "cubic",
+            "--output",
+            str(report),
+        ],
     ):
         print(f"\n$ mpunet {' '.join(words)}", flush=True)
         if status := mpunet(words):
@@ -42,8 +64,15 @@ def main() -> int:
 
     files = [directory / "phantom.nii.gz" for directory in (scans, thin, truth)]
     thick, ours, true = (read_volume(file) for file in files)
-    cubic = np.einsum("Nn,nhw->Nhw", interpolation_matrix(len(thick.slab), RATIO, "cubic"), thick.slab)
-    volumes = {"thick, 5 mm": thick.slab, "cubic interpolation": cubic, "mpunet, 1 mm": ours.slab, "truth, 1 mm": true.slab}
+    cubic = np.einsum(
+        "Nn,nhw->Nhw", interpolation_matrix(len(thick.slab), RATIO, "cubic"), thick.slab
+    )
+    volumes = {
+        "thick, 5 mm": thick.slab,
+        "cubic interpolation": cubic,
+        "mpunet, 1 mm": ours.slab,
+        "truth, 1 mm": true.slab,
+    }
     spacing = grid_spacing(true.slab_affine)
     picture = folder / "coronal.png"
     pictures = {

@@ -24,7 +24,9 @@ class Configurable:
         bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
         bound.apply_defaults()
         values = list(bound.arguments.items())[1:]
-        object.__setattr__(self, "init_args", {k: list(v) if isinstance(v, tuple) else v for k, v in values})
+        object.__setattr__(
+            self, "init_args", {k: list(v) if isinstance(v, tuple) else v for k, v in values}
+        )
         return self
 
 
@@ -59,8 +61,12 @@ def from_config(config: dict[str, Any]) -> nn.Module:
     try:
         cls = getattr(import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"Cannot import the class {config.get('class_path')!r}: {error}") from error
+        raise ValueError(
+            f"Cannot import the class {config.get('class_path')!r}: {error}"
+        ) from error
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise ValueError(f"Expected the class path of a torch.nn.Module, got {config['class_path']!r}.")
+        raise ValueError(
+            f"Expected the class path of a torch.nn.Module, got {config['class_path']!r}."
+        )
     module: nn.Module = cls(**(config.get("init_args") or {}))
     return module

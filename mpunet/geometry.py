@@ -43,10 +43,16 @@ def thin_depth(thick_depth: int, ratio: float) -> int:
     (36, 17)
     """
     if thick_depth < 2:
-        raise ValueError(f"Expected at least 2 slices along depth, got {thick_depth}; a single slice cannot be interpolated.")
+        raise ValueError(
+            f"Expected at least 2 slices along depth, got {thick_depth}; a single slice cannot be interpolated."
+        )
     if ratio < 1:
-        raise ValueError(f"Expected a ratio of at least 1 (thick spacing / thin spacing), got {ratio}.")
-    return math.floor((thick_depth - 1) * ratio + 1e-3) + 1  # a thousandth of a slice is rounding of spacings
+        raise ValueError(
+            f"Expected a ratio of at least 1 (thick spacing / thin spacing), got {ratio}."
+        )
+    return (
+        math.floor((thick_depth - 1) * ratio + 1e-3) + 1
+    )  # a thousandth of a slice is rounding of spacings
 
 
 def window_starts(depth: int, n_thick: int, stride: int = 1) -> list[int]:
@@ -68,7 +74,9 @@ def window_starts(depth: int, n_thick: int, stride: int = 1) -> list[int]:
             "a larger stride leaves thin slices between windows that no window reconstructs."
         )
     if depth < n_thick:
-        raise ValueError(f"Expected a depth of at least n_thick = {n_thick}, got {depth}; pad the volume first.")
+        raise ValueError(
+            f"Expected a depth of at least n_thick = {n_thick}, got {depth}; pad the volume first."
+        )
     last = depth - n_thick
     starts = list(range(0, last + 1, stride))
     return starts if starts[-1] == last else [*starts, last]
@@ -92,7 +100,9 @@ def reflect_indices(depth: int, length: int) -> npt.NDArray[np.intp]:
     [0, 1, 2, 1, 0, 1, 2, 1]
     """
     if depth < 2:
-        raise ValueError(f"Expected at least 2 slices along depth, got {depth}; a single slice cannot be interpolated.")
+        raise ValueError(
+            f"Expected at least 2 slices along depth, got {depth}; a single slice cannot be interpolated."
+        )
     return np.pad(np.arange(depth), (0, max(0, length - depth)), mode="reflect")
 
 
@@ -201,13 +211,17 @@ class SlabFrame:
 def _nearest_world_axes(matrix: Affine) -> list[int]:
     """For each voxel axis its own nearest world axis (0 = x, 1 = y, 2 = z): the assignment with the largest sum of cosines."""
     cosines = np.abs(matrix[:3, :3]) / grid_spacing(matrix)
-    return list(max(permutations(range(3)), key=lambda world: float(cosines[list(world), range(3)].sum())))
+    return list(
+        max(permutations(range(3)), key=lambda world: float(cosines[list(world), range(3)].sum()))
+    )
 
 
 def _checked_affine(affine: Any) -> Affine:
     matrix = np.asarray(affine, dtype=np.float64)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
-        raise ValueError(f"Expected a finite 4 x 4 affine in mm, got shape {matrix.shape}: {matrix.tolist()}")
+        raise ValueError(
+            f"Expected a finite 4 x 4 affine in mm, got shape {matrix.shape}: {matrix.tolist()}"
+        )
     if abs(np.linalg.det(matrix[:3, :3])) < 1e-9:
         raise ValueError(f"The affine is singular, so voxels have no volume: {matrix.tolist()}")
     return matrix

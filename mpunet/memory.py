@@ -10,7 +10,9 @@ import torch
 __all__ = ["is_out_of_memory", "keep_freed_memory", "limit_memory"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8  # M_... of malloc.h
-_HEADROOM = 256 << 20  # bytes for threads and code that is made at run time, below which nothing can be computed
+_HEADROOM = (
+    256 << 20
+)  # bytes for threads and code that is made at run time, below which nothing can be computed
 # What PyTorch, oneDNN and the C++ library say on a CPU. On other devices it is a torch.OutOfMemoryError.
 _CPU_MESSAGES = (
     "can't allocate memory",
@@ -44,7 +46,9 @@ def limit_memory(gib: float, device: torch.device | str = "cpu") -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), device)
         return
     if not sys.platform.startswith("linux"):
-        raise ValueError(f"A memory limit needs Linux or a CUDA device, got {sys.platform}; choose a tile size instead.")
+        raise ValueError(
+            f"A memory limit needs Linux or a CUDA device, got {sys.platform}; choose a tile size instead."
+        )
     import resource
 
     # What is freed must go back, or it counts against the limit in pieces too small for what comes.
@@ -57,7 +61,10 @@ def limit_memory(gib: float, device: torch.device | str = "cpu") -> None:
             f"Expected a memory limit of at least {(taken + _HEADROOM) / 2**30:.2f} GiB, got {gib}: Python and its libraries alone take "
             f"{taken / 2**30:.2f} GiB of data."
         )
-    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    resource.setrlimit(
+        resource.RLIMIT_DATA,
+        (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard),
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -68,7 +75,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(message in str(error) for message in _CPU_MESSAGES)
+    return isinstance(error, RuntimeError) and any(
+        message in str(error) for message in _CPU_MESSAGES
+    )
 
 
 def _data_size() -> int:
@@ -78,5 +87,7 @@ def _data_size() -> int:
 
 
 def _mallopt(*options: tuple[int, int]) -> bool:
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    mallopt = (
+        getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    )
     return mallopt is not None and all(mallopt(*option) for option in options)

@@ -90,7 +90,9 @@ class Weights:
         try:
             network.load_state_dict(self.tensors)
         except RuntimeError as error:
-            raise ValueError(f"The weights in {self.source} do not fit the network that it describes: {error}") from error
+            raise ValueError(
+                f"The weights in {self.source} do not fit the network that it describes: {error}"
+            ) from error
         return network.eval().to(memory_format=torch.channels_last_3d)
 
     @property
@@ -104,7 +106,9 @@ class Weights:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.tensors.items()):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(
+                tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
         return digest.hexdigest()
 
 
@@ -120,7 +124,9 @@ def read_weights(path: str | Path | None = None) -> Weights:
     name = "packaged" if path is None else str(path)
     path = packaged().get(name, Path(name))
     if name.startswith("packaged") and not path.exists():
-        raise ValueError(f"Expected a file or the name of weights that come with mpunet ({', '.join(packaged())}), got {name}.")
+        raise ValueError(
+            f"Expected a file or the name of weights that come with mpunet ({', '.join(packaged())}), got {name}."
+        )
     if path.suffix == SUFFIX:
         return _read_safetensors(path)
     checkpoint = read_checkpoint(path)
@@ -133,17 +139,26 @@ def read_weights(path: str | Path | None = None) -> Weights:
         record["training"] = training
     if isinstance(objective := hparams.get("objective"), dict):
         record["objective"] = objective
-    tensors = {key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
+    tensors = {
+        key[len(prefix) :]: value
+        for key, value in checkpoint["state_dict"].items()
+        if key.startswith(prefix)
+    }
     return Weights(path, hparams["net"], tensors, record)
 
 
 def packaged() -> dict[str, Path]:
     """Names and files of the weights that come with mpunet: "packaged", and by ratio "packaged_r3", "packaged_r5"."""
     files = sorted(PACKAGED.parent.glob(f"mpunet_r*{SUFFIX}"))
-    return {"packaged": PACKAGED, **{file.stem.replace("mpunet", "packaged"): file for file in files}}
+    return {
+        "packaged": PACKAGED,
+        **{file.stem.replace("mpunet", "packaged"): file for file in files},
+    }
 
 
-def write_weights(path: str | Path, weights: Weights, *, dtype: torch.dtype = torch.float16) -> None:
+def write_weights(
+    path: str | Path, weights: Weights, *, dtype: torch.dtype = torch.float16
+) -> None:
     """Write a weights file; its floating-point tensors as ``dtype``. The file is at any time absent, as before, or whole.
 
     Raises:
@@ -169,7 +184,9 @@ def write_weights(path: str | Path, weights: Weights, *, dtype: torch.dtype = to
         "record": json.dumps({**weights.record, "version": __version__}),
     }
     with whole_file(path) as unfinished:
-        unfinished.write_bytes(save(tensors, metadata=table))  # safetensors' own would make a file for the owner alone
+        unfinished.write_bytes(
+            save(tensors, metadata=table)
+        )  # safetensors' own would make a file for the owner alone
 
 
 def load_network(path: str | Path | None = None) -> nn.Module:
@@ -200,7 +217,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     hparams = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     if not isinstance(hparams, dict) or "net" not in hparams or "state_dict" not in checkpoint:
-        found = sorted(map(str, checkpoint))[:6] if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        found = (
+            sorted(map(str, checkpoint))[:6]
+            if isinstance(checkpoint, dict)
+            else type(checkpoint).__name__
+        )
         raise ValueError(
             f"{path} is no checkpoint of mpunet: expected hyper_parameters with 'net' and a state_dict, got {found}."
         )
@@ -224,7 +245,9 @@ def _read_safetensors(path: Path) -> Weights:
             table: Mapping[str, str] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors ({error}): it is damaged or another kind of file.") from error
+        raise ValueError(
+            f"{path} cannot be read as safetensors ({error}): it is damaged or another kind of file."
+        ) from error
     if table.get("format") != FORMAT:
         raise ValueError(
             f"{path} is no weights file of mpunet: expected the format {FORMAT!r}, got {table.get('format')!r}. "

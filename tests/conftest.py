@@ -29,7 +29,9 @@ def untrained(tmp_path_factory):
     import mpunet
 
     path = tmp_path_factory.mktemp("net") / "untrained.ckpt"
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False
+    )
     trainer.strategy.connect(mpunet.MPUNetModule(mpunet.MPUNet(widths=(2, 2, 2, 2, 2, 2))))
     trainer.save_checkpoint(path, weights_only=True)
     return path

@@ -19,11 +19,15 @@ class OthersNetwork(torch.nn.Module):
     def __init__(self, channels: int = 4):
         super().__init__()
         self.layers = torch.nn.Sequential(
-            torch.nn.Conv3d(1, channels, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv3d(channels, 1, 3, padding=1)
+            torch.nn.Conv3d(1, channels, 3, padding=1),
+            torch.nn.ReLU(),
+            torch.nn.Conv3d(channels, 1, 3, padding=1),
         )
 
     def forward(self, thick):
-        thin = torch.nn.functional.interpolate(thick, size=(36, *thick.shape[3:]), mode="trilinear", align_corners=True)
+        thin = torch.nn.functional.interpolate(
+            thick, size=(36, *thick.shape[3:]), mode="trilinear", align_corners=True
+        )
         return thin + self.layers(thin)
 
 
@@ -39,7 +43,9 @@ def position_slab(shape):
 def positions(slab_hu, shape):
     """(..., 3): the z, y and x that :func:`position_slab` of this shape wrote into voxels."""
     code = np.rint(np.asarray(slab_hu, dtype=np.float64)).astype(int) + 1000
-    return np.stack([code % shape[0], code // shape[0] % shape[1], code // (shape[0] * shape[1])], axis=-1)
+    return np.stack(
+        [code % shape[0], code // shape[0] % shape[1], code // (shape[0] * shape[1])], axis=-1
+    )
 
 
 def nifti(slab, *, spacing=(1.0, 0.7, 0.7), start=0.0, codes="LPS"):

@@ -29,12 +29,20 @@ class Doubled(Scale):
 
 def test_literal():
     path = f"{__name__}.Scale"
-    assert to_config(Scale()) == {"class_path": path, "init_args": {"factor": 2.0, "sizes": [1, 2], "name": "a"}}
+    assert to_config(Scale()) == {
+        "class_path": path,
+        "init_args": {"factor": 2.0, "sizes": [1, 2], "name": "a"},
+    }
     assert to_config(Scale(5, name="b"))["init_args"] == {"factor": 5, "sizes": [1, 2], "name": "b"}
-    assert to_config(Doubled(4.0)) == {"class_path": f"{__name__}.Doubled", "init_args": {"half": 4.0}}
+    assert to_config(Doubled(4.0)) == {
+        "class_path": f"{__name__}.Doubled",
+        "init_args": {"half": 4.0},
+    }
 
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
 def test_copies_keep_their_arguments(copied):
     out = copied(Scale(5.0, (7,), name="b"))
     assert to_config(out)["init_args"] == {"factor": 5.0, "sizes": [7], "name": "b"}
@@ -64,7 +72,9 @@ def test_configs_survive_safe_loading():
 
 def test_a_config_without_arguments_means_the_defaults():
     assert from_config({"class_path": f"{__name__}.Scale"}).sizes == (1, 2)
-    assert isinstance(from_config({"class_path": "torch.nn.Identity", "init_args": None}), nn.Identity)
+    assert isinstance(
+        from_config({"class_path": "torch.nn.Identity", "init_args": None}), nn.Identity
+    )
 
 
 def test_wrong_arguments_are_python_errors():
@@ -73,10 +83,14 @@ def test_wrong_arguments_are_python_errors():
 
 
 def test_refused():
-    with pytest.raises(ValueError, match=r"Linear does not remember its arguments.*mpunet.config.Configurable"):
+    with pytest.raises(
+        ValueError, match=r"Linear does not remember its arguments.*mpunet.config.Configurable"
+    ):
         to_config(nn.Linear(1, 1))
     for path in ("mpunet.models.Missing", "no.such.module.Net", "Net", "", None):
         with pytest.raises(ValueError, match="Cannot import the class"):
             from_config({"class_path": path})
-    with pytest.raises(ValueError, match=r"Expected the class path of a torch.nn.Module, got 'os.getcwd'"):
+    with pytest.raises(
+        ValueError, match=r"Expected the class path of a torch.nn.Module, got 'os.getcwd'"
+    ):
         from_config({"class_path": "os.getcwd"})

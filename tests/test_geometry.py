@@ -20,13 +20,24 @@ from mpunet.geometry import (
 )
 
 # All ways to store an axial scan of 0.7 x 0.8 mm pixels and 5 mm slices: 6 orders of the axes times 8 flips.
-ORIENTATIONS = ["".join(codes) for order in itertools.permutations(("LR", "PA", "IS")) for codes in itertools.product(*order)]
+ORIENTATIONS = [
+    "".join(codes)
+    for order in itertools.permutations(("LR", "PA", "IS"))
+    for codes in itertools.product(*order)
+]
 SPACING = {"L": 0.7, "R": 0.7, "P": 0.8, "A": 0.8, "I": 5.0, "S": 5.0}
 
 
 def affine_of(codes, origin=(11.0, -23.0, 170.0)):
     """Affine of a grid whose axes run towards ``codes``."""
-    directions = {"R": (1, 0, 0), "A": (0, 1, 0), "S": (0, 0, 1), "L": (-1, 0, 0), "P": (0, -1, 0), "I": (0, 0, -1)}
+    directions = {
+        "R": (1, 0, 0),
+        "A": (0, 1, 0),
+        "S": (0, 0, 1),
+        "L": (-1, 0, 0),
+        "P": (0, -1, 0),
+        "I": (0, 0, -1),
+    }
     affine = np.eye(4)
     affine[:3, :3] = np.transpose([np.multiply(directions[code], SPACING[code]) for code in codes])
     affine[:3, 3] = origin
@@ -38,7 +49,12 @@ def rotation(x=0.0, y=0.0, z=0.0):
     out = np.eye(4)
     for angle, (i, j) in zip(np.radians((x, y, z)), ((1, 2), (0, 2), (0, 1)), strict=True):
         turn = np.eye(4)
-        turn[[i, j, i, j], [i, j, j, i]] = np.cos(angle), np.cos(angle), -np.sin(angle), np.sin(angle)
+        turn[[i, j, i, j], [i, j, j, i]] = (
+            np.cos(angle),
+            np.cos(angle),
+            -np.sin(angle),
+            np.sin(angle),
+        )
         out = turn @ out
     return out
 
@@ -105,20 +121,32 @@ class TestAffines:
     def test_thinning_keeps_the_first_and_the_last_position(self, axis, ratio):
         shear = np.eye(4)
         shear[0, 2] = 0.3  # a tilted gantry
-        for codes, turn in itertools.product(("LPS", "RAI", "SLP"), (np.eye(4), rotation(20, -35, 70), shear)):
+        for codes, turn in itertools.product(
+            ("LPS", "RAI", "SLP"), (np.eye(4), rotation(20, -35, 70), shear)
+        ):
             affine, depth = turn @ affine_of(codes), 9
             thin = thin_affine(affine, axis, ratio)
             fine = slice_positions(thin, axis, thin_depth(depth, ratio))
             # Not only the ends: every thick slice stands where it was.
-            np.testing.assert_allclose(fine[::ratio], slice_positions(affine, axis, depth), atol=1e-12)
-            np.testing.assert_allclose(np.linalg.norm(np.diff(fine, axis=0), axis=1), grid_spacing(affine)[axis] / ratio)
-            np.testing.assert_array_equal(np.delete(thin, axis, axis=1), np.delete(affine, axis, axis=1))
+            np.testing.assert_allclose(
+                fine[::ratio], slice_positions(affine, axis, depth), atol=1e-12
+            )
+            np.testing.assert_allclose(
+                np.linalg.norm(np.diff(fine, axis=0), axis=1), grid_spacing(affine)[axis] / ratio
+            )
+            np.testing.assert_array_equal(
+                np.delete(thin, axis, axis=1), np.delete(affine, axis, axis=1)
+            )
 
     def test_thickening_undoes_thinning_and_shifts_the_origin(self):
         affine = rotation(10, 20, 30) @ affine_of("LAS")
-        np.testing.assert_allclose(thick_affine(thin_affine(affine, 2, 5), 2, 5), affine, atol=1e-12)
+        np.testing.assert_allclose(
+            thick_affine(thin_affine(affine, 2, 5), 2, 5), affine, atol=1e-12
+        )
         thin = slice_positions(affine, 1, 20)
-        np.testing.assert_allclose(slice_positions(thick_affine(affine, 1, 4, start=3), 1, 5), thin[3::4], atol=1e-12)
+        np.testing.assert_allclose(
+            slice_positions(thick_affine(affine, 1, 4, start=3), 1, 5), thin[3::4], atol=1e-12
+        )
 
     def test_arguments_are_not_changed(self):
         affine = affine_of("LPS")
@@ -129,7 +157,9 @@ class TestAffines:
         np.testing.assert_array_equal(affine, before)
 
     def test_spacing_of_a_rotated_grid(self):
-        np.testing.assert_allclose(grid_spacing(rotation(20, -35, 70) @ affine_of("PSR")), [0.8, 5.0, 0.7])
+        np.testing.assert_allclose(
+            grid_spacing(rotation(20, -35, 70) @ affine_of("PSR")), [0.8, 5.0, 0.7]
+        )
 
     def test_refused(self):
         with pytest.raises(ValueError, match=r"finite 4 x 4 affine in mm, got shape \(3, 3\)"):
@@ -188,7 +218,9 @@ class TestSlabFrame:
         # The position of every voxel, with the voxel values as their names.
         positions = np.empty((60, 3))
         positions[stored.ravel()] = world(affine, shape).reshape(-1, 3)
-        np.testing.assert_allclose(world(slab_affine, slab.shape).reshape(-1, 3), positions[slab.ravel()], atol=1e-12)
+        np.testing.assert_allclose(
+            world(slab_affine, slab.shape).reshape(-1, 3), positions[slab.ravel()], atol=1e-12
+        )
 
     @pytest.mark.parametrize("codes", ["LPS", "RAI", "SRA", "PIL"])
     def test_thin_slabs_go_back_to_where_the_thick_ones_stand(self, codes):
@@ -211,7 +243,9 @@ class TestSlabFrame:
         assert nib.aff2axcodes(slab_affine) == ("S", "P", "L")
         for coordinate in range(3):
             slab = frame.to_slab(world(affine, shape)[..., coordinate])
-            np.testing.assert_allclose(slab, world(slab_affine, slab.shape)[..., coordinate], atol=1e-9)
+            np.testing.assert_allclose(
+                slab, world(slab_affine, slab.shape)[..., coordinate], atol=1e-9
+            )
 
     def test_two_axes_nearest_to_the_same_direction_are_told_apart(self):
         # 50 degrees about x of a sheared grid leave both in-plane axes nearest to y or z: each still gets an axis of its own.
@@ -220,7 +254,9 @@ class TestSlabFrame:
         frame = SlabFrame.from_affine(affine)
         assert sorted(frame.order) == [0, 1, 2]
 
-    @pytest.mark.parametrize(("axis", "codes"), [(0, ("L", "S", "P")), (1, ("P", "S", "L")), (2, ("S", "P", "L"))])
+    @pytest.mark.parametrize(
+        ("axis", "codes"), [(0, ("L", "S", "P")), (1, ("P", "S", "L")), (2, ("S", "P", "L"))]
+    )
     def test_sagittal_and_coronal_scans(self, axis, codes):
         spacing = np.full(3, 0.5)
         spacing[axis] = 4.0

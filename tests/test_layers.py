@@ -38,7 +38,9 @@ JSONARGPARSE = ("jsonargparse", "argparse")
 
 
 def module_name(path):
-    return ".".join(("mpunet", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+    return ".".join(("mpunet", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    )
 
 
 MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
@@ -74,7 +76,11 @@ def test_imports_point_down(module):
     assert here in FLOOR, f"{here}/ is new: give it a floor"
     for other in ours(module):
         there = room(other)
-        allowed = there == here if FLOOR[there] == FLOOR[here] and here not in GROUND else FLOOR[there] <= FLOOR[here]
+        allowed = (
+            there == here
+            if FLOOR[there] == FLOOR[here] and here not in GROUND
+            else FLOOR[there] <= FLOOR[here]
+        )
         assert allowed, (
             f"room {here} (floor {FLOOR[here]}) may not import room {there} (floor {FLOOR[there]}): {module} imports {other}"
         )
@@ -91,16 +97,28 @@ def test_networks_and_losses_know_neither_data_nor_each_other():
 
 
 def test_judging_needs_no_network():
-    assert not barred(["metrics", "evaluation", "report", "reader_study"], "models", "training", "weights", "inference")
+    assert not barred(
+        ["metrics", "evaluation", "report", "reader_study"],
+        "models",
+        "training",
+        "weights",
+        "inference",
+    )
 
 
 def test_lightning_stays_where_it_belongs():
-    found = {m for m, others in IMPORTS.items() if any(o.split(".")[0] in ("lightning", "pytorch_lightning") for o in others)}
+    found = {
+        m
+        for m, others in IMPORTS.items()
+        if any(o.split(".")[0] in ("lightning", "pytorch_lightning") for o in others)
+    }
     assert found <= LIGHTNING
 
 
 def test_arguments_are_parsed_in_one_room():
-    found = {m for m, others in IMPORTS.items() if any(o.split(".")[0] in JSONARGPARSE for o in others)}
+    found = {
+        m for m, others in IMPORTS.items() if any(o.split(".")[0] in JSONARGPARSE for o in others)
+    }
     assert {room(m) for m in found} == {"cli"}
 
 
@@ -109,7 +127,9 @@ def test_rooms_are_small():
     for folder in {path.parent for path in MODULES.values()}:
         most = 9 if folder == ROOT else 14
         names = sorted(path.name for path in folder.glob("*.py"))
-        assert len(names) <= most, f"{folder.name}/ has {len(names)} files, {most} are allowed: {names}"
+        assert len(names) <= most, (
+            f"{folder.name}/ has {len(names)} files, {most} are allowed: {names}"
+        )
 
 
 def test_what_an_import_brings_in():
@@ -120,7 +140,9 @@ def test_what_an_import_brings_in():
         import mpunet.losses, mpunet.metrics.quality
         print(sorted({"torch", "lightning", "monai"} & set(sys.modules)))
     """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert out.splitlines() == ["[]", "['torch']"]
 
 
@@ -135,7 +157,12 @@ def test_public_names():
 def test_every_module_lists_its_names(module):
     tree = ast.parse(MODULES[module].read_text())
     assert ast.get_docstring(tree), module
-    assigned = {target.id for n in tree.body if isinstance(n, (ast.Assign, ast.AnnAssign)) for target in targets(n)}
+    assigned = {
+        target.id
+        for n in tree.body
+        if isinstance(n, (ast.Assign, ast.AnnAssign))
+        for target in targets(n)
+    }
     assert "__all__" in assigned, module
 
 

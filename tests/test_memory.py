@@ -8,11 +8,15 @@ import torch
 
 from mpunet.memory import is_out_of_memory, keep_freed_memory, limit_memory
 
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc and RLIMIT_DATA are Linux's")
+linux = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="glibc and RLIMIT_DATA are Linux's"
+)
 
 
 def run(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
 
 
 @pytest.mark.parametrize(
@@ -20,7 +24,12 @@ def run(code):
     [
         (torch.OutOfMemoryError("CUDA out of memory."), True),
         (MemoryError(), True),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: ..."), True),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: ..."
+            ),
+            True,
+        ),
         (RuntimeError("std::bad_alloc"), True),
         (RuntimeError("The size of tensor a (3) must match"), False),
         (OSError("can't allocate memory"), False),
@@ -45,7 +54,11 @@ def test_memory_is_held():
         print(faults())
     """
     held, not_held = (
-        int(subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True).stdout)
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+            ).stdout
+        )
         for words in (["hold"], [])
     )
     # 32 MiB are 8192 pages of 4 KiB, or 16 of 2 MiB.
@@ -69,7 +82,10 @@ def test_limit_becomes_an_error_that_is_known_as_such():
 
 @linux
 def test_a_limit_below_what_is_taken_is_refused():
-    with pytest.raises(ValueError, match=r"memory limit of at least \d\.\d\d GiB, got 0.01: Python and its libraries alone take"):
+    with pytest.raises(
+        ValueError,
+        match=r"memory limit of at least \d\.\d\d GiB, got 0.01: Python and its libraries alone take",
+    ):
         limit_memory(0.01)
 
 
@@ -81,5 +97,7 @@ def test_limit_is_positive():
 def test_hold_memory_elsewhere(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert keep_freed_memory() is False
-    with pytest.raises(ValueError, match="needs Linux or a CUDA device, got darwin; choose a tile size"):
+    with pytest.raises(
+        ValueError, match="needs Linux or a CUDA device, got darwin; choose a tile size"
+    ):
         limit_memory(1)

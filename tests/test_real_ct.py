@@ -30,9 +30,15 @@ def test_a_real_thick_scan_becomes_thin(shared_ct: Path, untrained: Path, tmp_pa
         "--inference.stride",
         "7",
     ]
-    assert main([*args, "--writer.output_dir", str(tmp_path / "thin"), "--trainer.accelerator", "cpu"]) == 0
+    assert (
+        main([*args, "--writer.output_dir", str(tmp_path / "thin"), "--trainer.accelerator", "cpu"])
+        == 0
+    )
 
-    thick, thin = (nib.load(folder / "Lung_Dx-A0001-B.nii.gz") for folder in (shared_ct / "thick", tmp_path / "thin"))
+    thick, thin = (
+        nib.load(folder / "Lung_Dx-A0001-B.nii.gz")
+        for folder in (shared_ct / "thick", tmp_path / "thin")
+    )
     assert thin.shape == (512, 512, 316)
     assert thin.header.get_zooms()[2] == pytest.approx(1.0, abs=1e-5)
     before, after = slice_positions(thick.affine, 2, 64), slice_positions(thin.affine, 2, 316)
@@ -63,7 +69,9 @@ def test_packaged_networks_beat_interpolation_on_a_patient_they_were_not_trained
     assert ours["lung_ssim"] > theirs["lung_ssim"]
 
 
-@pytest.mark.parametrize(("name", "spacing"), [("packaged", [5.0, 6.25]), ("packaged_r3", [3.0, 3.75])])
+@pytest.mark.parametrize(
+    ("name", "spacing"), [("packaged", [5.0, 6.25]), ("packaged_r3", [3.0, 3.75])]
+)
 def test_packaged_networks_say_what_they_are(name: str, spacing: list[float]) -> None:
     weights = read_weights(name)
     assert weights.source.stat().st_size < 20e6

@@ -17,7 +17,9 @@ import pytest
 
 import mpunet
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses signals, permissions and mounts of Linux")
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="uses signals, permissions and mounts of Linux"
+)
 
 AFFINE = np.diag([-0.8, -0.8, 5.0, 1.0])
 
@@ -38,8 +40,25 @@ def save(path: Path, voxels: np.ndarray, affine: np.ndarray = AFFINE, **header: 
 
 def command(checkpoint: Path, scans: Path, output: Path, *extra: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "mpunet", "predict", "--ckpt_path", str(checkpoint), "--data.predict_dir", str(scans)),
-        *("--writer.output_dir", str(output), "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", *extra),
+        *(
+            sys.executable,
+            "-m",
+            "mpunet",
+            "predict",
+            "--ckpt_path",
+            str(checkpoint),
+            "--data.predict_dir",
+            str(scans),
+        ),
+        *(
+            "--writer.output_dir",
+            str(output),
+            "--trainer.accelerator",
+            "cpu",
+            "--trainer.enable_progress_bar",
+            "false",
+            *extra,
+        ),
     ]
 
 
@@ -52,7 +71,9 @@ def run(words: list[str], status: int = 0) -> str:
 def voxels(folder: Path) -> dict[str, np.ndarray]:
     """Every visible volume of a folder, read to its end."""
     paths = [path for path in sorted(folder.rglob("*.nii*")) if not path.name.startswith(".")]
-    return {path.relative_to(folder).as_posix(): np.asarray(nib.load(path).dataobj) for path in paths}
+    return {
+        path.relative_to(folder).as_posix(): np.asarray(nib.load(path).dataobj) for path in paths
+    }
 
 
 def hidden(folder: Path) -> list[str]:
@@ -83,13 +104,24 @@ def break_scans(folder: Path) -> dict[str, str]:
         add(f"zero{i}.nii.gz", "not a NIfTI file").write_bytes(b"")
         add(f"text{i}.nii.gz", "not a NIfTI file").write_text("no scan")
         path = save(add(f"bit{i}.nii.gz", "damaged or cut short"), good)
-        patch(path, path.stat().st_size // 2, bytes([path.read_bytes()[path.stat().st_size // 2] ^ 16]))
-        patch(save(add(f"lie{i}.nii", "damaged or cut short"), good), 42, np.array([30000, 30000, 30000], "<i2").tobytes())
+        patch(
+            path,
+            path.stat().st_size // 2,
+            bytes([path.read_bytes()[path.stat().st_size // 2] ^ 16]),
+        )
+        patch(
+            save(add(f"lie{i}.nii", "damaged or cut short"), good),
+            42,
+            np.array([30000, 30000, 30000], "<i2").tobytes(),
+        )
         save(add(f"2d{i}.nii.gz", "got 2D"), good[..., 0])
         save(add(f"4d{i}.nii.gz", "got 4D"), np.stack([good, good], -1))
         save(add(f"single{i}.nii.gz", "at least 2 slices"), good[..., :1])
         save(add(f"empty{i}.nii", "empty volume"), good[:, :0])
-        save(add(f"nan{i}.nii.gz", "NaN or infinite voxels"), np.where(good > 200, np.nan, good).astype(np.float32))
+        save(
+            add(f"nan{i}.nii.gz", "NaN or infinite voxels"),
+            np.where(good > 200, np.nan, good).astype(np.float32),
+        )
         save(add(f"unit{i}.nii.gz", "not HU"), ((good + 1024) / 4095).astype(np.float32))
         save(add(f"raw{i}.nii.gz", "not HU"), (good + 1024).astype(np.uint16))
         save(add(f"complex{i}.nii.gz", "one real number per voxel"), good.astype(np.complex64))
@@ -104,7 +136,10 @@ def break_scans(folder: Path) -> dict[str, str]:
 def test_two_hundred_scans_of_which_forty_are_broken(untrained: Path, tmp_path: Path) -> None:
     scans, output = tmp_path / "scans", tmp_path / "thin"
     for i in range(160):
-        save(scans / f"case{i // 50}" / f"{i}.nii{'.gz' if i % 4 else ''}", chest(i, (24 + i % 9, 32, 2 + i % 11)))
+        save(
+            scans / f"case{i // 50}" / f"{i}.nii{'.gz' if i % 4 else ''}",
+            chest(i, (24 + i % 9, 32, 2 + i % 11)),
+        )
     reasons = break_scans(scans)
     assert len(reasons) == 40
     words = command(untrained, scans, output)
@@ -112,14 +147,23 @@ def test_two_hundred_scans_of_which_forty_are_broken(untrained: Path, tmp_path: 
         # For root nothing is unreadable, unless it gives that power away.
         if shutil.which("setpriv") is None:
             pytest.skip("as root, needs setpriv to have a file that cannot be read")
-        words = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--inh-caps", "-all", *words]
+        words = [
+            "setpriv",
+            "--bounding-set",
+            "-dac_override,-dac_read_search",
+            "--inh-caps",
+            "-all",
+            *words,
+        ]
     out = run(words, status=1)
     assert "160 volumes written" in out
     assert "40 failed" in out
 
     records = [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
     assert len(records) == len({record["file"] for record in records}) == 200
-    failed = {record["file"]: record["reason"] for record in records if record["status"] == "failed"}
+    failed = {
+        record["file"]: record["reason"] for record in records if record["status"] == "failed"
+    }
     assert failed.keys() == reasons.keys()
     for name, reason in reasons.items():
         assert reason in failed[name], (name, failed[name])
@@ -196,13 +240,19 @@ def test_full_disk(untrained: Path, tmp_path: Path) -> None:
     one = max(path.stat().st_size for path in undisturbed.glob("*.nii.gz"))
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={int(3.5 * one)}", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(mount, capture_output=True, check=False).returncode
+    ):
         pytest.skip("needs the right to mount a tmpfs")
     try:
         out = run(command(untrained, scans, disk), status=1)
         assert "3 volumes written" in out
         assert "3.nii.gz: cannot write" in out
-        assert "No space left on device; free space and start again, finished volumes are skipped" in out
+        assert (
+            "No space left on device; free space and start again, finished volumes are skipped"
+            in out
+        )
         assert out.count("not tried: the disk of") == 2
         assert hidden(disk) == []
         outputs = voxels(disk)
@@ -213,7 +263,10 @@ def test_full_disk(untrained: Path, tmp_path: Path) -> None:
         assert outputs.keys() == expected.keys()
         for name, thin in outputs.items():
             np.testing.assert_array_equal(thin, expected[name])
-        states = {r["file"]: r["status"] for r in map(json.loads, (disk / "manifest.jsonl").read_text().splitlines())}
+        states = {
+            r["file"]: r["status"]
+            for r in map(json.loads, (disk / "manifest.jsonl").read_text().splitlines())
+        }
         assert states == dict.fromkeys(expected, "written")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -225,10 +278,19 @@ def test_little_memory_is_answered_with_tiles(untrained: Path, tmp_path: Path) -
     scans = tmp_path / "scans"
     save(scans / "a.nii.gz", chest(0, (512, 512, 9)))
     run(command(untrained, scans, tmp_path / "plenty"))
-    words = command(untrained, scans, tmp_path / "little", "--inference.batch_size", "2", "--inference.limit_memory")
+    words = command(
+        untrained,
+        scans,
+        tmp_path / "little",
+        "--inference.batch_size",
+        "2",
+        "--inference.limit_memory",
+    )
     refused = subprocess.run([*words, "0.1"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
-    limit = float(refused.stderr.split("at least ")[1].split()[0])  # what the libraries take differs from machine to machine
+    limit = float(
+        refused.stderr.split("at least ")[1].split()[0]
+    )  # what the libraries take differs from machine to machine
     while True:
         done = subprocess.run([*words, f"{limit:.2f}"], capture_output=True, text=True, check=False)
         if done.returncode == 0:
@@ -241,5 +303,7 @@ def test_little_memory_is_answered_with_tiles(untrained: Path, tmp_path: Path) -
     assert "going on with tiles of 256 × 256" in done.stderr
     *_, record = map(json.loads, (tmp_path / "little" / "manifest.jsonl").read_text().splitlines())
     assert record["tile"] is not None
-    little, plenty = (voxels(tmp_path / name)["a.nii.gz"].astype(int) for name in ("little", "plenty"))
+    little, plenty = (
+        voxels(tmp_path / name)["a.nii.gz"].astype(int) for name in ("little", "plenty")
+    )
     assert np.abs(little - plenty).mean() < 5

@@ -50,7 +50,9 @@ def file(weights: Weights, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 0), (torch.float16, 1e-3)])
-def test_what_is_written_is_read(weights: Weights, tmp_path: Path, dtype: torch.dtype, tolerance: float) -> None:
+def test_what_is_written_is_read(
+    weights: Weights, tmp_path: Path, dtype: torch.dtype, tolerance: float
+) -> None:
     path = tmp_path / "deeper" / "net.safetensors"
     write_weights(path, weights, dtype=dtype)
     back = read_weights(path)
@@ -68,7 +70,9 @@ def test_the_hash_is_that_of_the_tensors_alone(weights: Weights, file: Path) -> 
     back = read_weights(file)
     assert back.sha256 == Weights(file, {}, dict(reversed(back.tensors.items())), {}).sha256
     name = next(iter(back.tensors))
-    assert Weights(file, {}, {**back.tensors, name: back.tensors[name] + 1}, {}).sha256 != back.sha256
+    assert (
+        Weights(file, {}, {**back.tensors, name: back.tensors[name] + 1}, {}).sha256 != back.sha256
+    )
     assert weights.sha256 != back.sha256  # float32 is another type
 
 
@@ -99,10 +103,14 @@ class Evil:
         return Path.touch, (Path("evil-was-here"),)  # type: ignore[return-value]
 
 
-def test_a_pickle_that_wants_more_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_that_wants_more_is_refused_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": {}, "hyper_parameters": {"net": Evil()}}, tmp_path / "evil.ckpt")
-    (tmp_path / "plain.ckpt").write_bytes(pickle.dumps(Evil(), protocol=2))  # the protocol of torch.save
+    (tmp_path / "plain.ckpt").write_bytes(
+        pickle.dumps(Evil(), protocol=2)
+    )  # the protocol of torch.save
     for name in ("evil.ckpt", "plain.ckpt"):
         with pytest.raises(ValueError, match="refused, as loading them could run any code"):
             load_network(tmp_path / name)
@@ -115,9 +123,13 @@ def test_weights_that_do_not_fit_are_told(weights: Weights) -> None:
         Weights(Path("x"), wider, weights.tensors, {}).network()
 
 
-def test_nothing_is_written_of_weights_that_float16_cannot_hold(weights: Weights, tmp_path: Path) -> None:
+def test_nothing_is_written_of_weights_that_float16_cannot_hold(
+    weights: Weights, tmp_path: Path
+) -> None:
     name = next(iter(weights.tensors))
-    big = Weights(Path("x"), weights.net, {**weights.tensors, name: weights.tensors[name] + 1e6}, {})
+    big = Weights(
+        Path("x"), weights.net, {**weights.tensors, name: weights.tensors[name] + 1e6}, {}
+    )
     with pytest.raises(ValueError, match="not finite in float16"):
         write_weights(tmp_path / "net.safetensors", big)
     with pytest.raises(ValueError, match=r"ending in \.safetensors"):
@@ -128,7 +140,14 @@ def test_nothing_is_written_of_weights_that_float16_cannot_hold(weights: Weights
 def test_info_tells_what_matters(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(file)]) == 0
     told = capsys.readouterr().out
-    for part in ("A test's network", "ratio 5", "5 to 6.25 mm apart, to 1 to 1.25 mm", "a, b", "CC BY 3.0", "0.8 to 1 spacings"):
+    for part in (
+        "A test's network",
+        "ratio 5",
+        "5 to 6.25 mm apart, to 1 to 1.25 mm",
+        "a, b",
+        "CC BY 3.0",
+        "0.8 to 1 spacings",
+    ):
         assert part in told
     assert main(["info", str(file), "--json"]) == 0
     known = json.loads(capsys.readouterr().out)
@@ -138,16 +157,22 @@ def test_info_tells_what_matters(file: Path, capsys: pytest.CaptureFixture[str])
 
 def test_a_reader_that_has_had_enough_is_no_error(file: Path) -> None:
     command = f"set -o pipefail; {sys.executable} -m mpunet info {file} --json | true"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.stderr == ""
 
 
 def test_info_of_weights_without_a_record(weights: Weights, tmp_path: Path) -> None:
     write_weights(tmp_path / "x.safetensors", Weights(Path("x"), weights.net, weights.tensors, {}))
-    assert any("not recorded" in line for line in describe(read_weights(tmp_path / "x.safetensors")))
+    assert any(
+        "not recorded" in line for line in describe(read_weights(tmp_path / "x.safetensors"))
+    )
 
 
-def test_export_of_a_checkpoint_with_notes(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_of_a_checkpoint_with_notes(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "notes.yaml").write_text("title: Other\nlimits: [no contrast, no children]\n")
     words = [
         "export",
@@ -168,9 +193,13 @@ def test_export_of_a_checkpoint_with_notes(file: Path, tmp_path: Path, capsys: p
     assert "Expected names and texts" in capsys.readouterr().err
 
 
-def test_export_changes_what_has_no_weights(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_changes_what_has_no_weights(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out.safetensors"
-    assert main(["export", str(file), str(out), "--net.consistency", "0.8", "--dtype", "float32"]) == 0
+    assert (
+        main(["export", str(file), str(out), "--net.consistency", "0.8", "--dtype", "float32"]) == 0
+    )
     before, after = read_weights(file), read_weights(out)
     assert after.net["init_args"] == {**before.net["init_args"], "consistency": 0.8}
     assert after.network().consistency is not None  # type: ignore[union-attr]

@@ -16,7 +16,10 @@ import numpy as np
 
 from mpunet.reader_study.findings import Finding, Reading, findings_csv, standard_csv
 
-CASES, SKILL = 30, {"simulated reader 1": 0.6, "simulated reader 2": 0.0, "simulated reader 3": -0.5}
+CASES, SKILL = (
+    30,
+    {"simulated reader 1": 0.6, "simulated reader 2": 0.0, "simulated reader 3": -0.5},
+)
 # Condition: blur in mm that makes small nodules hard to see, and false findings per case.
 CONDITIONS = {"thick": (5.0, 0.45), "reconstructed": (3.4, 0.40), "thin": (2.8, 0.35)}
 
@@ -27,9 +30,16 @@ def main() -> int:
     standard: dict[str, list[Finding]] = {}
     for index in range(CASES):
         count = rng.poisson(2.5)
-        places, sizes = rng.uniform(-90, 90, (count, 3)).round(1), (3 + rng.gamma(2.0, 1.6, count)).round(1)
-        standard[f"simulated_{index:02d}"] = [Finding(tuple(p), d) for p, d in zip(places.tolist(), sizes.tolist(), strict=True)]
-    ease = {(case, i): rng.normal() for case, nodules in standard.items() for i in range(len(nodules))}
+        places, sizes = (
+            rng.uniform(-90, 90, (count, 3)).round(1),
+            (3 + rng.gamma(2.0, 1.6, count)).round(1),
+        )
+        standard[f"simulated_{index:02d}"] = [
+            Finding(tuple(p), d) for p, d in zip(places.tolist(), sizes.tolist(), strict=True)
+        ]
+    ease = {
+        (case, i): rng.normal() for case, nodules in standard.items() for i in range(len(nodules))
+    }
     readings: dict[Reading, list[Finding]] = {}
     for reader, skill in SKILL.items():
         for condition, (blur, false) in CONDITIONS.items():
@@ -46,7 +56,9 @@ def main() -> int:
     folder = Path(__file__).parent
     # The score is the automatic reader's, and these are meant to be people.
     rows = [row[:-1] for row in csv.reader(findings_csv(readings).splitlines())]
-    (folder / "findings.csv").write_text("".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "findings.csv").write_text(
+        "".join(",".join(row) + "\n" for row in rows), encoding="utf-8"
+    )
     (folder / "standard.csv").write_text(standard_csv(standard), encoding="utf-8")
     return 0
 

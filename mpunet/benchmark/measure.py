@@ -75,7 +75,9 @@ def measure(task: Task) -> Result:
         network, flips = weights.network(), weights.flips
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gflops = flops_per_slice(network)
-    reconstruct = Reconstructor.from_network(network, stride=task["stride"], device=device, check_hu=False, flips=flips)
+    reconstruct = Reconstructor.from_network(
+        network, stride=task["stride"], device=device, check_hu=False, flips=flips
+    )
     n_thick, ratio, _ = geometry_of(network)
     data = ThickThinDataModule(**task["data"], n_thick=n_thick, ratio=ratio)
     data.setup("test")

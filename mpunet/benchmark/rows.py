@@ -51,5 +51,7 @@ def find_rows(paths: list[Path]) -> list[Row]:
     names = [row.name for row in rows]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise ValueError(f"Expected a name of its own for each row, got {', '.join(sorted(twice))} twice.")
+        raise ValueError(
+            f"Expected a name of its own for each row, got {', '.join(sorted(twice))} twice."
+        )
     return rows

@@ -79,14 +79,20 @@ class Benchmark:
         if (steps is None) == (minutes is None):
             raise ValueError("Expected a budget for each row: give either steps or minutes.")
         if not (steps or minutes or 0) > 0:
-            raise ValueError(f"Expected a budget above 0, got {steps if minutes is None else minutes}.")
+            raise ValueError(
+                f"Expected a budget above 0, got {steps if minutes is None else minutes}."
+            )
         self.rows = find_rows([Path(row) for row in ([rows] if isinstance(rows, str) else rows)])
         self.base = Path(base) if base else self.rows[0].config.with_name("base.yaml")
         if not self.base.is_file():
-            raise ValueError(f"Expected a YAML file of what the rows share at {self.base}: give base.")
+            raise ValueError(
+                f"Expected a YAML file of what the rows share at {self.base}: give base."
+            )
         for source in (train_dir, test_dir):
             if not Path(source).exists():
-                raise ValueError(f"Expected a folder of volumes or a CSV of pairs, found nothing at {source}.")
+                raise ValueError(
+                    f"Expected a folder of volumes or a CSV of pairs, found nothing at {source}."
+                )
         self.train_dir = train_dir
         self.test_dir = test_dir
         self.output = Path(output_dir)
@@ -104,7 +110,11 @@ class Benchmark:
             start = time.monotonic()
             outcome = self._row(row)
             took = f"{(time.monotonic() - start) / 60:.1f} min"
-            print(f"{row.name}: {outcome.status}, {took}" + (f": {outcome.reason}" if outcome.reason else ""), flush=True)
+            print(
+                f"{row.name}: {outcome.status}, {took}"
+                + (f": {outcome.reason}" if outcome.reason else ""),
+                flush=True,
+            )
             outcomes.append(outcome)
         return outcomes
 
@@ -115,8 +125,12 @@ class Benchmark:
         try:
             trained = self._is_trained(row)
             if not finished.is_file() and row.needs_imagenet and not self._has_imagenet:
-                return Outcome(row, "not run", "needs VGG-16's ImageNet weights: give --vgg_weights FILE", None)
-            steps = self._steps(row, folder) if trained else 0  # raises if the row was begun with another budget
+                return Outcome(
+                    row, "not run", "needs VGG-16's ImageNet weights: give --vgg_weights FILE", None
+                )
+            steps = (
+                self._steps(row, folder) if trained else 0
+            )  # raises if the row was begun with another budget
             if not finished.is_file():
                 self._measure(row, folder, self._train(row, folder, steps) if trained else None)
             return Outcome(row, "done", None, cast(Result, json.loads(finished.read_text())))
@@ -163,33 +177,97 @@ class Benchmark:
             for trial in (10, 40):
                 with tempfile.TemporaryDirectory() as elsewhere:
                     start = time.monotonic()
-                    self._fit(row, Path(elsewhere), folder / "train.log", trial, resume=None, validate=False)
+                    self._fit(
+                        row,
+                        Path(elsewhere),
+                        folder / "train.log",
+                        trial,
+                        resume=None,
+                        validate=False,
+                    )
                     seconds.append(time.monotonic() - start)
             each = max(1e-3, (seconds[1] - seconds[0]) / 30)
             steps = max(1, round(60 * cast(float, self.minutes) / each))
         file.write_text(json.dumps({"steps": steps, "budget": budget}))
         return steps
 
-    def _fit(self, row: Row, folder: Path, log: Path, steps: int, *, resume: Path | None, validate: bool = True) -> None:
+    def _fit(
+        self,
+        row: Row,
+        folder: Path,
+        log: Path,
+        steps: int,
+        *,
+        resume: Path | None,
+        validate: bool = True,
+    ) -> None:
         every = max(1, steps // max(1, self.validations))
         curves = validate and self.validations > 0
-        words = ["fit", "--config", str(self.base), "--config", str(row.config), "--data.train_dir", self.train_dir]
-        words += ["--trainer.max_steps", str(steps), "--trainer.max_epochs", "-1", "--trainer.default_root_dir", str(folder)]
-        words += ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(folder), "--trainer.logger.name", ""]
+        words = [
+            "fit",
+            "--config",
+            str(self.base),
+            "--config",
+            str(row.config),
+            "--data.train_dir",
+            self.train_dir,
+        ]
+        words += [
+            "--trainer.max_steps",
+            str(steps),
+            "--trainer.max_epochs",
+            "-1",
+            "--trainer.default_root_dir",
+            str(folder),
+        ]
+        words += [
+            "--trainer.logger",
+            "CSVLogger",
+            "--trainer.logger.save_dir",
+            str(folder),
+            "--trainer.logger.name",
+            "",
+        ]
         words += ["--trainer.enable_progress_bar", "false", "--trainer.num_sanity_val_steps", "0"]
-        words += ["--checkpoint.dirpath", str(folder), "--checkpoint.monitor", "null", "--checkpoint.save_top_k", "0"]
-        words += ["--checkpoint.save_last", "true", "--checkpoint.every_n_train_steps", str(max(1, min(every, 500)))]
+        words += [
+            "--checkpoint.dirpath",
+            str(folder),
+            "--checkpoint.monitor",
+            "null",
+            "--checkpoint.save_top_k",
+            "0",
+        ]
+        words += [
+            "--checkpoint.save_last",
+            "true",
+            "--checkpoint.every_n_train_steps",
+            str(max(1, min(every, 500))),
+        ]
         words += ["--checkpoint.enable_version_counter", "false", "--inference.stride", "fast"]
-        words += ["--data.val_dir", self.test_dir, "--trainer.check_val_every_n_epoch", "null"] if curves else []
-        words += ["--trainer.val_check_interval", str(every)] if curves else ["--trainer.limit_val_batches", "0"]
         words += (
-            ["--model.objective.init_args.feature_weights", self.vgg_weights] if row.needs_imagenet and self.vgg_weights else []
+            ["--data.val_dir", self.test_dir, "--trainer.check_val_every_n_epoch", "null"]
+            if curves
+            else []
+        )
+        words += (
+            ["--trainer.val_check_interval", str(every)]
+            if curves
+            else ["--trainer.limit_val_batches", "0"]
+        )
+        words += (
+            ["--model.objective.init_args.feature_weights", self.vgg_weights]
+            if row.needs_imagenet and self.vgg_weights
+            else []
         )
         words += ["--ckpt_path", str(resume)] if resume else []
         self._python(["-m", "mpunet", *words, *self.options], log)
 
     def _measure(self, row: Row, folder: Path, checkpoint: Path | None) -> None:
-        data = {key: value for key, value in self._data().items() if key in ("profile", "fwhm", "cache_dir", "slice_axis")}
+        data = {
+            key: value
+            for key, value in self._data().items()
+            if key in ("profile", "fwhm", "cache_dir", "slice_axis")
+        }
         task = Task(
             checkpoint=str(checkpoint) if checkpoint else None,
             net=row.section("model", "net"),
@@ -198,12 +276,18 @@ class Benchmark:
             output=str(folder),
         )
         (folder / "task.json").write_text(json.dumps(task, indent=2))
-        self._python(["-m", "mpunet.benchmark.measure", str(folder / "task.json")], folder / "train.log")
+        self._python(
+            ["-m", "mpunet.benchmark.measure", str(folder / "task.json")], folder / "train.log"
+        )
 
     def _data(self) -> dict[str, Any]:
         """The rows' common data section: the base's, then what ``options`` say of single entries, as ``mpunet fit`` takes them."""
         data = dict((yaml.safe_load(self.base.read_text(encoding="utf-8")) or {}).get("data") or {})
-        words = iter(part for word in self.options for part in (word.split("=", 1) if word.startswith("--") else [word]))
+        words = iter(
+            part
+            for word in self.options
+            for part in (word.split("=", 1) if word.startswith("--") else [word])
+        )
         for word in words:
             if word.startswith("--data."):
                 data[word.removeprefix("--data.")] = yaml.safe_load(next(words, ""))
@@ -212,7 +296,9 @@ class Benchmark:
     @staticmethod
     def _python(words: list[str], log: Path) -> None:
         with log.open("a", encoding="utf-8") as file:
-            subprocess.run([sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, check=True)
+            subprocess.run(
+                [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, check=True
+            )
 
 
 def _last_line(log: Path) -> str:

@@ -28,7 +28,9 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
                 lines.append(f"| {outcome.row.name} | {outcome.status} | | | |")
             else:
                 mae, rmse, psnr, ssim = (outcome.result["metrics"][key] for key in keys)
-                lines.append(f"| {outcome.row.name} | {mae:.2f} | {rmse:.2f} | {psnr:.2f} | {ssim:.4f} |")
+                lines.append(
+                    f"| {outcome.row.name} | {mae:.2f} | {rmse:.2f} | {psnr:.2f} | {ssim:.4f} |"
+                )
         parts.append("\n".join(lines))
     lines = [
         "| cost | parameters | GFLOPs per thin slice of 512 × 512 | seconds per volume | peak memory, MB |",
@@ -54,14 +56,25 @@ def write_csv(outcomes: Sequence[Outcome], path: Path) -> None:
         writer.writeheader()
         for outcome in outcomes:
             result: Any = outcome.result or {"metrics": {}}
-            values = {key: result["metrics"].get(key) for key in keys} | {key: result.get(key) for key in costs}
-            writer.writerow({"row": outcome.row.name, "status": outcome.status, "reason": outcome.reason, **values})
+            values = {key: result["metrics"].get(key) for key in keys} | {
+                key: result.get(key) for key in costs
+            }
+            writer.writerow(
+                {
+                    "row": outcome.row.name,
+                    "status": outcome.status,
+                    "reason": outcome.reason,
+                    **values,
+                }
+            )
 
 
 def learning_curve(folder: Path, metric: str) -> list[tuple[int, float]]:
     """(step, value) of a logged metric over all runs of a row, in the order of steps; a later run's word counts."""
     points: dict[int, float] = {}
-    for path in sorted(folder.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
+    for path in sorted(
+        folder.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])
+    ):
         with path.open(encoding="utf-8") as file:
             for line in csv.DictReader(file):
                 if line.get(metric):
@@ -69,7 +82,9 @@ def learning_curve(folder: Path, metric: str) -> list[tuple[int, float]]:
     return sorted(points.items())
 
 
-def draw_curves(outcomes: Sequence[Outcome], folder: Path, path: Path, metric: str = "val/lung_rmse") -> None:
+def draw_curves(
+    outcomes: Sequence[Outcome], folder: Path, path: Path, metric: str = "val/lung_rmse"
+) -> None:
     """RMSE in the lungs over training steps, a line for each row; rows that are not trained as level lines."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
@@ -78,8 +93,17 @@ def draw_curves(outcomes: Sequence[Outcome], folder: Path, path: Path, metric: s
         if curve:
             axis.plot(*zip(*curve, strict=True), marker="o", markersize=3, label=outcome.row.name)
         elif outcome.result is not None:
-            axis.axhline(outcome.result["metrics"]["lung_rmse"], color="grey", linestyle="--", label=outcome.row.name)
-    axis.set(xlabel="training steps", ylabel="RMSE in the lungs, HU", title="test cases, windows at stride n − 2")
+            axis.axhline(
+                outcome.result["metrics"]["lung_rmse"],
+                color="grey",
+                linestyle="--",
+                label=outcome.row.name,
+            )
+    axis.set(
+        xlabel="training steps",
+        ylabel="RMSE in the lungs, HU",
+        title="test cases, windows at stride n − 2",
+    )
     axis.legend(fontsize="small")
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -87,7 +111,11 @@ def draw_curves(outcomes: Sequence[Outcome], folder: Path, path: Path, metric: s
 
 def draw_coronals(outcomes: Sequence[Outcome], folder: Path, path: Path) -> None:
     """The same coronal slice of the first test case by every method, and the truth."""
-    pictures = {o.row.name: np.load(folder / o.row.name / "coronal.npy") for o in outcomes if o.result is not None}
+    pictures = {
+        o.row.name: np.load(folder / o.row.name / "coronal.npy")
+        for o in outcomes
+        if o.result is not None
+    }
     if not pictures:
         return
     pictures["truth"] = np.load(folder / next(iter(pictures)) / "truth.npy")

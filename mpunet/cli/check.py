@@ -55,16 +55,26 @@ def check(
         raise ValueError(f"Expected at least 1 worker, got {workers}.")
     cases = find_cases(data, intensity=intensity)
     look = partial(examine, ratio=ratio, slice_axis=slice_axis)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     number = min(workers or min(8, cores), len(cases))
-    found = list(zip(cases, tqdm(_each(look, cases, number), total=len(cases), unit="case", disable=None), strict=True))
+    found = list(
+        zip(
+            cases,
+            tqdm(_each(look, cases, number), total=len(cases), unit="case", disable=None),
+            strict=True,
+        )
+    )
     if output is not None:
         _write(Path(output), found)
     _print(found)
     return int(any(verdict(findings) == "refused" for _, findings in found))
 
 
-def _each(look: partial[list[Finding]], cases: Sequence[Case], workers: int) -> Iterator[list[Finding]]:
+def _each(
+    look: partial[list[Finding]], cases: Sequence[Case], workers: int
+) -> Iterator[list[Finding]]:
     """Findings of each case, in the order of the cases."""
     if workers == 1:
         yield from map(look, cases)
@@ -75,13 +85,18 @@ def _each(look: partial[list[Finding]], cases: Sequence[Case], workers: int) -> 
             try:
                 yield future.result()
             except BrokenProcessPool:
-                text = "not examined, as a process was killed: not enough memory? Try fewer --workers"
+                text = (
+                    "not examined, as a process was killed: not enough memory? Try fewer --workers"
+                )
                 yield [Finding("unreadable", "refused", text)]
 
 
 def _print(found: Sequence[Found]) -> None:
     """A line for each finding, refused cases first, and the numbers of each."""
-    by_verdict = {word: [item for item in found if verdict(item[1]) == word] for word in ("refused", "repaired", "fine")}
+    by_verdict = {
+        word: [item for item in found if verdict(item[1]) == word]
+        for word in ("refused", "repaired", "fine")
+    }
     for word, items in by_verdict.items():
         for case, findings in items:
             name = case.name if case.part is None else f"{case.part}/{case.name}"
@@ -89,9 +104,14 @@ def _print(found: Sequence[Found]) -> None:
             kind = "pair" if case.thick else "scan"
             print(f"{word:9s} {name}" + (f" ({kind})" if not told else ""))
             for finding in told:
-                volume = "" if finding.volume == "pair" or case.thick is None else f"{finding.volume}: "
+                volume = (
+                    "" if finding.volume == "pair" or case.thick is None else f"{finding.volume}: "
+                )
                 print(f"            {volume}{finding.text} [{finding.code}]")
-    print(", ".join(f"{len(items)} {word}" for word, items in by_verdict.items()) + f" of {len(found)} cases")
+    print(
+        ", ".join(f"{len(items)} {word}" for word, items in by_verdict.items())
+        + f" of {len(found)} cases"
+    )
 
 
 def _write(folder: Path, found: Sequence[Found]) -> None:
@@ -100,14 +120,20 @@ def _write(folder: Path, found: Sequence[Found]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["case", "verdict", "volume", "code", "finding", "text"])
     for case, findings in found:
-        rows = [[finding.volume, finding.code, finding.verdict, finding.text] for finding in findings] or [[""] * 4]
+        rows = [
+            [finding.volume, finding.code, finding.verdict, finding.text] for finding in findings
+        ] or [[""] * 4]
         writer.writerows([case.name, verdict(findings), *row] for row in rows)
     (folder / "findings.csv").write_text(text.getvalue(), encoding="utf-8")
     content = [
         {
             "case": case.name,
             "part": case.part,
-            "files": {kind: str(path) for kind in ("thin", "thick", "lung") if (path := getattr(case, kind)) is not None},
+            "files": {
+                kind: str(path)
+                for kind in ("thin", "thick", "lung")
+                if (path := getattr(case, kind)) is not None
+            },
             "verdict": verdict(findings),
             "findings": [finding._asdict() for finding in findings],
         }
@@ -118,6 +144,8 @@ def _write(folder: Path, found: Sequence[Found]) -> None:
 
 def run(args: Sequence[str]) -> int:
     """The command line of :func:`check`."""
-    parser = ArgumentParser(prog="mpunet check", description=(check.__doc__ or "").split("\n\n    Args:")[0])
+    parser = ArgumentParser(
+        prog="mpunet check", description=(check.__doc__ or "").split("\n\n    Args:")[0]
+    )
     parser.add_function_arguments(check, as_positional=True)
     return check(**vars(parser.parse_args(list(args))))

@@ -95,13 +95,19 @@ def _words(text: str | None) -> list[str]:
 
 def _named(text: str | None) -> dict[str, str]:
     pairs = [word.partition("=") for word in _words(text)]
-    if not all(name and sign and folder for name, sign, folder in pairs) or len({name for name, *_ in pairs}) < len(pairs):
-        raise ValueError(f"Expected other methods as NAME=DIR,NAME=DIR with distinct names, got {text}.")
+    if not all(name and sign and folder for name, sign, folder in pairs) or len(
+        {name for name, *_ in pairs}
+    ) < len(pairs):
+        raise ValueError(
+            f"Expected other methods as NAME=DIR,NAME=DIR with distinct names, got {text}."
+        )
     return {name: folder for name, _, folder in pairs}
 
 
 def run(args: Sequence[str]) -> int:
     """The command line of :func:`evaluate`."""
-    parser = ArgumentParser(prog="mpunet evaluate", description=(evaluate.__doc__ or "").split("\n\n    Args:")[0])
+    parser = ArgumentParser(
+        prog="mpunet evaluate", description=(evaluate.__doc__ or "").split("\n\n    Args:")[0]
+    )
     parser.add_function_arguments(evaluate, as_positional=True)
     return evaluate(**vars(parser.parse_args(list(args))))

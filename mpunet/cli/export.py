@@ -41,12 +41,16 @@ def export(
     try:
         weights.network()  # raises where weights and description do not fit
     except TypeError as error:
-        raise ValueError(f"Expected arguments of {weights.net['class_path']} in net, got {net}: {error}") from error
+        raise ValueError(
+            f"Expected arguments of {weights.net['class_path']} in net, got {net}: {error}"
+        ) from error
     record = Record(**weights.record)
     if notes is not None:
         told: Any = yaml.safe_load(Path(notes).read_text(encoding="utf-8"))
         if not isinstance(told, dict):
-            raise ValueError(f"Expected names and texts (a YAML mapping) in {notes}, got {type(told).__name__}.")
+            raise ValueError(
+                f"Expected names and texts (a YAML mapping) in {notes}, got {type(told).__name__}."
+            )
         record["notes"] = told
     write_weights(output, replace(weights, record=record), dtype=getattr(torch, dtype))
     print("\n".join(describe(read_weights(output))))
@@ -54,7 +58,9 @@ def export(
 
 def run(args: Sequence[str]) -> int:
     """The command line of :func:`export`."""
-    parser = ArgumentParser(prog="mpunet export", description=(export.__doc__ or "").partition("\n")[0])
+    parser = ArgumentParser(
+        prog="mpunet export", description=(export.__doc__ or "").partition("\n")[0]
+    )
     parser.add_function_arguments(export, as_positional=True)
     export(**vars(parser.parse_args(list(args))))
     return 0

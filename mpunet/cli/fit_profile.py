@@ -65,7 +65,9 @@ def fit_pair(thin: Volume, thick: Volume, *, ratio: int | None = None) -> PairFi
     fits = []
     for kind in get_args(Profile):
         for fwhm in (None, DEFAULT_FWHM if kind == "gaussian" else 1.0):
-            fits.append(fit_profile(kind, moments, ratio, float(spacing[0]), start=start, fwhm=fwhm))
+            fits.append(
+                fit_profile(kind, moments, ratio, float(spacing[0]), start=start, fwhm=fwhm)
+            )
     fits.append(fit_free(moments, ratio, float(spacing[0]), start=start))
     by_header = np.linalg.solve(thin.slab_affine, thick.slab_affine[:, 3])[0]
     return PairFit(ratio, float(by_header), by_voxels, fits, moments[0].slices)
@@ -98,13 +100,17 @@ def fit_profile_of(
     )
     print("profile    FWHM in thick spacings    offset    RMSE, HU    at edges, HU")
     for fit in found.fits:
-        print(f"{fit.kind:9s}{fit.fwhm:24.3f} {fit.offset:12.2f} {fit.rmse:11.1f} {fit.edges:15.1f}")
+        print(
+            f"{fit.kind:9s}{fit.fwhm:24.3f} {fit.offset:12.2f} {fit.rmse:11.1f} {fit.edges:15.1f}"
+        )
     print(
         f"\n{found.slices} thick slices that have {2 * found.ratio} thin ones on each side. Named profiles with the best width, then with "
         f"the default one.\nEdges: where neighbours of a thick slice differ by {2 * EDGE:g} HU or more."
     )
     if output is not None:
-        best = min((fit for fit in found.fits if kind in ("best", fit.kind)), key=lambda fit: fit.rmse)
+        best = min(
+            (fit for fit in found.fits if kind in ("best", fit.kind)), key=lambda fit: fit.rmse
+        )
         comment = f"{best.kind} slice profile, FWHM {best.fwhm:.3f} thick spacings, fitted by mpunet to {thick}: RMSE {best.rmse:.1f} HU"
         write_profile(output, best.profile, comment)
         print(f"Profile ({best.kind}): {output}")
@@ -113,6 +119,9 @@ def fit_profile_of(
 
 def run(args: Sequence[str]) -> int:
     """The command line of :func:`fit_profile_of`."""
-    parser = ArgumentParser(prog="mpunet fit-profile", description=(fit_profile_of.__doc__ or "").split("\n\n    Args:")[0])
+    parser = ArgumentParser(
+        prog="mpunet fit-profile",
+        description=(fit_profile_of.__doc__ or "").split("\n\n    Args:")[0],
+    )
     parser.add_function_arguments(fit_profile_of, as_positional=True)
     return fit_profile_of(**vars(parser.parse_args(list(args))))

@@ -25,7 +25,9 @@ def describe(weights: Weights) -> Iterator[str]:
     parameters = sum(tensor.numel() for tensor in weights.tensors.values())
     yield f"{notes.get('title', weights.source.name)}"
     yield f"  file          {weights.source} ({weights.source.stat().st_size / 1e6:.1f} MB), SHA-256 {file_sha256(weights.source)}"
-    arguments = ", ".join(f"{key}={value!r}" for key, value in (weights.net.get("init_args") or {}).items())
+    arguments = ", ".join(
+        f"{key}={value!r}" for key, value in (weights.net.get("init_args") or {}).items()
+    )
     yield f"  network       {weights.net['class_path']}({arguments}), {parameters / 1e6:.2f} M parameters"
     yield f"  geometry      {geometry.n_thick} thick slices to {(geometry.n_thick - 1) * geometry.ratio + 1} thin ones, ratio {geometry.ratio}"
     spacing = SliceSpacing.from_record(training)
@@ -35,7 +37,11 @@ def describe(weights: Weights) -> Iterator[str]:
         thin = SliceSpacing(*training["thin_spacing"])
         yield f"  slices        trained on {spacing} apart, to {thin}"
         kinds = ", ".join(training["profile"])
-        width = "" if training.get("fwhm") is None else f", FWHM {' to '.join(f'{w:g}' for w in training['fwhm'])} spacings"
+        width = (
+            ""
+            if training.get("fwhm") is None
+            else f", FWHM {' to '.join(f'{w:g}' for w in training['fwhm'])} spacings"
+        )
         yield f"  trained on    {training['number']} volumes ({training['pairs']} with genuine thick slices; else profile {kinds}{width})"
         yield f"                {', '.join(training['cases'])}"
         yield f"  flips         {'crops flipped in training, hence windows in prediction' if weights.flips else 'none'}"
@@ -53,14 +59,22 @@ def describe(weights: Weights) -> Iterator[str]:
 def run(args: Sequence[str]) -> int:
     """The command line of ``mpunet info``."""
     parser = ArgumentParser(
-        prog="mpunet info", description="What a checkpoint or weights file is; what comes with mpunet by default."
+        prog="mpunet info",
+        description="What a checkpoint or weights file is; what comes with mpunet by default.",
     )
-    parser.add_argument("checkpoint", type=str, nargs="?", default=str(PACKAGED), help="checkpoint or weights file")
+    parser.add_argument(
+        "checkpoint", type=str, nargs="?", default=str(PACKAGED), help="checkpoint or weights file"
+    )
     parser.add_argument("--json", action="store_true", help="all that is recorded, as JSON")
     config = parser.parse_args(list(args))
     weights = read_weights(config.checkpoint)
     if config.json:
-        known = {"file": str(weights.source), "sha256": weights.sha256, "net": weights.net, "record": weights.record}
+        known = {
+            "file": str(weights.source),
+            "sha256": weights.sha256,
+            "net": weights.net,
+            "record": weights.record,
+        }
         print(json.dumps(known, indent=2))
     else:
         print("\n".join(describe(weights)))

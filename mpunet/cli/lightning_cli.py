@@ -82,7 +82,9 @@ class MPUNetCLI(LightningCLI):
         parser.add_lightning_class_args(ThinVolumeWriter, "writer")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         if self.words[:1] == ["predict"]:
-            parser.add_argument("--check", action="store_true", help="The same as --writer.check true.")
+            parser.add_argument(
+                "--check", action="store_true", help="The same as --writer.check true."
+            )
         if self.words[:1] == ["fit"]:
             parser.add_argument(
                 "--init_from",
@@ -104,7 +106,9 @@ class MPUNetCLI(LightningCLI):
     @cached_property
     def _given_net(self) -> Any:
         """The section ``model.net`` as the user gave it, without defaults."""
-        return self.parser.parse_args(self.words, defaults=False)[self.words[0]].get("model.net") or {}
+        return (
+            self.parser.parse_args(self.words, defaults=False)[self.words[0]].get("model.net") or {}
+        )
 
     def before_instantiate_classes(self) -> None:
         """Predict writes its volumes and nothing else; fit without validation data has no best checkpoint, only the last."""
@@ -113,10 +117,15 @@ class MPUNetCLI(LightningCLI):
         if given and given.get("class_path") not in (None, "mpunet.MPUNet"):
             # jsonargparse keeps the default network's arguments for another class, as far as their names agree: widths, for one.
             config["model.net"] = given
-        if self.subcommand == "fit" and config["data.val_dir"] is None and config["data.data_dir"] is None:
+        if (
+            self.subcommand == "fit"
+            and config["data.val_dir"] is None
+            and config["data.data_dir"] is None
+        ):
             config["checkpoint.monitor"], config["checkpoint.save_top_k"] = None, 0
             if all(
-                config[f"checkpoint.{key}"] is None for key in ("every_n_train_steps", "train_time_interval", "every_n_epochs")
+                config[f"checkpoint.{key}"] is None
+                for key in ("every_n_train_steps", "train_time_interval", "every_n_epochs")
             ):
                 config["checkpoint.every_n_train_steps"] = 500
         if self.subcommand == "predict":
@@ -130,10 +139,15 @@ class MPUNetCLI(LightningCLI):
         super().instantiate_classes()
         if not isinstance(self.model.net, Configurable):
             # Other people's networks do not remember their arguments; the checkpoint needs them to rebuild them.
-            self.model.save_hyperparameters({"net": self.config[str(self.subcommand)]["model.net"].as_dict()})
+            self.model.save_hyperparameters(
+                {"net": self.config[str(self.subcommand)]["model.net"].as_dict()}
+            )
         if self._weights is not None and self.subcommand == "fit":
             new = self.model.initialize_from(self._weights)
-            rank_zero_info(f"Begins with {self._weights.source}" + (f"; begins at random: {', '.join(new)}" if new else "."))
+            rank_zero_info(
+                f"Begins with {self._weights.source}"
+                + (f"; begins at random: {', '.join(new)}" if new else ".")
+            )
         elif self._weights is not None:
             self.model.load_weights(self._weights)
         elif self.subcommand != "fit" and not self.config[str(self.subcommand)]["ckpt_path"]:
@@ -178,7 +192,9 @@ class MPUNetCLI(LightningCLI):
         if init_from is None:
             return
         if path is not None:
-            raise ValueError("Give --ckpt_path to go on with a training or --init_from to begin one with weights, not both.")
+            raise ValueError(
+                "Give --ckpt_path to go on with a training or --init_from to begin one with weights, not both."
+            )
         self._weights = read_weights(init_from)
         if not self._given_net:
             self._set_network(self._weights)
@@ -186,7 +202,9 @@ class MPUNetCLI(LightningCLI):
     def _set_network(self, weights: Weights) -> None:
         """The network that these weights are for."""
         self._weights = weights
-        self.config = self.parser.parse_object({self.config["subcommand"]: {"model": {"net": weights.net}}}, self.config)
+        self.config = self.parser.parse_object(
+            {self.config["subcommand"]: {"model": {"net": weights.net}}}, self.config
+        )
 
     def _check_geometry(self, path: str, inside: dict[str, Any]) -> None:
         given = self._given_net.get("init_args") or {}
@@ -216,7 +234,9 @@ def run(args: Sequence[str]) -> int:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     callbacks: Any = cli.trainer.callbacks  # type: ignore[attr-defined]
-    failed = any(callback.failures for callback in callbacks if isinstance(callback, ThinVolumeWriter))
+    failed = any(
+        callback.failures for callback in callbacks if isinstance(callback, ThinVolumeWriter)
+    )
     # Rank 0 speaks for all: Lightning takes a bad status of a process that it started for a crash, and kills the others.
     return int(failed and cli.trainer.is_global_zero)
 

@@ -16,7 +16,14 @@ from mpunet.io.scan_file import read_volume
 from mpunet.lungs.threshold import lung_mask
 from mpunet.reader_study.blob_reader import MIN_SCORE_HU, blob_findings
 from mpunet.reader_study.figure import draw_study
-from mpunet.reader_study.findings import Coordinates, Finding, Reading, findings_csv, read_findings, read_standard
+from mpunet.reader_study.findings import (
+    Coordinates,
+    Finding,
+    Reading,
+    findings_csv,
+    read_findings,
+    read_standard,
+)
 from mpunet.reader_study.study import RADIUS_MM, reader_study
 from mpunet.reader_study.table import markdown, write_study
 
@@ -66,13 +73,17 @@ def study(
     for source in findings:
         condition, equals, volumes = source.partition("=")
         if equals and not Path(source).is_file():
-            found, broken = read_folder(volumes, condition=condition, cases=truth, min_score=min_score)
+            found, broken = read_folder(
+                volumes, condition=condition, cases=truth, min_score=min_score
+            )
             automatic |= found
             failures += broken
         else:
             found = read_findings(source, cases=truth, coordinates=coordinates)
         if both := readings.keys() & found.keys():
-            raise ValueError(f"{source}: {', '.join(min(both))} was read before; give each reading once.")
+            raise ValueError(
+                f"{source}: {', '.join(min(both))} was read before; give each reading once."
+            )
         readings |= found
     result = reader_study(readings, truth, thresholds=wanted, radius=radius, reference=reference)
     if automatic:
@@ -82,7 +93,14 @@ def study(
         draw_study(result, folder / "study.png")
     print(f"{markdown(result)}\nTables{' and figure' if figure else ''}: {folder}")
     if failures:
-        print("\n".join([f"{len(failures)} volumes could not be read and count as unread:", *(f"  {line}" for line in failures)]))
+        print(
+            "\n".join(
+                [
+                    f"{len(failures)} volumes could not be read and count as unread:",
+                    *(f"  {line}" for line in failures),
+                ]
+            )
+        )
     return int(bool(failures))
 
 
@@ -116,7 +134,11 @@ def read_folder(
         lung = lung_mask(volume.slab, grid_spacing(volume.slab_affine))
         found = blob_findings(volume.slab, volume.slab_affine, lung, min_score=min_score)
         readings[Reading(AUTOMATIC, condition, case)] = found
-        print(f"{condition}, {case}: {len(found)} findings, {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+        print(
+            f"{condition}, {case}: {len(found)} findings, {time.monotonic() - start:.1f} s",
+            file=sys.stderr,
+            flush=True,
+        )
     if not readings:
         raise ValueError(f"No volume of {folder} could be read: {failures[0]}")
     return readings, failures
@@ -126,13 +148,19 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(word) for word in text.split(",")]
     except ValueError:
-        raise ValueError(f"Expected thresholds in mm with commas between, such as 4,6; got {text!r}.") from None
+        raise ValueError(
+            f"Expected thresholds in mm with commas between, such as 4,6; got {text!r}."
+        ) from None
 
 
 def run(args: Sequence[str]) -> int:
     """The command line of :func:`study`."""
-    parser = ArgumentParser(prog="mpunet reader-study", description=(study.__doc__ or "").split("\n\n    Args:")[0])
-    parser.add_argument("findings", nargs="+", help="CSV files, or CONDITION=FOLDER for the automatic reader")
+    parser = ArgumentParser(
+        prog="mpunet reader-study", description=(study.__doc__ or "").split("\n\n    Args:")[0]
+    )
+    parser.add_argument(
+        "findings", nargs="+", help="CSV files, or CONDITION=FOLDER for the automatic reader"
+    )
     parser.add_argument("standard", help="CSV file with the columns case,x,y,z,diameter")
     parser.add_function_arguments(study, skip={"findings", "standard"})
     return study(**vars(parser.parse_args(list(args))))

@@ -52,7 +52,9 @@ def simulate(
     kind = _profile(profile, fwhm)
     jobs = [(scan, _target(scan, thin, thick)) for scan in find_scans(thin)]
     if existing == "error" and (there := [path for _, path in jobs if path.exists()]):
-        raise ValueError(f"{len(there)} of {len(jobs)} files exist, the first of them {there[0]}; --existing skip or overwrite.")
+        raise ValueError(
+            f"{len(there)} of {len(jobs)} files exist, the first of them {there[0]}; --existing skip or overwrite."
+        )
     failed = skipped = 0
     for scan, path in jobs:
         if path.exists() and existing == "skip":
@@ -62,13 +64,21 @@ def simulate(
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             source = open_scan(scan.path, slice_axis=slice_axis)
-            write_thick(path, source, ratio, weights=_weights(kind, fwhm, ratio, source), start=offset)
+            write_thick(
+                path, source, ratio, weights=_weights(kind, fwhm, ratio, source), start=offset
+            )
             print(f"{scan.relative}: {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
         except ValueError as error:
             failed += 1
             print(f"{scan.relative}: {error}", file=sys.stderr, flush=True)
-    parts = [f"{len(jobs) - failed - skipped} written to {thick}", f"{skipped} were there", f"{failed} failed"]
-    print(", ".join(part for part, number in zip(parts, (1, skipped, failed), strict=True) if number))
+    parts = [
+        f"{len(jobs) - failed - skipped} written to {thick}",
+        f"{skipped} were there",
+        f"{failed} failed",
+    ]
+    print(
+        ", ".join(part for part, number in zip(parts, (1, skipped, failed), strict=True) if number)
+    )
     return int(failed > 0)
 
 
@@ -79,7 +89,9 @@ def _profile(profile: str, fwhm: float | None) -> Profile | SampledProfile:
             profile_weights(2, profile=kind, fwhm=fwhm)
             return kind  # type: ignore[no-any-return]  # one of the literals
     if not Path(profile).is_file():
-        raise ValueError(f"Expected a profile among {', '.join(get_args(Profile))}, or a CSV file of one, got {profile}.")
+        raise ValueError(
+            f"Expected a profile among {', '.join(get_args(Profile))}, or a CSV file of one, got {profile}."
+        )
     if fwhm is not None:
         raise ValueError(
             f"The width of a profile from a file is the file's: leave out fwhm, or name a profile instead of {profile}."
@@ -87,7 +99,9 @@ def _profile(profile: str, fwhm: float | None) -> Profile | SampledProfile:
     return read_profile(profile)
 
 
-def _weights(kind: Profile | SampledProfile, fwhm: float | None, ratio: int, source: VolumeInfo) -> npt.NDArray[np.float64]:
+def _weights(
+    kind: Profile | SampledProfile, fwhm: float | None, ratio: int, source: VolumeInfo
+) -> npt.NDArray[np.float64]:
     if isinstance(kind, SampledProfile):
         return kind.weights(float(grid_spacing(source.slab_affine)[0]))
     return profile_weights(ratio, profile=kind, fwhm=fwhm)
@@ -97,12 +111,16 @@ def _target(scan: Scan, thin: str, thick: str) -> Path:
     single = Path(thin).is_file() and nifti_suffix(Path(thick)) is not None
     path = Path(thick) if single else Path(thick) / scan.relative
     if path.resolve() == scan.path.resolve():
-        raise ValueError(f"{scan.path} would be overwritten by its thick slices; name another folder.")
+        raise ValueError(
+            f"{scan.path} would be overwritten by its thick slices; name another folder."
+        )
     return path
 
 
 def run(args: Sequence[str]) -> int:
     """The command line of :func:`simulate`."""
-    parser = ArgumentParser(prog="mpunet simulate", description=(simulate.__doc__ or "").split("\n\n    Args:")[0])
+    parser = ArgumentParser(
+        prog="mpunet simulate", description=(simulate.__doc__ or "").split("\n\n    Args:")[0]
+    )
     parser.add_function_arguments(simulate, as_positional=True)
     return simulate(**vars(parser.parse_args(list(args))))

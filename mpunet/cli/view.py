@@ -15,7 +15,9 @@ __all__ = ["run"]
 def run(args: Sequence[str]) -> int:
     """The command line of :func:`mpunet.report.view.view`."""
     parser = ArgumentParser(prog="mpunet view", description=view.__doc__)
-    parser.add_argument("volumes", nargs="+", type=Path, help="NIfTI files, in the order they are shown")
+    parser.add_argument(
+        "volumes", nargs="+", type=Path, help="NIfTI files, in the order they are shown"
+    )
     parser.add_function_arguments(view, skip={"volumes"})
     options = vars(parser.parse_args(list(args)))
     view(options.pop("volumes"), **options)

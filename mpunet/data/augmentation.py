@@ -17,7 +17,14 @@ from monai.transforms import MapTransform, RandomizableTransform, Rotate
 
 from mpunet.slices.simulate import thickening_matrix
 
-__all__ = ["NO_AUGMENTATION", "Augmentation", "RandCTNoised", "ct_noise", "rotated", "rotation_borders"]
+__all__ = [
+    "NO_AUGMENTATION",
+    "Augmentation",
+    "RandCTNoised",
+    "ct_noise",
+    "rotated",
+    "rotation_borders",
+]
 
 
 @dataclass(frozen=True)
@@ -55,13 +62,17 @@ class Augmentation:
             if field.name.endswith("_prob") and not 0 <= value <= 1:
                 raise ValueError(f"Expected a probability from 0 to 1, got {field.name} = {value}.")
             if not 0 <= value < float("inf"):
-                raise ValueError(f"Expected the largest change, 0 or more, got {field.name} = {value}; it is drawn either way.")
+                raise ValueError(
+                    f"Expected the largest change, 0 or more, got {field.name} = {value}; it is drawn either way."
+                )
 
 
 NO_AUGMENTATION = Augmentation()
 
 
-def ct_noise(shape: tuple[int, int, int], std: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+def ct_noise(
+    shape: tuple[int, int, int], std: float, rng: np.random.Generator
+) -> npt.NDArray[np.float32]:
     """Noise (depth, height, width) of this standard deviation, in HU if it is.
 
     Correlated over neighbours in plane (binomial weights 1, 2, 1 along height and width), as a reconstruction kernel leaves it, and
@@ -93,7 +104,15 @@ class RandCTNoised(RandomizableTransform, MapTransform):  # type: ignore[misc]  
         max_hu: largest standard deviation in HU in a thin slice.
     """
 
-    def __init__(self, n_thick: int, ratio: int, weights: npt.NDArray[np.float64], *, prob: float, max_hu: float) -> None:
+    def __init__(
+        self,
+        n_thick: int,
+        ratio: int,
+        weights: npt.NDArray[np.float64],
+        *,
+        prob: float,
+        max_hu: float,
+    ) -> None:
         MapTransform.__init__(self, ("thick", "thin"), allow_missing_keys=True)
         RandomizableTransform.__init__(self, prob)
         self.n_thick = n_thick
@@ -113,12 +132,16 @@ class RandCTNoised(RandomizableTransform, MapTransform):  # type: ignore[misc]  
         noise = ct_noise((depth, *thin.shape[2:]), self.R.uniform(0, self.max_hu), random)
         out["thin"] = thin + noise[margin : margin + thin.shape[1]]
         if "thick" in data:
-            matrix = thickening_matrix(depth, self.ratio, self.weights, start=margin, count=self.n_thick)
+            matrix = thickening_matrix(
+                depth, self.ratio, self.weights, start=margin, count=self.n_thick
+            )
             out["thick"] = data["thick"] + np.tensordot(matrix, noise, axes=1)
         return out
 
 
-def rotated(block: npt.NDArray[np.float32], angle: float, *, nearest: bool = False) -> npt.NDArray[np.float32]:
+def rotated(
+    block: npt.NDArray[np.float32], angle: float, *, nearest: bool = False
+) -> npt.NDArray[np.float32]:
     """Slices (depth, height, width) turned by an angle in radians about their centre, each for itself; corners repeat the edge.
 
     Bicubic, as linear interpolation takes away more than half of the variance of white noise (cubic: a quarter), or ``nearest``.

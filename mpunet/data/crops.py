@@ -56,7 +56,11 @@ class Crops(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, item: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([self.seed, item])
-        cases = self.turned if self.turned and (not self.cases or rng.random() < self.turned_rate) else self.cases
+        cases = (
+            self.turned
+            if self.turned and (not self.cases or rng.random() < self.turned_rate)
+            else self.cases
+        )
         case = cases[int(rng.integers(len(cases)))]
         self.transforms.set_random_state(seed=int(rng.integers(2**32 - 1)))
         data: dict[str, Any] = {"thin": case.thin, "lung": case.lung, "lung_box": case.lung_box}

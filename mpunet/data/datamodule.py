@@ -134,8 +134,14 @@ class ThickThinDataModule(L.LightningDataModule):
         self.check_data = check_data
         self.check_hu = check_hu
         self.intensity: Intensity = intensity
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.num_workers = num_workers if num_workers is not None else 0 if cores <= 2 else min(8, cores)
+        cores = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
+        self.num_workers = (
+            num_workers if num_workers is not None else 0 if cores <= 2 else min(8, cores)
+        )
         self.lung_masks: LungMasks = lung_masks
         self.cache = Cache(cache_dir, limit=cache_limit)
         self.seed = seed
@@ -147,7 +153,9 @@ class ThickThinDataModule(L.LightningDataModule):
         """Build the cache, once per node."""
         if self._stage() != "predict":
             for name in self._parts():
-                check_alignment(self._wanted(name), ratio=self._geometry()[1], slice_axis=self.slice_axis)
+                check_alignment(
+                    self._wanted(name), ratio=self._geometry()[1], slice_axis=self.slice_axis
+                )
                 self._cached(name)
                 if name == "train":
                     self._cached_turned()
@@ -156,9 +164,13 @@ class ThickThinDataModule(L.LightningDataModule):
         """Open what the stage ("fit", "validate", "test" or "predict") needs; raise ValueError where its folder is not given."""
         if stage == "predict":
             if self.predict_dir is None:
-                raise ValueError("Expected a folder of thick volumes: give predict_dir (--data.predict_dir SCANS).")
+                raise ValueError(
+                    "Expected a folder of thick volumes: give predict_dir (--data.predict_dir SCANS)."
+                )
             self.predict_scans = find_scans(self.predict_dir)
-            self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer scans than devices
+            self.allow_zero_length_dataloader_with_multiple_devices = (
+                True  # fewer scans than devices
+            )
             return
         for name in self._parts(stage):
             if name not in self.cases:
@@ -240,9 +252,13 @@ class ThickThinDataModule(L.LightningDataModule):
         scans = self.predict_scans
         if self.trainer and self.trainer.world_size > 1:
             # Rank 0 decides for all, as a file may change while it is looked at.
-            shares = share_out(scans, self.trainer.world_size) if self.trainer.is_global_zero else []
+            shares = (
+                share_out(scans, self.trainer.world_size) if self.trainer.is_global_zero else []
+            )
             scans = self.trainer.strategy.broadcast(shares)[self.trainer.global_rank]
-        return PredictLoader(scans, slice_axis=self.slice_axis, check_hu=self.check_hu, intensity=self.intensity)
+        return PredictLoader(
+            scans, slice_axis=self.slice_axis, check_hu=self.check_hu, intensity=self.intensity
+        )
 
     def _whole(self, name: str) -> DataLoader[VolumeCase] | list[Any]:
         if not self.cases.get(name):
@@ -287,11 +303,20 @@ class ThickThinDataModule(L.LightningDataModule):
             return []
         cases = [case._replace(thick=None) for case in self._by_spacing()[1]]
         plain = self._preparation()
-        turned = (plain._replace(depth_axis=axis, turned_spacing=self.in_plane_spacing) for axis in DEPTH_AXES)
-        return [case for preparation in turned for case in self.cache.cases(cases, preparation, workers=self.num_workers)]
+        turned = (
+            plain._replace(depth_axis=axis, turned_spacing=self.in_plane_spacing)
+            for axis in DEPTH_AXES
+        )
+        return [
+            case
+            for preparation in turned
+            for case in self.cache.cases(cases, preparation, workers=self.num_workers)
+        ]
 
     def _preparation(self) -> Preparation:
-        return Preparation(self._geometry()[1], self.slice_axis, self.lung_masks, examine=self.check_data)
+        return Preparation(
+            self._geometry()[1], self.slice_axis, self.lung_masks, examine=self.check_data
+        )
 
     def _geometry(self) -> tuple[int, int]:
         """(n, r): the network's where a trainer has one, which must then agree with what was given; else what was given, or (8, 5)."""

@@ -20,7 +20,9 @@ KINDS = ("thin", "thick", "lung")
 SUBFOLDERS = ({"thin": "thin", "thick": "thick"}, {"thin": "1mm", "thick": "5mm"})
 
 
-def find_cases(source: Source, *, patient_pattern: str | None = None, intensity: Intensity = "auto") -> list[Case]:
+def find_cases(
+    source: Source, *, patient_pattern: str | None = None, intensity: Intensity = "auto"
+) -> list[Case]:
     """Cases of a folder, of a list or of folders by kind, sorted by name (a list: in its order).
 
     Args:
@@ -46,7 +48,12 @@ def find_cases(source: Source, *, patient_pattern: str | None = None, intensity:
         cases = read_pair_list(source)
     else:
         cases = _in_folder(Path(source))
-    return [case._replace(patient=case.patient or patient_of(case.name, patient_pattern), intensity=intensity) for case in cases]
+    return [
+        case._replace(
+            patient=case.patient or patient_of(case.name, patient_pattern), intensity=intensity
+        )
+        for case in cases
+    ]
 
 
 def files_by_name(folder: str | Path) -> dict[str, Path]:
@@ -55,7 +62,9 @@ def files_by_name(folder: str | Path) -> dict[str, Path]:
     for scan in find_scans(folder):
         name = re.sub(r"\.nii(\.gz)?$", "", scan.relative.as_posix(), flags=re.IGNORECASE)
         if name in out:
-            raise ValueError(f"Two files have the name {name!r}: {out[name]} and {scan.path}. Remove one of them.")
+            raise ValueError(
+                f"Two files have the name {name!r}: {out[name]} and {scan.path}. Remove one of them."
+            )
         out[name] = scan.path
     return out
 
@@ -107,4 +116,7 @@ def _by_kind(folders: Mapping[str, str]) -> list[Case]:
                 f"{len(odd)} cases are not both in {folders['thin']} and in {folders[kind]}, the first of them {odd[0]!r}. "
                 "Files of one case have the same name in every folder; where they have not, a CSV of pairs says what belongs together."
             )
-    return [Case(name, "", path, files["thick"].get(name), files["lung"].get(name)) for name, path in thin.items()]
+    return [
+        Case(name, "", path, files["thick"].get(name), files["lung"].get(name))
+        for name, path in thin.items()
+    ]

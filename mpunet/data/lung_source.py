@@ -34,7 +34,9 @@ def lung_source(case: Case, masks: LungMasks) -> Literal["files", "threshold", "
             "lungmask to have it computed."
         )
     if masks not in ("files", "threshold", "lungmask"):
-        raise ValueError(f"Expected lung_masks among 'auto', 'files', 'threshold' and 'lungmask', got {masks!r}.")
+        raise ValueError(
+            f"Expected lung_masks among 'auto', 'files', 'threshold' and 'lungmask', got {masks!r}."
+        )
     return masks
 
 

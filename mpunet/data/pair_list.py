@@ -27,7 +27,9 @@ def read_pair_list(path: str | Path) -> list[Case]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark before the first column
+        text = path.read_text(
+            encoding="utf-8-sig"
+        )  # spreadsheets put a mark before the first column
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ValueError(f"{path}: cannot be read as a list of pairs: {reason}") from error
@@ -50,9 +52,13 @@ def read_pair_list(path: str | Path) -> list[Case]:
             continue
         if len(values) != len(columns):
             raise ValueError(f"{where}: expected {len(columns)} values, got {len(values)}.")
-        case = _case(dict(zip(columns, (value.strip() for value in values), strict=True)), path.parent, where)
+        case = _case(
+            dict(zip(columns, (value.strip() for value in values), strict=True)), path.parent, where
+        )
         if (first := lines_of.setdefault(case.name, reader.line_num)) != reader.line_num:
-            raise ValueError(f"{where}: the thin volume {case.name!r} is in line {first} too; list each once.")
+            raise ValueError(
+                f"{where}: the thin volume {case.name!r} is in line {first} too; list each once."
+            )
         if case.patient and case.part:
             part, first = parts.setdefault(case.patient, (case.part, reader.line_num))
             if part != case.part:
@@ -78,13 +84,19 @@ def _case(row: dict[str, str], folder: Path, where: str) -> Case:
     for kind in ("thin", "thick", "lung"):
         file = files[kind] = folder / row[kind] if row.get(kind) else None
         if file is not None and nifti_suffix(file) is None:
-            raise ValueError(f"{where}: expected a {kind} file ending in .nii or .nii.gz, got {row[kind]!r}.")
+            raise ValueError(
+                f"{where}: expected a {kind} file ending in .nii or .nii.gz, got {row[kind]!r}."
+            )
         if file is not None and not file.is_file():
-            raise ValueError(f"{where}: no {kind} file at {file}; paths start from the list's folder.")
+            raise ValueError(
+                f"{where}: no {kind} file at {file}; paths start from the list's folder."
+            )
     part = next((part for part in PARTS if part == row.get("split")), None)
     if part is None and row.get("split"):
         raise ValueError(f"{where}: expected a split of train, val or test, got {row['split']!r}.")
     thin = PurePath(os.path.normpath(row["thin"]))
     name = "/".join(name for name in thin.parts if name not in (thin.anchor, ".."))
     name = re.sub(r"\.nii(\.gz)?$", "", name, flags=re.IGNORECASE)
-    return Case(name, row.get("patient", ""), folder / row["thin"], files["thick"], files["lung"], part)
+    return Case(
+        name, row.get("patient", ""), folder / row["thin"], files["thick"], files["lung"], part
+    )

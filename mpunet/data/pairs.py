@@ -15,7 +15,9 @@ from mpunet.io.volume import VolumeInfo
 __all__ = ["align_pair", "check_alignment", "split_by_patient", "split_cases"]
 
 
-def split_cases(cases: Sequence[Case], fractions: Sequence[float], *, seed: int = 0) -> dict[Part, list[Case]]:
+def split_cases(
+    cases: Sequence[Case], fractions: Sequence[float], *, seed: int = 0
+) -> dict[Part, list[Case]]:
     """Cases for training, validation and test: by the data's own split where they have one, else by :func:`split_by_patient`.
 
     Raises:
@@ -33,14 +35,18 @@ def split_cases(cases: Sequence[Case], fractions: Sequence[float], *, seed: int 
     return {part: [case for case in cases if case.part == part] for part in PARTS}
 
 
-def split_by_patient(cases: Sequence[Case], fractions: Sequence[float], *, seed: int = 0) -> list[list[Case]]:
+def split_by_patient(
+    cases: Sequence[Case], fractions: Sequence[float], *, seed: int = 0
+) -> list[list[Case]]:
     """Parts of the cases in the given fractions, no patient in two of them; the same for the same patients and seed, in any order.
 
     Each part with a fraction above 0 gets at least one patient, so there must be as many.
     """
     if any(f < 0 for f in fractions) or not np.isclose(sum(fractions), 1):
         raise ValueError(f"Expected fractions of at least 0 with sum 1, got {list(fractions)}.")
-    patients = sorted({c.patient for c in cases}, key=lambda p: hashlib.sha256(f"{seed}/{p}".encode()).digest())
+    patients = sorted(
+        {c.patient for c in cases}, key=lambda p: hashlib.sha256(f"{seed}/{p}".encode()).digest()
+    )
     wanted = [i for i, f in enumerate(fractions) if f > 0]
     if len(patients) < len(wanted):
         raise ValueError(
@@ -80,7 +86,9 @@ def align_pair(thick: VolumeInfo, thin: VolumeInfo, ratio: int) -> tuple[slice, 
             f"expected {ratio}, the network's (--model.net.ratio)."
         )
     if not np.allclose(a[:3, :3] / [ratio, 1, 1], b[:3, :3], rtol=0, atol=0.01 * spacing.min()):
-        raise ValueError(f"{names} do not match: their voxel axes differ in direction or in-plane spacing.")
+        raise ValueError(
+            f"{names} do not match: their voxel axes differ in direction or in-plane spacing."
+        )
     offset = np.linalg.solve(b[:3, :3], a[:3, 3] - b[:3, 3])
     start = round(offset[0])
     if abs(offset[0] - start) > 0.1 or np.abs(offset[1:]).max() > 0.1:
@@ -112,4 +120,8 @@ def check_alignment(cases: Sequence[Case], *, ratio: int, slice_axis: int | None
     """
     for case in cases:
         if case.thick is not None:
-            align_pair(read_info(case.thick, slice_axis=slice_axis), read_info(case.thin, slice_axis=slice_axis), ratio)
+            align_pair(
+                read_info(case.thick, slice_axis=slice_axis),
+                read_info(case.thin, slice_axis=slice_axis),
+                ratio,
+            )

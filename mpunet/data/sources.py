@@ -41,7 +41,9 @@ class CaseSources:
         intensity: Intensity = "auto",
     ) -> None:
         if data_dir is not None and any(dirs.values()):
-            raise ValueError("Give data_dir, which is split, or train_dir, val_dir and test_dir, not both.")
+            raise ValueError(
+                "Give data_dir, which is split, or train_dir, val_dir and test_dir, not both."
+            )
         self.data_dir = data_dir
         self.dirs = dict(dirs)
         self.split = split
@@ -60,7 +62,9 @@ class CaseSources:
         first = needed[0]
         if self.data_dir is None:
             if self.dirs[first] is None:
-                raise ValueError(f"Expected a folder for {stage}: give {first}_dir, or data_dir to have it split.")
+                raise ValueError(
+                    f"Expected a folder for {stage}: give {first}_dir, or data_dir to have it split."
+                )
             return [part for part in needed if self.dirs[part] is not None]
         has = [part for part in needed if self.cases(part)]
         if first not in has:
@@ -78,11 +82,15 @@ class CaseSources:
         """
         if self.data_dir is not None:
             if not self._found:
-                self._found.update(split_cases(self._search(self.data_dir), self.split, seed=self.split_seed))
+                self._found.update(
+                    split_cases(self._search(self.data_dir), self.split, seed=self.split_seed)
+                )
         elif part not in self._found and (source := self.dirs[part]) is not None:
             self._found[part] = [case for case in self._search(source) if case.part in (None, part)]
             if not self._found[part]:
-                raise ValueError(f"{source} has a split of its own, and no case in it for {part}: give another {part}_dir.")
+                raise ValueError(
+                    f"{source} has a split of its own, and no case in it for {part}: give another {part}_dir."
+                )
         return self._found.get(part, [])
 
     def _search(self, source: Source) -> list[Case]:

@@ -25,7 +25,13 @@ from monai.transforms import (
     RandShiftIntensityd,
 )
 
-from mpunet.data.augmentation import NO_AUGMENTATION, Augmentation, RandCTNoised, rotated, rotation_borders
+from mpunet.data.augmentation import (
+    NO_AUGMENTATION,
+    Augmentation,
+    RandCTNoised,
+    rotated,
+    rotation_borders,
+)
 from mpunet.geometry import reflect_indices, thin_depth
 from mpunet.intensity import HU_MIN, HU_RANGE
 from mpunet.slices.profile_range import ProfileRange
@@ -58,7 +64,15 @@ class RandSlabCropd(Randomizable, MapTransform):  # type: ignore[misc]  # MONAI 
         lung_rate: share of the crops that are centred on a lung voxel; the others are anywhere.
     """
 
-    def __init__(self, n_thick: int, ratio: int, in_plane: Sequence[int], *, margin: int = 0, lung_rate: float = 0.9) -> None:
+    def __init__(
+        self,
+        n_thick: int,
+        ratio: int,
+        in_plane: Sequence[int],
+        *,
+        margin: int = 0,
+        lung_rate: float = 0.9,
+    ) -> None:
         super().__init__(KEYS, allow_missing_keys=True)
         self.n_thick = n_thick
         self.ratio = ratio
@@ -72,7 +86,8 @@ class RandSlabCropd(Randomizable, MapTransform):  # type: ignore[misc]  # MONAI 
         thin, lung, thick = data["thin"], data["lung"], data.get("thick")
         center = self._center(lung, data["lung_box"])
         plane = tuple(
-            self._span(c, size, total) for c, size, total in zip(center[1:], self.in_plane, thin.shape[1:], strict=True)
+            self._span(c, size, total)
+            for c, size, total in zip(center[1:], self.in_plane, thin.shape[1:], strict=True)
         )
         n_thin = thin_depth(self.n_thick, self.ratio)
         if thick is not None:
@@ -84,7 +99,9 @@ class RandSlabCropd(Randomizable, MapTransform):  # type: ignore[misc]  # MONAI 
             first = self._span(center[0], n_thin, len(thin)).start
             before = min(self.margin, first)
             after = max(0, min(self.margin, len(thin) - first - n_thin))
-        rows = reflect_indices(len(thin), first + n_thin + after)[first - before : first + n_thin + after]
+        rows = reflect_indices(len(thin), first + n_thin + after)[
+            first - before : first + n_thin + after
+        ]
         out["thin"] = self._cut(thin, rows, plane)
         out["lung"] = self._cut(lung, rows, plane)
         out["before"] = before
@@ -92,7 +109,9 @@ class RandSlabCropd(Randomizable, MapTransform):  # type: ignore[misc]  # MONAI 
 
     def _center(self, lung: npt.NDArray[np.bool_], box: npt.NDArray[np.int64]) -> list[int]:
         in_lung = self.R.random() < self.lung_rate
-        low, high = (box[:, 0], box[:, 1]) if in_lung else (np.zeros(3, int), np.asarray(lung.shape))
+        low, high = (
+            (box[:, 0], box[:, 1]) if in_lung else (np.zeros(3, int), np.asarray(lung.shape))
+        )
         for _ in range(32):
             center = [int(self.R.randint(a, b)) for a, b in zip(low, high, strict=True)]
             if not in_lung or lung[tuple(center)]:
@@ -105,7 +124,9 @@ class RandSlabCropd(Randomizable, MapTransform):  # type: ignore[misc]  # MONAI 
         start = min(max(0, center - (size - 1) // 2 + jitter), max(0, total - size))
         return slice(start, start + size)
 
-    def _cut(self, volume: npt.NDArray[Any], rows: npt.NDArray[np.intp], plane: tuple[slice, ...]) -> npt.NDArray[np.float32]:
+    def _cut(
+        self, volume: npt.NDArray[Any], rows: npt.NDArray[np.intp], plane: tuple[slice, ...]
+    ) -> npt.NDArray[np.float32]:
         stored = volume[rows.min() : rows.max() + 1, plane[0], plane[1]]
         if (np.diff(rows) != 1).any():  # reflected; else a copy less
             stored = stored[rows - rows.min()]
@@ -140,25 +161,38 @@ class RandRotatedSlabCropd(RandSlabCropd):
         self.angle = float(np.deg2rad(self.R.uniform(-self.degrees, self.degrees))) if turn else 0.0
         return super().__call__(data)
 
-    def _cut(self, volume: npt.NDArray[Any], rows: npt.NDArray[np.intp], plane: tuple[slice, ...]) -> npt.NDArray[np.float32]:
+    def _cut(
+        self, volume: npt.NDArray[Any], rows: npt.NDArray[np.intp], plane: tuple[slice, ...]
+    ) -> npt.NDArray[np.float32]:
         if not self.angle:
             return super()._cut(volume, rows, plane)
         borders = rotation_borders(self.in_plane, self.angle)
         starts = [max(0, span.start - border) for span, border in zip(plane, borders, strict=True)]
-        wide = tuple(slice(start, span.stop + border) for start, span, border in zip(starts, plane, borders, strict=True))
+        wide = tuple(
+            slice(start, span.stop + border)
+            for start, span, border in zip(starts, plane, borders, strict=True)
+        )
         block = super()._cut(volume, rows, wide)[0]
-        before = [start - (span.start - border) for start, span, border in zip(starts, plane, borders, strict=True)]
+        before = [
+            start - (span.start - border)
+            for start, span, border in zip(starts, plane, borders, strict=True)
+        ]
         if any(before):
             block = np.pad(block, ((0, 0), (before[0], 0), (before[1], 0)), mode="edge")
         turned = rotated(block, self.angle, nearest=volume.dtype == np.bool_)
-        inner = tuple(slice(border, border + size) for border, size in zip(borders, self.in_plane, strict=True))
+        inner = tuple(
+            slice(border, border + size)
+            for border, size in zip(borders, self.in_plane, strict=True)
+        )
         return turned[None, :, inner[0], inner[1]]
 
 
 class SimulateThickd(MapTransform):  # type: ignore[misc]  # MONAI has no types
     """Where ``thick`` is missing, make it from ``thin`` by a slice profile; then cut ``thin`` and ``lung`` to their window."""
 
-    def __init__(self, n_thick: int, ratio: int, *, profile: Profile = "gaussian", fwhm: float | None = None) -> None:
+    def __init__(
+        self, n_thick: int, ratio: int, *, profile: Profile = "gaussian", fwhm: float | None = None
+    ) -> None:
         super().__init__(KEYS, allow_missing_keys=True)
         self.n_thick = n_thick
         self.ratio = ratio
@@ -174,7 +208,9 @@ class SimulateThickd(MapTransform):  # type: ignore[misc]  # MONAI has no types
         out = dict(data)
         thin, before = out["thin"], out.pop("before")
         if "thick" not in out:
-            matrix = thickening_matrix(thin.shape[1], self.ratio, self.weights, start=before, count=self.n_thick)
+            matrix = thickening_matrix(
+                thin.shape[1], self.ratio, self.weights, start=before, count=self.n_thick
+            )
             out["thick"] = np.tensordot(matrix, thin[0], axes=1)[None]
             for key in ("thin", "lung"):
                 out[key] = out[key][:, before : before + thin_depth(self.n_thick, self.ratio)]
@@ -206,7 +242,12 @@ class ScaleHUd(MapTransform):  # type: ignore[misc]  # MONAI has no types
         """float32 arrays or tensors of any shape, which are overwritten, to tensors."""
         out = dict(data)
         for key in self.key_iterator(out):
-            out[key] = torch.as_tensor(out[key], dtype=torch.float32).sub_(HU_MIN).div_(HU_RANGE).clamp_(0, 1)
+            out[key] = (
+                torch.as_tensor(out[key], dtype=torch.float32)
+                .sub_(HU_MIN)
+                .div_(HU_RANGE)
+                .clamp_(0, 1)
+            )
         return out
 
 
@@ -241,11 +282,17 @@ def training_transforms(
     )
     options: dict[str, Any] = {"margin": simulate.margin, "lung_rate": lung_rate}
     if vary.rotate_prob:
-        crop = RandRotatedSlabCropd(n_thick, ratio, in_plane, prob=vary.rotate_prob, degrees=vary.rotate_degrees, **options)
+        crop = RandRotatedSlabCropd(
+            n_thick, ratio, in_plane, prob=vary.rotate_prob, degrees=vary.rotate_degrees, **options
+        )
     else:
         crop = RandSlabCropd(n_thick, ratio, in_plane, **options)
     weights = profile_weights(ratio, profile=kind, fwhm=width)
-    noise = [RandCTNoised(n_thick, ratio, weights, prob=vary.noise_prob, max_hu=vary.noise_hu)] if vary.noise_prob else []
+    noise = (
+        [RandCTNoised(n_thick, ratio, weights, prob=vary.noise_prob, max_hu=vary.noise_hu)]
+        if vary.noise_prob
+        else []
+    )
     turns = [RandFlipd(KEYS, prob=0.5, spatial_axis=axis) for axis in range(3)] if flip else []
     if flip and in_plane[0] == in_plane[1]:
         turns.append(RandRotate90d(KEYS, prob=0.5, max_k=1, spatial_axes=(1, 2)))

@@ -36,7 +36,12 @@ class WholeVolumes(Dataset[VolumeCase]):
     """Whole cases, thick slices simulated where there are none."""
 
     def __init__(
-        self, cases: Sequence[CachedCase], ratio: int, *, profile: Profile = "gaussian", fwhm: float | None = None
+        self,
+        cases: Sequence[CachedCase],
+        ratio: int,
+        *,
+        profile: Profile = "gaussian",
+        fwhm: float | None = None,
     ) -> None:
         self.cases = cases
         self.ratio = ratio
@@ -49,7 +54,9 @@ class WholeVolumes(Dataset[VolumeCase]):
     def __getitem__(self, index: int) -> VolumeCase:
         case = self.cases[index]
         thick: npt.NDArray[Any] = (
-            thicken(case.thin, self.ratio, profile=self.profile, fwhm=self.fwhm) if case.thick is None else case.thick
+            thicken(case.thin, self.ratio, profile=self.profile, fwhm=self.fwhm)
+            if case.thick is None
+            else case.thick
         )
         depth = thin_depth(len(thick), self.ratio)
         return VolumeCase(

@@ -25,30 +25,65 @@ Slab = npt.NDArray[Any]
 Measured = Iterator[tuple[Measure, float]]
 
 CLIPPED = (HU_MIN, HU_MAX)  # what fidelity is measured of, whatever the protocol
-SSIM_KIND = "2D axial, Gaussian 11 x 11, sigma 1.5, K1 0.01, K2 0.03, of HU less the window's lower end, "
-BORDER_KIND = {"exclude": "5 voxels at a slice's border left out of the whole volume", "zeros": "padded with zeros"}
+SSIM_KIND = (
+    "2D axial, Gaussian 11 x 11, sigma 1.5, K1 0.01, K2 0.03, of HU less the window's lower end, "
+)
+BORDER_KIND = {
+    "exclude": "5 voxels at a slice's border left out of the whole volume",
+    "zeros": "padded with zeros",
+}
 
 
-def against_reference(prediction: Slab, reference: Slab, lung: Slab | None, protocol: Protocol) -> Measured:
+def against_reference(
+    prediction: Slab, reference: Slab, lung: Slab | None, protocol: Protocol
+) -> Measured:
     """MAE, RMSE, PSNR and SSIM by a protocol; (D, H, W) in HU each, and lung where not 0. No mask: only the whole volume."""
     window, full = (protocol.low, protocol.high), protocol.high - protocol.low
     trimmed = f", {protocol.trim} slices left out at each end" if protocol.trim else ""
     for region, found in quality(prediction, reference, lung, protocol=protocol).items():
         yield Measure("mae", region, "HU", window, None, "mean absolute error" + trimmed), found.mae
-        yield Measure("rmse", region, "HU", window, None, "root of the mean squared error" + trimmed), found.rmse
-        yield Measure("psnr", region, "dB", window, full, "20 log10(range / RMSE)" + trimmed), found.psnr
-        yield Measure("ssim", region, "", window, full, SSIM_KIND + BORDER_KIND[protocol.border] + trimmed), found.ssim
+        yield (
+            Measure("rmse", region, "HU", window, None, "root of the mean squared error" + trimmed),
+            found.rmse,
+        )
+        yield (
+            Measure("psnr", region, "dB", window, full, "20 log10(range / RMSE)" + trimmed),
+            found.psnr,
+        )
+        yield (
+            Measure(
+                "ssim", region, "", window, full, SSIM_KIND + BORDER_KIND[protocol.border] + trimmed
+            ),
+            found.ssim,
+        )
 
 
 def bias(prediction: Slab, reference: Slab, lung: Slab | None) -> Measured:
     """Signed bias by region and by HU of the reference; arguments as above."""
     found = hu_bias(prediction, reference, lung)
-    for region, value in (("whole", found.whole), ("lungs", found.lungs), ("outside", found.outside)):
+    for region, value in (
+        ("whole", found.whole),
+        ("lungs", found.lungs),
+        ("outside", found.outside),
+    ):
         if region == "whole" or lung is not None:
-            yield Measure("bias", region, "HU", CLIPPED, None, "mean of prediction - reference"), value
+            yield (
+                Measure("bias", region, "HU", CLIPPED, None, "mean of prediction - reference"),
+                value,
+            )
     for part in found.bins:
         region = f"{part.low:g} to {part.high:g} HU"
-        yield Measure("bias", region, "HU", CLIPPED, None, "mean of prediction - reference, by HU of the reference"), part.bias
+        yield (
+            Measure(
+                "bias",
+                region,
+                "HU",
+                CLIPPED,
+                None,
+                "mean of prediction - reference, by HU of the reference",
+            ),
+            part.bias,
+        )
 
 
 def alone(volume: Slab, lung: Slab | None, spacing: npt.NDArray[np.float64]) -> Measured:
@@ -58,21 +93,46 @@ def alone(volume: Slab, lung: Slab | None, spacing: npt.NDArray[np.float64]) -> 
         yield Measure("laa950", "lungs", "%", CLIPPED, None, "voxels below -950 HU"), density.laa950
         yield Measure("perc15", "lungs", "HU", CLIPPED, None, "15th percentile"), density.perc15
         found = noise(volume, lung, spacing)
-        yield Measure("noise", "lungs", "HU", None, None, "standard deviation where the lung is homogeneous"), found.lung
+        yield (
+            Measure(
+                "noise",
+                "lungs",
+                "HU",
+                None,
+                None,
+                "standard deviation where the lung is homogeneous",
+            ),
+            found.lung,
+        )
         yield Measure("noise", "air", "HU", None, None, "standard deviation in air"), found.air
     sharp = sharpness(volume, spacing, lung)
     kind = f"power along depth / in plane, from {BAND[0]:g} to {BAND[1]:g} cycles/mm or what the voxels allow"
-    yield Measure("sharpness", "whole" if lung is None else "lungs", "", None, None, kind), sharp.ratio
+    yield (
+        Measure("sharpness", "whole" if lung is None else "lungs", "", None, None, kind),
+        sharp.ratio,
+    )
 
 
-def against_thick(thin: Volume, thick: Volume, lung: Slab | None, *, profile: Profile, fwhm: float | None) -> Measured:
+def against_thick(
+    thin: Volume, thick: Volume, lung: Slab | None, *, profile: Profile, fwhm: float | None
+) -> Measured:
     """Consistency: the thin slices thickened again and compared with the thick scan that they were made from."""
     ratio = round(grid_spacing(thick.slab_affine)[0] / grid_spacing(thin.slab_affine)[0])
     thick_used, thin_used = align_pair(thick, thin, ratio)
     mask = None if lung is None else lung[thin_used]
-    found = consistency(thin.slab[thin_used], thick.slab[thick_used], profile=profile, fwhm=fwhm, lung=mask)
+    found = consistency(
+        thin.slab[thin_used], thick.slab[thick_used], profile=profile, fwhm=fwhm, lung=mask
+    )
     kind = f"thickened again ({profile} profile) - thick scan"
     for region, part in (("whole", found), ("lungs", found.lungs)):
         if part is not None:
-            yield Measure("consistency", region, "HU", CLIPPED, None, f"mean absolute value of {kind}"), part.mae
-            yield Measure("consistency_bias", region, "HU", CLIPPED, None, f"mean of {kind}"), part.bias
+            yield (
+                Measure(
+                    "consistency", region, "HU", CLIPPED, None, f"mean absolute value of {kind}"
+                ),
+                part.mae,
+            )
+            yield (
+                Measure("consistency_bias", region, "HU", CLIPPED, None, f"mean of {kind}"),
+                part.bias,
+            )

@@ -55,7 +55,11 @@ def match_cases(predictions: str | Path, references: str | Path) -> Matched:
             f"here {next(iter(cases))!r}. Predictions are matched with references by name."
         )
     pairs = [(cases[name], files[name]) for name in names]
-    return Matched(pairs, [name for name in cases if name not in files], [name for name in files if name not in cases])
+    return Matched(
+        pairs,
+        [name for name in cases if name not in files],
+        [name for name in files if name not in cases],
+    )
 
 
 def common_slices(prediction: VolumeInfo, reference: VolumeInfo) -> tuple[slice, slice]:
@@ -68,18 +72,24 @@ def common_slices(prediction: VolumeInfo, reference: VolumeInfo) -> tuple[slice,
     """
     a, b = prediction.slab_affine, reference.slab_affine
     if prediction.shape[1:] != reference.shape[1:]:
-        raise ValueError(f"{_size(prediction)} voxels against the reference's {_size(reference)}: another field of view or size")
+        raise ValueError(
+            f"{_size(prediction)} voxels against the reference's {_size(reference)}: another field of view or size"
+        )
     per_voxel = np.linalg.solve(b[:3, :3], a[:3, :3])
     offset = np.linalg.solve(b[:3, :3], a[:3, 3] - b[:3, 3])
     drift = np.abs(per_voxel - np.eye(3)) @ np.subtract(prediction.shape, 1)
     if drift.max() > 0.1:
         ours, theirs = (" x ".join(f"{mm:.4g}" for mm in grid_spacing(m)) for m in (a, b))
         same = " in other directions" if ours == theirs else ""
-        raise ValueError(f"voxels of {ours} mm against the reference's {theirs} mm{same}: another grid")
+        raise ValueError(
+            f"voxels of {ours} mm against the reference's {theirs} mm{same}: another grid"
+        )
     start = round(offset[0])
     if np.abs(offset - (start, 0, 0)).max() > 0.1:
         mm = ", ".join(f"{value:.2f}" for value in np.abs(a[:3, 3] - b[:3, 3]))
-        raise ValueError(f"its first voxel is ({mm}) mm from the reference's in x, y, z, which is not a whole number of slices")
+        raise ValueError(
+            f"its first voxel is ({mm}) mm from the reference's in x, y, z, which is not a whole number of slices"
+        )
     first, last = max(0, start), min(reference.shape[0], start + prediction.shape[0])
     if last <= first:
         raise ValueError("it has no slice in common with the reference")
@@ -112,10 +122,14 @@ def misplaced(prediction: npt.NDArray[Any], reference: npt.NDArray[Any]) -> str 
     # Slice k of the prediction against slice k + shift of the reference, within the range that all shifts share.
     reach = min(MAX_SHIFT, (len(a) - 1) // 2)
     inner = a[reach : len(a) - reach]
-    errors = {shift: difference(inner, b[reach + shift : len(b) - reach + shift]) for shift in range(-reach, reach + 1)}
+    errors = {
+        shift: difference(inner, b[reach + shift : len(b) - reach + shift])
+        for shift in range(-reach, reach + 1)
+    }
     best = min(errors, key=lambda shift: errors[shift])
     turned = {
-        name: difference(np.flip(a, axis), b) for axis, name in enumerate(("upside down", "front to back", "left to right"))
+        name: difference(np.flip(a, axis), b)
+        for axis, name in enumerate(("upside down", "front to back", "left to right"))
     }
     closest = min(turned, key=lambda name: turned[name])
     if turned[closest] < CLEARLY * difference(a, b):

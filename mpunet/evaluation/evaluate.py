@@ -87,14 +87,21 @@ class Evaluator:
             raise ValueError(f"Expected a protocol among {', '.join(PROTOCOLS)}, got {protocol!r}.")
         names = [*predictions, *baselines]
         if not predictions or len(set(names)) < len(names) or TRUTH in names:
-            raise ValueError(f"Expected methods of distinct names other than {TRUTH!r}, got {', '.join(names) or 'none'}.")
+            raise ValueError(
+                f"Expected methods of distinct names other than {TRUTH!r}, got {', '.join(names) or 'none'}."
+            )
         unknown = sorted(set(baselines) - set(get_args(Interpolation)))
         if unknown:
-            raise ValueError(f"Expected baselines among {', '.join(get_args(Interpolation))}, got {', '.join(unknown)}.")
+            raise ValueError(
+                f"Expected baselines among {', '.join(get_args(Interpolation))}, got {', '.join(unknown)}."
+            )
         self.protocol = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
         self.cases = {case.name: case for case in find_cases(references)}
         self.problems: list[Problem] = []
-        self.methods = [_Method(name, self._match(name, folder, references)) for name, folder in predictions.items()]
+        self.methods = [
+            _Method(name, self._match(name, folder, references))
+            for name, folder in predictions.items()
+        ]
         self.inputs = {name: case.thick for name, case in self.cases.items() if case.thick}
         if inputs is not None:
             self.inputs = self._files(inputs)
@@ -139,7 +146,11 @@ class Evaluator:
             protocol=self.protocol,
             methods=methods,
             scores=self.scores,
-            summaries=[_summary(method, measure, found) for (method, measure), found in values.items() if found],
+            summaries=[
+                _summary(method, measure, found)
+                for (method, measure), found in values.items()
+                if found
+            ],
             differences=differences,
             problems=self.problems,
             files=self.files,
@@ -149,14 +160,22 @@ class Evaluator:
 
     def _match(self, method: str, folder: str | Path, references: str | Path) -> dict[str, Path]:
         pairs, missing, extra = match_cases(folder, references)
-        self.problems += [Problem(method, name, "no prediction of this name", False) for name in missing]
-        self.problems += [Problem(method, name, "no reference of this name", False) for name in extra]
+        self.problems += [
+            Problem(method, name, "no prediction of this name", False) for name in missing
+        ]
+        self.problems += [
+            Problem(method, name, "no reference of this name", False) for name in extra
+        ]
         return {case.name: path for case, path in pairs}
 
     def _files(self, folder: str | Path) -> dict[str, Path]:
         """By name; a single file belongs to a single case whatever its name."""
         files = files_by_name(folder)
-        return dict(zip(self.cases, files.values(), strict=False)) if Path(folder).is_file() and len(self.cases) == 1 else files
+        return (
+            dict(zip(self.cases, files.values(), strict=False))
+            if Path(folder).is_file() and len(self.cases) == 1
+            else files
+        )
 
     def _measure(self, case: Case) -> None:
         thick = lung = None
@@ -169,15 +188,27 @@ class Evaluator:
             lung = self._lung(case, reference)
         except (ValueError, OSError) as error:
             self.problems.append(Problem(TRUTH, case.name, f"whole volume only: {error}", True))
-        files = {method.name: method.files[case.name] for method in self.methods if case.name in method.files}
+        files = {
+            method.name: method.files[case.name]
+            for method in self.methods
+            if case.name in method.files
+        }
         shown: dict[str, Path] = {}
         if case.name in self.inputs:
             shown["thick"] = self.inputs[case.name]
             try:
                 thick = self._read(shown["thick"]) if self.fidelity or self.baselines else None
-                files |= {kind: self._interpolate(kind, case.name, thick, reference) for kind in self.baselines if thick}
+                files |= {
+                    kind: self._interpolate(kind, case.name, thick, reference)
+                    for kind in self.baselines
+                    if thick
+                }
             except (ValueError, OSError) as error:
-                self.problems.append(Problem("thick", case.name, f"neither consistency nor baselines: {error}", False))
+                self.problems.append(
+                    Problem(
+                        "thick", case.name, f"neither consistency nor baselines: {error}", False
+                    )
+                )
         for method, path in files.items():
             try:
                 self._measure_one(method, case.name, self._read(path), reference, lung, thick)
@@ -188,7 +219,13 @@ class Evaluator:
         self.files[case.name] = {**shown, TRUTH: case.thin}
 
     def _measure_one(
-        self, method: str, case: str, volume: Volume, reference: Volume, lung: npt.NDArray[np.bool_] | None, thick: Volume | None
+        self,
+        method: str,
+        case: str,
+        volume: Volume,
+        reference: Volume,
+        lung: npt.NDArray[np.bool_] | None,
+        thick: Volume | None,
     ) -> None:
         mine, used = common_slices(volume, reference)
         prediction, truth = volume.slab[mine], reference.slab[used]
@@ -198,10 +235,15 @@ class Evaluator:
         found = list(against_reference(prediction, truth, mask, self.protocol))
         work: list[tuple[str, Measured]] = []
         if self.fidelity:
-            work = [(method, bias(prediction, truth, mask)), (method, alone(prediction, mask, spacing))]
+            work = [
+                (method, bias(prediction, truth, mask)),
+                (method, alone(prediction, mask, spacing)),
+            ]
             if (TRUTH, case) not in self._done:
                 work.append((TRUTH, alone(truth, mask, spacing)))
-        with ThreadPoolExecutor(2) as pool:  # NumPy lets go of the interpreter for most of this; torch is slow in other threads
+        with (
+            ThreadPoolExecutor(2) as pool
+        ):  # NumPy lets go of the interpreter for most of this; torch is slow in other threads
             measured = list(pool.map(list[tuple[Measure, float]], (part for _, part in work)))
         self._add(method, case, found)
         for (name, _), part in zip(work, measured, strict=True):
@@ -218,7 +260,11 @@ class Evaluator:
                 if lung is not None:
                     mask = np.zeros(volume.shape, dtype=bool)
                     mask[mine] = lung[used]
-                self._add(method, case, list(against_thick(volume, thick, mask, profile=self.profile, fwhm=self.fwhm)))
+                self._add(
+                    method,
+                    case,
+                    list(against_thick(volume, thick, mask, profile=self.profile, fwhm=self.fwhm)),
+                )
             except ValueError as error:
                 self.problems.append(Problem(method, case, f"no consistency: {error}", True))
 
@@ -243,8 +289,12 @@ class Evaluator:
             raise ValueError("no lung found; give masks (lungs) if there are lungs")
         return lung
 
-    def _interpolate(self, kind: Interpolation, case: str, thick: Volume, reference: Volume) -> Path:
-        ratio = max(1, round(grid_spacing(thick.slab_affine)[0] / grid_spacing(reference.slab_affine)[0]))
+    def _interpolate(
+        self, kind: Interpolation, case: str, thick: Volume, reference: Volume
+    ) -> Path:
+        ratio = max(
+            1, round(grid_spacing(thick.slab_affine)[0] / grid_spacing(reference.slab_affine)[0])
+        )
         path = self.baselines_dir / kind / f"{case}.nii.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_slices(path, interpolated(thick.slab, ratio, kind=kind), thick, ratio)
@@ -256,7 +306,9 @@ def _summary(method: str, measure: Measure, values: Mapping[str, float]) -> Summ
     return Summary(method, measure, len(finite), *bootstrap_mean(finite))
 
 
-def _paired(a: Mapping[str, float], b: Mapping[str, float]) -> tuple[int, float, float, float, float]:
+def _paired(
+    a: Mapping[str, float], b: Mapping[str, float]
+) -> tuple[int, float, float, float, float]:
     both = [(a[case], b[case]) for case in a if case in b and not math.isnan(a[case] + b[case])]
     found = paired_difference([x for x, _ in both], [y for _, y in both])
     return len(both), found.mean, found.low, found.high, found.p

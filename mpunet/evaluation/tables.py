@@ -47,8 +47,12 @@ def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:
         writer.writerow(head)
         writer.writerows([["" if _is_nan(v) else v for v in line] for line in lines])
         written.append(write_whole(folder / f"{name}.csv", text.getvalue()))
-    content = {field: _plain(getattr(evaluation, field)) for field in Evaluation.__dataclass_fields__}
-    written.append(write_whole(folder / "evaluation.json", json.dumps(content, indent=1, allow_nan=False)))
+    content = {
+        field: _plain(getattr(evaluation, field)) for field in Evaluation.__dataclass_fields__
+    }
+    written.append(
+        write_whole(folder / "evaluation.json", json.dumps(content, indent=1, allow_nan=False))
+    )
     return written
 
 
@@ -77,9 +81,14 @@ def screen(evaluation: Evaluation) -> str:
         if lines:
             parts.append(_table([region, "MAE, HU", "RMSE, HU", "PSNR, dB", "SSIM"], lines))
     methods = list(dict.fromkeys(s.method for s in evaluation.summaries))
-    others = dict.fromkeys((s.measure.metric, s.measure.region, s.measure.unit) for s in evaluation.summaries)
+    others = dict.fromkeys(
+        (s.measure.metric, s.measure.region, s.measure.unit) for s in evaluation.summaries
+    )
     lines = [
-        [f"{metric}, {region}" + (f", {unit}" if unit else ""), *(_cell(found.get((m, metric, region))) for m in methods)]
+        [
+            f"{metric}, {region}" + (f", {unit}" if unit else ""),
+            *(_cell(found.get((m, metric, region))) for m in methods),
+        ]
         for metric, region, unit in others
         if metric not in QUALITY
     ]
@@ -87,22 +96,34 @@ def screen(evaluation: Evaluation) -> str:
         parts.append(_table(["fidelity", *methods], lines))
     for other in evaluation.methods[1:]:
         lines = [
-            [f"{d.measure.metric}, {d.measure.region}", _mean(d, DIGITS.get(d.measure.metric, 2)), str(d.cases), _p(d.p)]
+            [
+                f"{d.measure.metric}, {d.measure.region}",
+                _mean(d, DIGITS.get(d.measure.metric, 2)),
+                str(d.cases),
+                _p(d.p),
+            ]
             for d in evaluation.differences
             if d.other == other and d.measure.metric in QUALITY
         ]
         if lines:
-            parts.append(_table([f"{evaluation.methods[0]} - {other}", "mean", "cases", "Wilcoxon p"], lines))
+            parts.append(
+                _table([f"{evaluation.methods[0]} - {other}", "mean", "cases", "Wilcoxon p"], lines)
+            )
     if any(s.cases > 1 for s in evaluation.summaries):
         parts.append("Means over cases with 95 % bootstrap intervals.")
     if evaluation.problems:
         shown = [
-            f"  {p.method}, {p.case}: {p.reason}" + ("" if p.measured else " (not measured)") for p in evaluation.problems[:20]
+            f"  {p.method}, {p.case}: {p.reason}" + ("" if p.measured else " (not measured)")
+            for p in evaluation.problems[:20]
         ]
         more = len(evaluation.problems) - len(shown)
         parts.append(
             "\n".join(
-                [f"{len(evaluation.problems)} problems:", *shown, *([f"  ... and {more} more, see problems.csv"] if more else [])]
+                [
+                    f"{len(evaluation.problems)} problems:",
+                    *shown,
+                    *([f"  ... and {more} more, see problems.csv"] if more else []),
+                ]
             )
         )
     return "\n\n".join(parts)
@@ -116,7 +137,10 @@ def _flat(measure: Measure) -> tuple[Any, ...]:
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
     return "\n".join(
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
         for line in [head, *lines]
     )
 

@@ -35,7 +35,13 @@ class ConsistencyCheck:
         fwhm: its full width at half maximum in thick spacings.
     """
 
-    def __init__(self, known: ConsistencyRange | None, *, profile: Profile = "gaussian", fwhm: float | None = None) -> None:
+    def __init__(
+        self,
+        known: ConsistencyRange | None,
+        *,
+        profile: Profile = "gaussian",
+        fwhm: float | None = None,
+    ) -> None:
         self.known = known
         self._options: dict[str, Any] = {"profile": profile, "fwhm": fwhm}
         if known is not None:
@@ -58,7 +64,11 @@ class ConsistencyCheck:
             self.summary.out_of_range.append((file, measured.mae, limit))
         mae, rmse, bias = (round(value, 3) for value in measured[:3])
         return ConsistencyRecord(
-            mae=mae, rmse=rmse, bias=bias, limit=None if limit is None else round(limit, 3), out_of_range=out_of_range
+            mae=mae,
+            rmse=rmse,
+            bias=bias,
+            limit=None if limit is None else round(limit, 3),
+            out_of_range=out_of_range,
         )
 
 

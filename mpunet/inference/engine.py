@@ -71,9 +71,13 @@ class StreamingEngine:
         flips: bool = False,
     ) -> None:
         thin_depth(n_thick, ratio)
-        window_starts(n_thick, n_thick, stride)  # raises here for a bad stride, not at the first volume
+        window_starts(
+            n_thick, n_thick, stride
+        )  # raises here for a bad stride, not at the first volume
         if batch_size < 1:
-            raise ValueError(f"Expected at least 1 window in a batch, got batch_size = {batch_size}.")
+            raise ValueError(
+                f"Expected at least 1 window in a batch, got batch_size = {batch_size}."
+            )
         sides = (tile, tile) if isinstance(tile, int) else tile
         if sides is not None and min(sides) < 1:
             raise ValueError(f"Expected tiles of at least 1 pixel, got tile = {tile}.")
@@ -89,7 +93,9 @@ class StreamingEngine:
         self.prepare = prepare
         self.flips = flips
 
-    def stream(self, thick: Planes, *, shape: tuple[int, int, int] | None = None, last_first: bool = False) -> Iterator[Tensor]:
+    def stream(
+        self, thick: Planes, *, shape: tuple[int, int, int] | None = None, last_first: bool = False
+    ) -> Iterator[Tensor]:
         """Yield the thin slices of a volume in order, as soon as no window that reaches them is missing.
 
         Args:
@@ -123,7 +129,9 @@ class StreamingEngine:
         planes = iter(thick)
         held: list[Tensor] = []  # thick slices first, first + 1, ...
         first = 0
-        ring = torch.empty(size, height, width, device=self.device)  # sums of thin slice t at t % size
+        ring = torch.empty(
+            size, height, width, device=self.device
+        )  # sums of thin slice t at t % size
         done = reached = 0  # thin slices handed over, and thin slices that a window has reached
         while starts:
             batch = starts[: self.batch_size]
@@ -131,7 +139,12 @@ class StreamingEngine:
             first = batch[0]
             while len(held) < batch[-1] + window - first:
                 held.append(self._upload(next(planes)))
-            thin = self._run([held[start - first :][:window] for start in batch], flips[: len(batch)], size, last_first)
+            thin = self._run(
+                [held[start - first :][:window] for start in batch],
+                flips[: len(batch)],
+                size,
+                last_first,
+            )
             if thin is None:  # out of memory: the same again, in less at once
                 continue
             starts, flips = starts[len(batch) :], flips[len(batch) :]
@@ -158,7 +171,11 @@ class StreamingEngine:
         return plane if self.prepare is None else self.prepare(plane)
 
     def _run(
-        self, windows: Sequence[Sequence[Tensor]], flips: Sequence[Sequence[int]], size: int, last_first: bool
+        self,
+        windows: Sequence[Sequence[Tensor]],
+        flips: Sequence[Sequence[int]],
+        size: int,
+        last_first: bool,
     ) -> Tensor | None:
         """The first ``size`` thin slices (B, size, H, W) of each window, both in the order in which slices come; None for lack of memory."""
         ordered = [window[::-1] if last_first else window for window in windows]
@@ -180,7 +197,9 @@ class StreamingEngine:
         height, width = thick.shape[3:]
         if self.tile is None or (height <= self.tile[0] and width <= self.tile[1]):
             return self._call(thick)
-        thin = torch.zeros(len(thick), thin_depth(self.n_thick, self.ratio), height, width, device=self.device)
+        thin = torch.zeros(
+            len(thick), thin_depth(self.n_thick, self.ratio), height, width, device=self.device
+        )
         for rows, columns, weight in plan_tiles(height, width, self.tile, self.device):
             thin[:, :, rows, columns] += self._call(thick[..., rows, columns]) * weight
         return thin
@@ -189,8 +208,15 @@ class StreamingEngine:
         """The network on (B, 1, n, h, w), padded in-plane as it needs."""
         height, width = thick.shape[3:]
         down, right = self._round_up(height) - height, self._round_up(width) - width
-        padded = F.pad(thick, (0, right, 0, down, 0, 0), mode="replicate") if down or right else thick
-        with torch.inference_mode(), nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast):
+        padded = (
+            F.pad(thick, (0, right, 0, down, 0, 0), mode="replicate") if down or right else thick
+        )
+        with (
+            torch.inference_mode(),
+            nullcontext()
+            if self.autocast is None
+            else torch.autocast(self.device.type, self.autocast),
+        ):
             output = self.network(padded)
         thin = getattr(output, "image", output)
         expected = (len(thick), 1, thin_depth(self.n_thick, self.ratio), *padded.shape[3:])
@@ -212,18 +238,28 @@ class StreamingEngine:
         else:
             side = self._round_up(-(-max(tile) // 2))
             if side >= max(tile):
-                raise MemoryError(f"Not enough memory on {self.device} even for a tile of {before}: {problem}") from problem
+                raise MemoryError(
+                    f"Not enough memory on {self.device} even for a tile of {before}: {problem}"
+                ) from problem
             self.tile = (side, side)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        now = f"tiles of {self.tile[0]} × {self.tile[1]}" if self.tile else f"{self.batch_size} in a batch"
-        logger.warning("Out of memory on %s with windows of %s: going on with %s.", self.device, before, now)
+        now = (
+            f"tiles of {self.tile[0]} × {self.tile[1]}"
+            if self.tile
+            else f"{self.batch_size} in a batch"
+        )
+        logger.warning(
+            "Out of memory on %s with windows of %s: going on with %s.", self.device, before, now
+        )
 
     def _round_up(self, size: int) -> int:
         return -(-size // self.multiple) * self.multiple
 
 
-def reconstruct_slab(network: Callable[[Tensor], Any], thick: Tensor | npt.NDArray[Any], **options: Any) -> Tensor:
+def reconstruct_slab(
+    network: Callable[[Tensor], Any], thick: Tensor | npt.NDArray[Any], **options: Any
+) -> Tensor:
     """All thin slices of a volume (D, H, W) at once: ((D - 1) * ratio + 1, H, W) float32. Options as for :class:`StreamingEngine`.
 
     >>> def linear(windows):

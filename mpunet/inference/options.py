@@ -56,7 +56,9 @@ def window_stride(stride: Stride, n_thick: int) -> int:
     (1, 6, 7)
     """
     if isinstance(stride, str) and stride not in ("best", "fast"):
-        raise ValueError(f"Expected a stride of 1 to {n_thick - 1}, 'best' or 'fast', got {stride!r}.")
+        raise ValueError(
+            f"Expected a stride of 1 to {n_thick - 1}, 'best' or 'fast', got {stride!r}."
+        )
     number = stride if isinstance(stride, int) else 1 if stride == "best" else max(1, n_thick - 2)
     window_starts(n_thick, n_thick, number)  # raises for a stride that the windows do not bear
     return number

@@ -72,14 +72,20 @@ class ThinSlices:
             yield from self._computed(dtype)
             return
         planes = itertools.chain.from_iterable(self._computed("float32"))
-        for plane in regridded(planes, thin_depth(self._depth, self._native), self._native / self.ratio, len(self)):
+        for plane in regridded(
+            planes, thin_depth(self._depth, self._native), self._native / self.ratio, len(self)
+        ):
             yield (round_hu(plane) if dtype == "int16" else plane)[None]
 
     def _computed(self, dtype: Dtype) -> Iterator[npt.NDArray[Any]]:
         """Chunks of the network's own slices."""
-        for chunk, nan in _to_host((round_hu(hu) if dtype == "int16" else hu, hu.isnan().any()) for hu in self._finished):
+        for chunk, nan in _to_host(
+            (round_hu(hu) if dtype == "int16" else hu, hu.isnan().any()) for hu in self._finished
+        ):
             if nan:
-                raise ValueError("The network returned NaN; with precision fp16 or bf16, try float32.")
+                raise ValueError(
+                    "The network returned NaN; with precision fp16 or bf16, try float32."
+                )
             yield chunk.numpy()
 
     def slab(self, dtype: Dtype = "float32") -> npt.NDArray[Any]:
@@ -154,12 +160,16 @@ class Reconstructor:
         self.check_hu = check_hu
         self.thin_spacing = thin_spacing
         if thin_spacing is not None:
-            output_ratio(math.inf, thin_spacing)  # raises here for a bad one, not at the first volume
+            output_ratio(
+                math.inf, thin_spacing
+            )  # raises here for a bad one, not at the first volume
         self.spacing = None if spacing is None else SliceSpacing(*spacing)
         if isinstance(network, nn.Module):
             network = network.eval().to(self.device)
             for parameter in network.parameters():
-                if parameter.ndim == 5:  # the order of channels that 3D convolutions are fastest with, on CPUs as on GPUs
+                if (
+                    parameter.ndim == 5
+                ):  # the order of channels that 3D convolutions are fastest with, on CPUs as on GPUs
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
         self.engine = StreamingEngine(
             torch.compile(network) if compile else network,
@@ -181,7 +191,10 @@ class Reconstructor:
         from mpunet.weights import read_weights
 
         weights = read_weights(path)
-        known = {"spacing": SliceSpacing.from_record(weights.record.get("training")), "flips": weights.flips}
+        known = {
+            "spacing": SliceSpacing.from_record(weights.record.get("training")),
+            "flips": weights.flips,
+        }
         return cls.from_network(weights.network(), **{**known, **options})
 
     @classmethod
@@ -204,7 +217,9 @@ class Reconstructor:
             return torch.from_numpy(thin).to(image.device)
         if isinstance(image, np.ndarray):
             if self.thin_spacing is not None:
-                raise ValueError("An array tells no spacing, so that thin_spacing means nothing for it: give a NIfTI image.")
+                raise ValueError(
+                    "An array tells no spacing, so that thin_spacing means nothing for it: give a NIfTI image."
+                )
             if image.ndim != 3 or 0 in image.shape:
                 raise ValueError(f"Expected a volume (D, H, W), got shape {image.shape}.")
             check_voxels(image, name="image", check_hu=self.check_hu)
@@ -226,7 +241,14 @@ class Reconstructor:
             return self._stream(volume.slab, volume.shape)
         return self._stream(volume, volume.shape, last_first=volume.last_first)
 
-    def file(self, source: str | Path, target: str | Path, *, dtype: Dtype = "int16", slice_axis: int | None = None) -> None:
+    def file(
+        self,
+        source: str | Path,
+        target: str | Path,
+        *,
+        dtype: Dtype = "int16",
+        slice_axis: int | None = None,
+    ) -> None:
         """Thin slices of one NIfTI file to another, with memory that does not depend on how many there are.
 
         ``target`` is at any time absent, as before, or whole. Errors as for :func:`mpunet.io.scan_file.open_scan`.
@@ -234,20 +256,49 @@ class Reconstructor:
         scan = open_scan(source, slice_axis=slice_axis, check_hu=self.check_hu)
         self._warn(scan)
         slices = self.stream(scan)
-        write_slices(target, slices.chunks(dtype), scan, slices.ratio, dtype=dtype, last_first=slices.last_first)
+        write_slices(
+            target,
+            slices.chunks(dtype),
+            scan,
+            slices.ratio,
+            dtype=dtype,
+            last_first=slices.last_first,
+        )
 
     def spacing_warning(self, volume: VolumeInfo) -> str | None:
         """What to tell of a scan's slice spacing, see :meth:`mpunet.inference.spacing.SliceSpacing.warning`."""
-        return None if self.spacing is None else self.spacing.warning(float(grid_spacing(volume.slab_affine)[0]))
+        return (
+            None
+            if self.spacing is None
+            else self.spacing.warning(float(grid_spacing(volume.slab_affine)[0]))
+        )
 
     def _warn(self, volume: VolumeInfo) -> None:
         if (text := self.spacing_warning(volume)) is not None:
             warnings.warn(f"{volume.path or 'The image'}: {text}", stacklevel=3)
 
-    def _stream(self, planes: Any, shape: tuple[int, ...], *, last_first: bool = False, ratio: float | None = None) -> ThinSlices:
+    def _stream(
+        self,
+        planes: Any,
+        shape: tuple[int, ...],
+        *,
+        last_first: bool = False,
+        ratio: float | None = None,
+    ) -> ThinSlices:
         depth, height, width = shape
-        finished = map(to_hu, self.engine.stream(read_ahead(planes, 4), shape=(depth, height, width), last_first=last_first))
-        return ThinSlices(finished, (depth, height, width), ratio or self.ratio, last_first=last_first, native=self.ratio)
+        finished = map(
+            to_hu,
+            self.engine.stream(
+                read_ahead(planes, 4), shape=(depth, height, width), last_first=last_first
+            ),
+        )
+        return ThinSlices(
+            finished,
+            (depth, height, width),
+            ratio or self.ratio,
+            last_first=last_first,
+            native=self.ratio,
+        )
 
     def _stream_regridded(self, volume: Volume | ScanFile, thin_spacing: float) -> ThinSlices:
         """In the file's order, as it is its first slice that keeps its position."""
@@ -266,7 +317,9 @@ def _to_host(results: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ..
         if result[0].device.type != "cuda":
             yield tuple(tensor.cpu() for tensor in result)
             continue
-        copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in result)  # into pinned memory
+        copies = tuple(
+            tensor.to("cpu", non_blocking=True) for tensor in result
+        )  # into pinned memory
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(result[0].device))
         if waiting is not None:

@@ -37,7 +37,9 @@ def output_ratio(spacing: float, thin_spacing: float) -> float:
     return ratio
 
 
-def regridded(planes: Iterable[Plane], depth: int, step: float, count: int) -> Iterator[npt.NDArray[np.float32]]:
+def regridded(
+    planes: Iterable[Plane], depth: int, step: float, count: int
+) -> Iterator[npt.NDArray[np.float32]]:
     """Slices at 0, ``step``, 2 * ``step``, ... of consecutive slices (H, W), each as soon as the slices around it have come.
 
     By cubic convolution (Keys 1981), the sequence continued linearly beyond its ends; holds four slices.
@@ -56,7 +58,9 @@ def regridded(planes: Iterable[Plane], depth: int, step: float, count: int) -> I
     first = 0
     for k in range(count):
         position = min(k * step, depth - 1.0)
-        needed = min(max(0, math.floor(position) - 1), depth - window)  # first of the four slices around the position
+        needed = min(
+            max(0, math.floor(position) - 1), depth - window
+        )  # first of the four slices around the position
         while first < needed:
             held = [*held[1:], next(source)]
             first += 1

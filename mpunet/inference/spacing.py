@@ -67,5 +67,8 @@ def _packaged() -> list[tuple[str, SliceSpacing]]:
     """Names and spacings of the networks that come with mpunet."""
     from mpunet.weights import packaged, read_weights
 
-    known = ((name, SliceSpacing.from_record(read_weights(path).record.get("training"))) for name, path in packaged().items())
+    known = (
+        (name, SliceSpacing.from_record(read_weights(path).record.get("training")))
+        for name, path in packaged().items()
+    )
     return [(name, spacing) for name, spacing in known if spacing is not None]

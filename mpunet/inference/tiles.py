@@ -60,7 +60,9 @@ def tile_weights(size: int, tile: int) -> list[np.ndarray[tuple[int], np.dtype[n
 
 
 @lru_cache(maxsize=8)
-def plan_tiles(height: int, width: int, tile: tuple[int, int], device: torch.device) -> tuple[Tile, ...]:
+def plan_tiles(
+    height: int, width: int, tile: tuple[int, int], device: torch.device
+) -> tuple[Tile, ...]:
     """The tiles of a plane (height, width), each at most ``tile`` large, row by row."""
     axes = [
         [

@@ -87,9 +87,13 @@ class ThinVolumeWriter(Callback):
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         scans = getattr(datamodule, "predict_scans", None)
         if scans is None:
-            raise ValueError("ThinVolumeWriter needs a datamodule with predict_scans, such as mpunet.ThickThinDataModule.")
+            raise ValueError(
+                "ThinVolumeWriter needs a datamodule with predict_scans, such as mpunet.ThickThinDataModule."
+            )
         # Rank 0 decides for all: when another rank looks at the folder, rank 0 may already have written there.
-        todo, problem = trainer.strategy.broadcast(self._plan(scans) if trainer.is_global_zero else ([], None))
+        todo, problem = trainer.strategy.broadcast(
+            self._plan(scans) if trainer.is_global_zero else ([], None)
+        )
         if problem is not None:
             raise ValueError(problem)
         datamodule.predict_scans = todo
@@ -100,12 +104,17 @@ class ThinVolumeWriter(Callback):
         if trainer.is_global_zero:
             self._manifest.merge()
             if self._skipped:
-                print(f"{len(self._skipped)} of {len(scans)} volumes are already in {self.output_dir}: skipped.", flush=True)
+                print(
+                    f"{len(self._skipped)} of {len(scans)} volumes are already in {self.output_dir}: skipped.",
+                    flush=True,
+                )
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Ask the module, whose checkpoint is now loaded, what consistency its validation saw."""
         if self.check:
-            self._check = ConsistencyCheck(getattr(pl_module, "consistency_range", None), **data_profile(trainer))
+            self._check = ConsistencyCheck(
+                getattr(pl_module, "consistency_range", None), **data_profile(trainer)
+            )
 
     def on_predict_batch_end(
         self,
@@ -120,10 +129,14 @@ class ThinVolumeWriter(Callback):
         start = time.perf_counter()
         reason = warning = shape = spacing = consistency = None
         if batch.volume is None or outputs is None:
-            reason = (batch.error or "the model returned no prediction").removeprefix(f"{batch.scan.relative.name}: ")
+            reason = (batch.error or "the model returned no prediction").removeprefix(
+                f"{batch.scan.relative.name}: "
+            )
         else:
             try:
-                if isinstance(reconstructor := getattr(pl_module, "reconstructor", None), Reconstructor):
+                if isinstance(
+                    reconstructor := getattr(pl_module, "reconstructor", None), Reconstructor
+                ):
                     warning = reconstructor.spacing_warning(batch.volume)
                 if isinstance(outputs, Exception):
                     raise outputs
@@ -131,7 +144,11 @@ class ThinVolumeWriter(Callback):
             except Exception as error:  # whatever it is, the other volumes may still succeed
                 reason = _one_line(error)
         record = self._record(trainer, pl_module, batch.scan)
-        record["shape"], record["spacing"], record["seconds"] = shape, spacing, round(time.perf_counter() - start, 3)
+        record["shape"], record["spacing"], record["seconds"] = (
+            shape,
+            spacing,
+            round(time.perf_counter() - start, 3),
+        )
         record["consistency"], record["warning"] = consistency, warning
         if warning is not None:
             self._warnings.append(Failure(record["file"], warning))
@@ -169,10 +186,20 @@ class ThinVolumeWriter(Callback):
         self, scan: Scan, volume: ScanFile, prediction: ThinSlices | npt.NDArray[Any]
     ) -> tuple[list[int], list[float], ConsistencyRecord | None]:
         """Shape and spacing of the file that was written, along its stored axes, and its consistency if it was checked."""
-        ratio = prediction.ratio if isinstance(prediction, ThinSlices) else (len(prediction) - 1) // (volume.shape[0] - 1)
+        ratio = (
+            prediction.ratio
+            if isinstance(prediction, ThinSlices)
+            else (len(prediction) - 1) // (volume.shape[0] - 1)
+        )
         path = Path(str(self.output_dir)) / scan.relative
-        if self._disk_full:  # wait for more room than any file of this volume takes, before computing for nothing
-            needed = int(np.prod((len(prediction), *volume.shape[1:]))) * np.dtype(self.dtype).itemsize * 1.01
+        if (
+            self._disk_full
+        ):  # wait for more room than any file of this volume takes, before computing for nothing
+            needed = (
+                int(np.prod((len(prediction), *volume.shape[1:])))
+                * np.dtype(self.dtype).itemsize
+                * 1.01
+            )
             if shutil.disk_usage(str(self.output_dir)).free < needed:
                 raise OSError(errno.ENOSPC, f"not tried: the disk of {self.output_dir} is full")
         if isinstance(prediction, ThinSlices):
@@ -186,18 +213,29 @@ class ThinVolumeWriter(Callback):
             write_slices(path, watched, volume, ratio, dtype=self.dtype, last_first=last_first)
         except OSError as error:
             self._disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            hint = "; free space and start again, finished volumes are skipped" if self._disk_full else ""
+            hint = (
+                "; free space and start again, finished volumes are skipped"
+                if self._disk_full
+                else ""
+            )
             raise OSError(f"cannot write {path}: {error.strerror or error}{hint}") from error
         self._disk_full = False
-        shape = [len(prediction) if axis == volume.slice_axis else size for axis, size in enumerate(volume.stored_shape)]
+        shape = [
+            len(prediction) if axis == volume.slice_axis else size
+            for axis, size in enumerate(volume.stored_shape)
+        ]
         spacing = grid_spacing(thin_affine(volume.affine, volume.slice_axis, ratio))
-        consistency = self._check.judge(scan.relative.as_posix(), meter) if self._check and meter else None
+        consistency = (
+            self._check.judge(scan.relative.as_posix(), meter) if self._check and meter else None
+        )
         return shape, [round(float(mm), 6) for mm in spacing], consistency
 
     def _list(self, entries: Sequence[Failure]) -> list[str]:
         lines = [f"  {relative}: {text}" for relative, text in entries[:_SHOWN]]
         if len(entries) > _SHOWN:
-            lines.append(f"  ... and {len(entries) - _SHOWN} more, see {Path(str(self.output_dir)) / NAME}")
+            lines.append(
+                f"  ... and {len(entries) - _SHOWN} more, see {Path(str(self.output_dir)) / NAME}"
+            )
         return lines
 
     def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule, scan: Scan) -> Record:
@@ -240,7 +278,11 @@ class ThinVolumeWriter(Callback):
                 unknown: Any = dict.fromkeys(("checkpoint", "stride", "thin_spacing", "tile"))
                 self._manifest.add({**now, **unknown, "status": "skipped"})
             elif before["status"] == "written":
-                changed = any(before[key] != now[key] for key in ("checkpoint", "stride") if now[key] is not None)
+                changed = any(
+                    before[key] != now[key]
+                    for key in ("checkpoint", "stride")
+                    if now[key] is not None
+                )
                 others += changed or before.get("thin_spacing") != now["thin_spacing"]
         if not others:
             return []
@@ -266,7 +308,9 @@ class ThinVolumeWriter(Callback):
         remove_partials(output)
         todo = [scan for scan in scans if not (output / scan.relative).exists()]
         if self.existing == "error" and len(todo) < len(scans):
-            done = next(output / scan.relative for scan in scans if (output / scan.relative).exists())
+            done = next(
+                output / scan.relative for scan in scans if (output / scan.relative).exists()
+            )
             return [], (
                 f"{len(scans) - len(todo)} of {len(scans)} outputs are already there, such as {done}; "
                 "use --writer.existing skip or overwrite, or another folder."
@@ -278,7 +322,11 @@ def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     if is_out_of_memory(error) and not isinstance(error, MemoryError):
         return f"not enough memory: {text}"
-    return text if isinstance(error, (OSError, ValueError, MemoryError)) and text else f"{type(error).__name__}: {text}"
+    return (
+        text
+        if isinstance(error, (OSError, ValueError, MemoryError)) and text
+        else f"{type(error).__name__}: {text}"
+    )
 
 
 def _overlap(output: Path, scans: Sequence[Scan]) -> str | None:

@@ -30,7 +30,9 @@ def _ahead(iterator: Iterator[Item], size: int) -> Iterator[Item]:
     end: Any = object()
     thread = ThreadPoolExecutor(1)
     try:
-        waiting: deque[Future[Item]] = deque(thread.submit(next, iterator, end) for _ in range(size))
+        waiting: deque[Future[Item]] = deque(
+            thread.submit(next, iterator, end) for _ in range(size)
+        )
         while (item := waiting.popleft().result()) is not end:
             waiting.append(thread.submit(next, iterator, end))
             yield item

@@ -28,7 +28,10 @@ def in_rplhr_layout(path: str | Path) -> bool:
     """
     for place in (os.path.abspath(path), os.path.realpath(path)):
         folders = Path(place).parent.parts
-        if any(part in ("train", "val", "test") and kind in ("1mm", "5mm") for part, kind in pairwise(folders)):
+        if any(
+            part in ("train", "val", "test") and kind in ("1mm", "5mm")
+            for part, kind in pairwise(folders)
+        ):
             return True
     return False
 

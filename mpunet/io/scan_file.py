@@ -16,7 +16,15 @@ from isal import igzip
 from nibabel.volumeutils import apply_read_scaling
 
 from mpunet.io.rplhr import Intensity, reads_as_rplhr, rplhr_to_hu
-from mpunet.io.volume import IntensityRange, Volume, VolumeInfo, nifti_suffix, one_line_errors, slab_dtype, volume_info
+from mpunet.io.volume import (
+    IntensityRange,
+    Volume,
+    VolumeInfo,
+    nifti_suffix,
+    one_line_errors,
+    slab_dtype,
+    volume_info,
+)
 
 __all__ = ["ScanFile", "open_scan", "read_info", "read_volume"]
 
@@ -58,7 +66,9 @@ class ScanFile(VolumeInfo):
         for plane in self._stored_planes():
             yield np.ascontiguousarray(frame.to_slab(plane[..., None])[0])
 
-    def _read_through(self, slab: npt.NDArray[Any] | None, *, check_hu: bool, intensity: Intensity) -> None:
+    def _read_through(
+        self, slab: npt.NDArray[Any] | None, *, check_hu: bool, intensity: Intensity
+    ) -> None:
         """Check the file to its end, find out what its intensities stand for, and fill ``slab``, if there is one to fill."""
         by_place = reads_as_rplhr(self.path, intensity)
         stored = None if slab is None else self.frame.to_stored(slab)
@@ -77,7 +87,10 @@ class ScanFile(VolumeInfo):
     def _stored_planes(self) -> Iterator[npt.NDArray[Any]]:
         """Planes of the first two stored axes in HU, in the file's order; reads on to the end for the checksum."""
         first, second, third = self.stored_shape
-        with one_line_errors(self.name, "voxels cannot be read"), _open(Path(self._proxy.file_like)) as file:
+        with (
+            one_line_errors(self.name, "voxels cannot be read"),
+            _open(Path(self._proxy.file_like)) as file,
+        ):
             file.seek(self._proxy.offset)
             for _ in range(third):
                 plane = np.empty((second, first), self._proxy.dtype)
@@ -89,13 +102,21 @@ class ScanFile(VolumeInfo):
                 pass
 
     def _in_hu(self, plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as such
-            scaled = np.asarray(apply_read_scaling(plane, self._proxy.slope, self._proxy.inter), self.dtype)
+        with np.errstate(
+            over="ignore"
+        ):  # what float32 cannot hold is infinite, and refused as such
+            scaled = np.asarray(
+                apply_read_scaling(plane, self._proxy.slope, self._proxy.inter), self.dtype
+            )
         return rplhr_to_hu(scaled) if self._rplhr else scaled
 
 
 def open_scan(
-    path: str | Path, *, slice_axis: int | None = None, check_hu: bool = True, intensity: Intensity = "auto"
+    path: str | Path,
+    *,
+    slice_axis: int | None = None,
+    check_hu: bool = True,
+    intensity: Intensity = "auto",
 ) -> ScanFile:
     """Check a NIfTI file (``.nii``, ``.nii.gz``) from end to end, to read its slices afterwards.
 
@@ -121,7 +142,11 @@ def open_scan(
 
 
 def read_volume(
-    path: str | Path, *, slice_axis: int | None = None, check_hu: bool = True, intensity: Intensity = "auto"
+    path: str | Path,
+    *,
+    slice_axis: int | None = None,
+    check_hu: bool = True,
+    intensity: Intensity = "auto",
 ) -> Volume:
     """Read a NIfTI file as a slab in HU; arguments and errors as for :func:`open_scan`."""
     scan = _read_header(Path(path), slice_axis)
@@ -143,9 +168,13 @@ def _read_header(path: Path, slice_axis: int | None) -> ScanFile:
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         raise ValueError(f"{path.name}: {rule} but a folder or device.")
     if nifti_suffix(path) is None:
-        raise ValueError(f"{path.name}: expected a file name ending in .nii or .nii.gz; nibabel.load and nibabel.save convert.")
+        raise ValueError(
+            f"{path.name}: expected a file name ending in .nii or .nii.gz; nibabel.load and nibabel.save convert."
+        )
     with one_line_errors(path.name, rule):
-        path.open("rb").close()  # nibabel takes a file that it may not read for one of unknown format
+        path.open(
+            "rb"
+        ).close()  # nibabel takes a file that it may not read for one of unknown format
         image = nib.load(path, mmap=False)
     info = volume_info(image, slice_axis=slice_axis, path=path)
     # A header that lies must not make us allocate, or read for hours, before the file turns out to be short.
@@ -154,10 +183,14 @@ def _read_header(path: Path, slice_axis: int | None) -> ScanFile:
     packed = path.suffix.lower() == ".gz"
     if promised > status.st_size * (_MAX_COMPRESSION if packed else 1):
         got = f"{status.st_size} compressed" if packed else f"{status.st_size}"
-        raise ValueError(f"{path.name}: voxels cannot be read, damaged or cut short: expected {promised} bytes, got {got}.")
+        raise ValueError(
+            f"{path.name}: voxels cannot be read, damaged or cut short: expected {promised} bytes, got {got}."
+        )
     return ScanFile(info, proxy)
 
 
 def _open(path: Path) -> BufferedIOBase:
     # igzip takes half the time of gzip.
-    return cast(BufferedIOBase, igzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+    return (
+        cast(BufferedIOBase, igzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+    )

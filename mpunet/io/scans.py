@@ -46,14 +46,22 @@ def find_scans(folder: str | Path) -> list[Scan]:
     folder = Path(folder)
     if folder.is_file():
         if nifti_suffix(folder) is None:
-            raise ValueError(f"Expected a folder or a file ending in .nii or .nii.gz, got {folder}.")
+            raise ValueError(
+                f"Expected a folder or a file ending in .nii or .nii.gz, got {folder}."
+            )
         return [Scan(folder, Path(folder.name))]
     if not folder.is_dir():
         raise ValueError(f"Expected a folder of scans, found nothing at {folder}.")
     relatives = sorted(path.relative_to(folder) for path in folder.rglob("*") if nifti_suffix(path))
-    scans = [Scan(folder / path, path) for path in relatives if not any(part.startswith(".") for part in path.parts)]
+    scans = [
+        Scan(folder / path, path)
+        for path in relatives
+        if not any(part.startswith(".") for part in path.parts)
+    ]
     if not scans:
-        raise ValueError(f"Expected .nii or .nii.gz files in {folder} or its subfolders, found none.")
+        raise ValueError(
+            f"Expected .nii or .nii.gz files in {folder} or its subfolders, found none."
+        )
     return scans
 
 
@@ -83,7 +91,12 @@ class PredictLoader:
     """
 
     def __init__(
-        self, scans: Sequence[Scan], *, slice_axis: int | None = None, check_hu: bool = True, intensity: Intensity = "auto"
+        self,
+        scans: Sequence[Scan],
+        *,
+        slice_axis: int | None = None,
+        check_hu: bool = True,
+        intensity: Intensity = "auto",
     ) -> None:
         self.scans = list(scans)
         self.slice_axis = slice_axis
@@ -98,11 +111,18 @@ class PredictLoader:
 
     def _open(self, scan: Scan) -> PredictCase:
         try:
-            volume = open_scan(scan.path, slice_axis=self.slice_axis, check_hu=self.check_hu, intensity=self.intensity)
+            volume = open_scan(
+                scan.path,
+                slice_axis=self.slice_axis,
+                check_hu=self.check_hu,
+                intensity=self.intensity,
+            )
             return PredictCase(scan, volume, None)
         except ValueError as error:
             return PredictCase(scan, None, str(error))
-        except Exception as error:  # one file of an archive, whatever is wrong with it, must not stop the others
+        except (
+            Exception
+        ) as error:  # one file of an archive, whatever is wrong with it, must not stop the others
             return PredictCase(scan, None, f"{scan.path.name}: {type(error).__name__}: {error}")
 
 

@@ -29,7 +29,9 @@ def thick_count(depth: int, ratio: int, start: int = 0) -> int:
     (8, 28)
     """
     if ratio < 2 or not start >= 0:
-        raise ValueError(f"Expected a ratio of at least 2 and an offset of at least 0 thin slices, got {ratio} and {start}.")
+        raise ValueError(
+            f"Expected a ratio of at least 2 and an offset of at least 0 thin slices, got {ratio} and {start}."
+        )
     count = (depth - 1 - start) // ratio + 1
     if count < 2:
         raise ValueError(
@@ -44,7 +46,9 @@ def thick_header(like: VolumeInfo, ratio: int, *, start: int = 0) -> nib.Nifti1H
     count = thick_count(like.shape[0], ratio, start)
     # Counted from the slice that is stored first.
     first = like.shape[0] - 1 - start - (count - 1) * ratio if like.frame.flipped[0] else start
-    return regridded_header(like, count, lambda affine: thick_affine(affine, like.slice_axis, ratio, first))
+    return regridded_header(
+        like, count, lambda affine: thick_affine(affine, like.slice_axis, ratio, first)
+    )
 
 
 def write_thick(
@@ -70,7 +74,9 @@ def write_thick(
     """
     scan = thin if isinstance(thin, ScanFile) else open_scan(thin)
     header = thick_header(scan, ratio, start=start)
-    matrix = thickening_matrix(scan.shape[0], ratio, profile_weights(ratio) if weights is None else weights, start=start)
+    matrix = thickening_matrix(
+        scan.shape[0], ratio, profile_weights(ratio) if weights is None else weights, start=start
+    )
     if scan.last_first:
         matrix = matrix[::-1, ::-1]
     slices: Iterator[npt.NDArray[Any]] = (plane[None] for plane in thick_slices(scan, matrix))

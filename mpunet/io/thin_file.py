@@ -46,14 +46,22 @@ _MAX_WAITING = 4
 def thin_header(like: VolumeInfo, ratio: float, *, dtype: Dtype = "int16") -> nib.Nifti1Header:
     """Header of the thin volume made from the thick one ``like``: its header, with the thin grid and no scaling."""
     depth = thin_depth(like.shape[0], ratio)
-    return regridded_header(like, depth, lambda affine: thin_affine(affine, like.slice_axis, ratio), dtype=dtype)
+    return regridded_header(
+        like, depth, lambda affine: thin_affine(affine, like.slice_axis, ratio), dtype=dtype
+    )
 
 
 def regridded_header(
-    like: VolumeInfo, depth: int, regrid: Callable[[npt.ArrayLike], Affine], *, dtype: Dtype = "int16"
+    like: VolumeInfo,
+    depth: int,
+    regrid: Callable[[npt.ArrayLike], Affine],
+    *,
+    dtype: Dtype = "int16",
 ) -> nib.Nifti1Header:
     """Header of a volume with ``depth`` slices made from ``like``: its header, each transform changed by ``regrid``, no scaling."""
-    header_class = nib.Nifti2Header if isinstance(like.header, nib.Nifti2Header) else nib.Nifti1Header
+    header_class = (
+        nib.Nifti2Header if isinstance(like.header, nib.Nifti2Header) else nib.Nifti1Header
+    )
     header = header_class.from_header(like.header)
     shape = list(like.stored_shape)
     shape[like.slice_axis] = depth
@@ -63,13 +71,18 @@ def regridded_header(
     header.set_slope_inter(1, 0)
     # Each transform is changed on its own, since the two may name different spaces. A code of 0 stays 0, so that a file without
     # a position does not gain one. The qform comes last: it sets the spacing in pixdim, which belongs to it.
-    for get, set_form in ((like.header.get_sform, header.set_sform), (like.header.get_qform, header.set_qform)):
+    for get, set_form in (
+        (like.header.get_sform, header.set_sform),
+        (like.header.get_qform, header.set_qform),
+    ):
         form, code = get(coded=True)
         set_form(regrid(like.affine if form is None else form), int(code))
     return header
 
 
-def thin_image(slab: npt.NDArray[Any], like: VolumeInfo, ratio: float, *, dtype: Dtype = "int16") -> nib.Nifti1Image:
+def thin_image(
+    slab: npt.NDArray[Any], like: VolumeInfo, ratio: float, *, dtype: Dtype = "int16"
+) -> nib.Nifti1Image:
     """NIfTI image of thin slices, in the orientation and with the header of the thick volume that they were made from.
 
     Args:
@@ -81,10 +94,19 @@ def thin_image(slab: npt.NDArray[Any], like: VolumeInfo, ratio: float, *, dtype:
     (slab,) = _checked([slab], like, ratio)
     header = thin_header(like, ratio, dtype=dtype)
     image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    return image_class(like.frame.to_stored(_convert(slab, dtype)), header.get_best_affine(), header)
+    return image_class(
+        like.frame.to_stored(_convert(slab, dtype)), header.get_best_affine(), header
+    )
 
 
-def write_volume(path: str | Path, slab: npt.NDArray[Any], like: VolumeInfo, ratio: float, *, dtype: Dtype = "int16") -> None:
+def write_volume(
+    path: str | Path,
+    slab: npt.NDArray[Any],
+    like: VolumeInfo,
+    ratio: float,
+    *,
+    dtype: Dtype = "int16",
+) -> None:
     """Write thin slices, ``slab`` and the other arguments as for :func:`thin_image`, as :func:`write_slices` does."""
     last_first = like.frame.flipped[0]  # the order of the file, so that no copy is made
     step = 8  # slices at a time, so that converting them takes no memory to speak of
@@ -122,7 +144,9 @@ def write_slices(
         OSError: as it came from the system, such as a full disk.
     """
     parts = _checked(chunks, like, ratio)
-    write_planes(path, parts, like, thin_header(like, ratio, dtype=dtype), dtype=dtype, last_first=last_first)
+    write_planes(
+        path, parts, like, thin_header(like, ratio, dtype=dtype), dtype=dtype, last_first=last_first
+    )
 
 
 def write_planes(
@@ -138,7 +162,11 @@ def write_planes(
     path = Path(path)
     head = BytesIO()
     header.write_to(head)
-    with _partial_file(path) as file, _compressed(file, path) as stream, ThreadPoolExecutor(1) as thread:
+    with (
+        _partial_file(path) as file,
+        _compressed(file, path) as stream,
+        ThreadPoolExecutor(1) as thread,
+    ):
 
         def write(part: npt.NDArray[Any]) -> None:
             voxels = np.asfortranarray(_convert(part, dtype), header.get_data_dtype())
@@ -164,7 +192,9 @@ def remove_partials(folder: str | Path) -> list[Path]:
     return [path for path in sorted(found) if _remove_if_left(path)]
 
 
-def _checked(chunks: Iterable[npt.NDArray[Any]], like: VolumeInfo, ratio: float) -> Iterator[npt.NDArray[Any]]:
+def _checked(
+    chunks: Iterable[npt.NDArray[Any]], like: VolumeInfo, ratio: float
+) -> Iterator[npt.NDArray[Any]]:
     depth, height, width = thin_depth(like.shape[0], ratio), *like.shape[1:]
     come = 0
     shape: tuple[int, ...] = (0, height, width)
@@ -187,7 +217,12 @@ def _convert(slices: npt.NDArray[Any], dtype: Dtype) -> npt.NDArray[Any]:
 
 
 def _in_file_order(
-    chunks: Iterator[npt.NDArray[Any]], like: VolumeInfo, depth: int, *, dtype: Dtype, last_first: bool
+    chunks: Iterator[npt.NDArray[Any]],
+    like: VolumeInfo,
+    depth: int,
+    *,
+    dtype: Dtype,
+    last_first: bool,
 ) -> Iterator[npt.NDArray[Any]]:
     """Consecutive parts of the file, with the stored axes."""
     frame = like.frame

@@ -36,7 +36,13 @@ __all__ = [
 # What nibabel and the decompressors raise for files that are no NIfTI, end too early or hold garbage. Any: isal's stubs declare
 # its error to be an instance.
 _BUILT_IN_ERRORS = (EOFError, OSError, OverflowError, ValueError)
-_READ_ERRORS: tuple[Any, ...] = (*_BUILT_IN_ERRORS, HeaderDataError, ImageFileError, isal_zlib.error, zlib.error)
+_READ_ERRORS: tuple[Any, ...] = (
+    *_BUILT_IN_ERRORS,
+    HeaderDataError,
+    ImageFileError,
+    isal_zlib.error,
+    zlib.error,
+)
 
 
 class VolumeInfo:
@@ -53,7 +59,12 @@ class VolumeInfo:
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], affine: Affine, slice_axis: int, header: nib.Nifti1Header, path: Path | None = None
+        self,
+        shape: tuple[int, int, int],
+        affine: Affine,
+        slice_axis: int,
+        header: nib.Nifti1Header,
+        path: Path | None = None,
     ) -> None:
         self.shape = shape
         self.affine = affine
@@ -91,7 +102,12 @@ class Volume(VolumeInfo):
     """
 
     def __init__(
-        self, slab: npt.NDArray[Any], affine: Affine, slice_axis: int, header: nib.Nifti1Header, path: Path | None = None
+        self,
+        slab: npt.NDArray[Any],
+        affine: Affine,
+        slice_axis: int,
+        header: nib.Nifti1Header,
+        path: Path | None = None,
     ) -> None:
         depth, height, width = slab.shape
         super().__init__((depth, height, width), affine, slice_axis, header, path)
@@ -121,7 +137,9 @@ def volume_from_image(
     with one_line_errors(info.name, "voxels cannot be read"):
         scaled = nib.is_proxy(proxy) and (proxy.slope, proxy.inter) != (1, 0)
         # nibabel's default for scaled voxels is float64, twice the memory.
-        stored = (np.asarray(proxy, np.float32) if scaled else np.asanyarray(proxy)).reshape(info.stored_shape)
+        stored = (np.asarray(proxy, np.float32) if scaled else np.asanyarray(proxy)).reshape(
+            info.stored_shape
+        )
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as such
         slab = np.ascontiguousarray(info.frame.to_slab(stored), dtype=slab_dtype(stored.dtype))
     seen = IntensityRange()
@@ -133,7 +151,9 @@ def volume_from_image(
     return Volume(slab, info.affine, info.slice_axis, info.header, info.path)
 
 
-def volume_info(image: Any, *, slice_axis: int | None = None, path: str | Path | None = None) -> VolumeInfo:
+def volume_info(
+    image: Any, *, slice_axis: int | None = None, path: str | Path | None = None
+) -> VolumeInfo:
     """What is known of a nibabel NIfTI image before its voxels are read.
 
     Raises:
@@ -141,14 +161,20 @@ def volume_info(image: Any, *, slice_axis: int | None = None, path: str | Path |
     """
     name = "image" if path is None else Path(path).name
     if not isinstance(image, nib.Nifti1Pair):
-        raise ValueError(f"{name}: expected a NIfTI image, got {type(image).__name__}; nibabel.Nifti1Image.from_image converts.")
+        raise ValueError(
+            f"{name}: expected a NIfTI image, got {type(image).__name__}; nibabel.Nifti1Image.from_image converts."
+        )
     shape = image.shape[:3] if len(image.shape) == 4 and image.shape[3] == 1 else image.shape
     if len(shape) != 3:
-        raise ValueError(f"{name}: expected a 3D volume, got {len(shape)}D of shape {shape}; split it into one file per volume.")
+        raise ValueError(
+            f"{name}: expected a 3D volume, got {len(shape)}D of shape {shape}; split it into one file per volume."
+        )
     if min(shape) < 1:
         raise ValueError(f"{name}: expected voxels, got an empty volume of shape {shape}.")
     if image.get_data_dtype().kind not in "iuf":
-        raise ValueError(f"{name}: expected one real number per voxel, got data of type {image.get_data_dtype()}.")
+        raise ValueError(
+            f"{name}: expected one real number per voxel, got data of type {image.get_data_dtype()}."
+        )
     if slice_axis not in (None, 0, 1, 2):
         raise ValueError(f"Expected slice_axis 0, 1, 2 or None, got {slice_axis}.")
     try:
@@ -162,7 +188,13 @@ def volume_info(image: Any, *, slice_axis: int | None = None, path: str | Path |
             "a single slice cannot be interpolated."
         )
     affine = np.asarray(image.affine, np.float64)
-    return VolumeInfo((depth, height, width), affine, frame.axis, image.header, None if path is None else Path(path))
+    return VolumeInfo(
+        (depth, height, width),
+        affine,
+        frame.axis,
+        image.header,
+        None if path is None else Path(path),
+    )
 
 
 class IntensityRange:
@@ -218,7 +250,9 @@ class IntensityRange:
                 if self.unit
                 else "rescale them to HU, or pass check_hu=False if they are HU of something without air."
             )
-            raise ValueError(f"{name}: intensities of {self.low:g} to {self.high:g} are not HU, where air is -1000; {way_out}")
+            raise ValueError(
+                f"{name}: intensities of {self.low:g} to {self.high:g} are not HU, where air is -1000; {way_out}"
+            )
 
 
 def check_voxels(voxels: npt.NDArray[Any], *, name: str, check_hu: bool = True) -> None:
@@ -261,7 +295,9 @@ def one_line_errors(name: str, rule: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ValueError(f"{name}: no such file: {error.filename}") from error
     except _READ_ERRORS as error:
-        if isinstance(error, OSError) and error.strerror:  # the system's word; nibabel and gzip give none
+        if (
+            isinstance(error, OSError) and error.strerror
+        ):  # the system's word; nibabel and gzip give none
             raise ValueError(f"{name}: cannot be read: {error.strerror.lower()}") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name}: {rule}, damaged or cut short: {reason}") from error

@@ -35,7 +35,11 @@ def generator_loss(fake_scores: Tensor) -> Tensor:
 
 
 def gradient_penalty(
-    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None
+    critic: Callable[[Tensor], Tensor],
+    real: Tensor,
+    fake: Tensor,
+    *,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Mean over samples of (||critic'(x)||_2 - 1)^2, x = e * real + (1 - e) * fake, e uniform in [0, 1] for each sample.
 
@@ -59,7 +63,9 @@ def gradient_penalty(
     """
     real, fake = checked_floats(real, fake, names=("real", "fake"))
     device = real.device if generator is None else generator.device
-    e = torch.rand(len(real), *[1] * (real.ndim - 1), dtype=real.dtype, device=device, generator=generator).to(real.device)
+    e = torch.rand(
+        len(real), *[1] * (real.ndim - 1), dtype=real.dtype, device=device, generator=generator
+    ).to(real.device)
     mixed = (e * real + (1 - e) * fake).detach().requires_grad_()
     with torch.autocast(real.device.type, enabled=False):
         (gradient,) = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)

@@ -53,7 +53,9 @@ def contrast_aware_weight(
     weight = _power((prediction - target).abs() / (target + alpha), gamma) * beta
     if region is None and sigma == 0:
         return weight
-    weight, inside = checked_floats(weight, torch.ones_like(weight) if region is None else region, names=("w", "region"))
+    weight, inside = checked_floats(
+        weight, torch.ones_like(weight) if region is None else region, names=("w", "region")
+    )
     weight = weight * inside
     if sigma == 0:
         return weight
@@ -97,25 +99,47 @@ def contrast_aware_loss(
     >>> contrast_aware_loss(torch.tensor([0.54, 0.5]), torch.tensor([0.5, 0.5]))  # (0.04 * 1 + 0) / 2
     tensor(0.0200)
     """
-    weight = contrast_aware_weight(prediction, target, region, alpha=alpha, gamma=gamma, beta=beta, sigma=sigma)
+    weight = contrast_aware_weight(
+        prediction, target, region, alpha=alpha, gamma=gamma, beta=beta, sigma=sigma
+    )
     prediction, target = checked_floats(prediction, target)
-    return mean_over_crop((prediction - target).abs() * (weight.detach() if detach_weight else weight), region)
+    return mean_over_crop(
+        (prediction - target).abs() * (weight.detach() if detach_weight else weight), region
+    )
 
 
 class ContrastAware(nn.Module):
     """:func:`contrast_aware_loss` as a module that holds its parameters; :meth:`weight` shows w."""
 
     def __init__(
-        self, *, alpha: float = 0.5, gamma: float = 0.5, beta: float = 5.0, sigma: float = 0.0, detach_weight: bool = False
+        self,
+        *,
+        alpha: float = 0.5,
+        gamma: float = 0.5,
+        beta: float = 5.0,
+        sigma: float = 0.0,
+        detach_weight: bool = False,
     ) -> None:
         super().__init__()
         _check_parameters(alpha, gamma, beta, sigma)
-        self.alpha, self.gamma, self.beta, self.sigma, self.detach_weight = alpha, gamma, beta, sigma, detach_weight
+        self.alpha, self.gamma, self.beta, self.sigma, self.detach_weight = (
+            alpha,
+            gamma,
+            beta,
+            sigma,
+            detach_weight,
+        )
 
     def weight(self, prediction: Tensor, target: Tensor, region: Tensor | None = None) -> Tensor:
         """The weight w: (B, 1, N, H, W); see :func:`contrast_aware_weight`."""
         return contrast_aware_weight(
-            prediction, target, region, alpha=self.alpha, gamma=self.gamma, beta=self.beta, sigma=self.sigma
+            prediction,
+            target,
+            region,
+            alpha=self.alpha,
+            gamma=self.gamma,
+            beta=self.beta,
+            sigma=self.sigma,
         )
 
     def forward(self, prediction: Tensor, target: Tensor, region: Tensor | None = None) -> Tensor:
@@ -151,7 +175,9 @@ def _gaussian_blur(volume: Tensor, sigma: float) -> Tensor:
     offsets = torch.arange(-radius, radius + 1, dtype=volume.dtype, device=volume.device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = kernel / kernel.sum()
-    with torch.autocast(volume.device.type, enabled=False):  # convolutions would run in half precision
+    with torch.autocast(
+        volume.device.type, enabled=False
+    ):  # convolutions would run in half precision
         for axis in range(3):
             shape, padding = [1] * 5, [0] * 3
             shape[2 + axis], padding[axis] = kernel.numel(), radius

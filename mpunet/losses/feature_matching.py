@@ -25,14 +25,20 @@ VGGLayer = Literal[
 """Where features are read: after the ReLU of convolution j of block i."""
 
 # Their places in torchvision.models.vgg16().features: convolution and ReLU alternate, a pooling ends each block.
-_INDEX = dict(zip(get_args(VGGLayer), (1, 3, 6, 8, 11, 13, 15, 18, 20, 22, 25, 27, 29), strict=True))
+_INDEX = dict(
+    zip(get_args(VGGLayer), (1, 3, 6, 8, 11, 13, 15, 18, 20, 22, 25, 27, 29), strict=True)
+)
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def feature_matching_loss(
-    prediction: Tensor, target: Tensor, features: Callable[[Tensor], Sequence[Tensor]], *, chunk: int = 4
+    prediction: Tensor,
+    target: Tensor,
+    features: Callable[[Tensor], Sequence[Tensor]],
+    *,
+    chunk: int = 4,
 ) -> Tensor:
     """Feature matching, Eq. 3: mean squared difference of feature maps, summed over layers, averaged over thin slices.
 
@@ -61,12 +67,17 @@ def feature_matching_loss(
     def chunk_loss(predicted: Tensor, wanted: Tensor) -> Tensor:
         with torch.no_grad():
             wanted_maps = features(wanted)
-        layers = [checked_floats(*maps) for maps in zip(features(predicted), wanted_maps, strict=True)]
+        layers = [
+            checked_floats(*maps) for maps in zip(features(predicted), wanted_maps, strict=True)
+        ]
         return torch.stack([(p - w).square().flatten(1).mean(1).sum() for p, w in layers]).sum()
 
     slices = [volume.flatten(0, 2).unsqueeze(1) for volume in (prediction, target)]
     chunks = zip(*(torch.split(volume, chunk) for volume in slices), strict=True)
-    sums = [checkpoint(chunk_loss, p, w, use_reentrant=False, preserve_rng_state=False) for p, w in chunks]
+    sums = [
+        checkpoint(chunk_loss, p, w, use_reentrant=False, preserve_rng_state=False)
+        for p, w in chunks
+    ]
     return torch.stack(sums).sum() / len(slices[0])
 
 
@@ -110,15 +121,23 @@ class VGG16Features(nn.Module):
     """
 
     def __init__(
-        self, layers: Sequence[VGGLayer] = ("relu2_2", "relu3_3"), weights: str | os.PathLike[str] | None = None
+        self,
+        layers: Sequence[VGGLayer] = ("relu2_2", "relu3_3"),
+        weights: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         unknown = [name for name in layers if name not in _INDEX]
         if unknown or not layers or len(set(layers)) < len(layers):
-            raise ValueError(f"Expected one or more different layers of {', '.join(_INDEX)}; got {list(layers)}.")
+            raise ValueError(
+                f"Expected one or more different layers of {', '.join(_INDEX)}; got {list(layers)}."
+            )
         self.layers = tuple(sorted(layers, key=_INDEX.__getitem__))
         network = _truncated_vgg16(_INDEX[self.layers[-1]] + 1)
-        _load(network, _read_weights(weights), source="torchvision" if weights is None else os.fspath(weights))
+        _load(
+            network,
+            _read_weights(weights),
+            source="torchvision" if weights is None else os.fspath(weights),
+        )
         # In a tuple, so that nn.Module does not register it: see the class docstring.
         self._network = (network.requires_grad_(False).eval(),)
 
@@ -126,8 +145,13 @@ class VGG16Features(nn.Module):
         """Maps (S, C, h, w) of slices (S, 1, H, W) with intensity in [0, 1], one for each layer, from shallow to deep."""
         (network,) = self._network
         weight = next(network.parameters())
-        mean, std = (weight.new_tensor(channels).view(1, 3, 1, 1) for channels in (_IMAGENET_MEAN, _IMAGENET_STD))
-        x = (slices.to(weight.dtype) - mean) / std  # broadcasting replicates the one channel to three
+        mean, std = (
+            weight.new_tensor(channels).view(1, 3, 1, 1)
+            for channels in (_IMAGENET_MEAN, _IMAGENET_STD)
+        )
+        x = (
+            slices.to(weight.dtype) - mean
+        ) / std  # broadcasting replicates the one channel to three
         wanted = {_INDEX[name] for name in self.layers}
         maps = []
         for index, layer in enumerate(network):
@@ -163,7 +187,9 @@ def _read_weights(weights: str | os.PathLike[str] | None) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in as many ways as there are libraries below
-        raise ValueError(f"{path} cannot be read as a state dict ({type(error).__name__}). {_WAY_OUT}") from error
+        raise ValueError(
+            f"{path} cannot be read as a state dict ({type(error).__name__}). {_WAY_OUT}"
+        ) from error
 
 
 def _torchvision_weights() -> Any:
@@ -187,7 +213,9 @@ _WAY_OUT = (
 
 def _load(network: nn.Sequential, state: Any, *, source: str) -> None:
     """Fill ``network`` from the state dict of a vgg16 or of its ``features``; what lies deeper is left out."""
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
         raise ValueError(f"{source} does not hold a state dict (tensors by name). {_WAY_OUT}")
     given = {str(name).removeprefix("features."): value for name, value in state.items()}
     wanted = network.state_dict()
@@ -199,5 +227,7 @@ def _load(network: nn.Sequential, state: Any, *, source: str) -> None:
     ]
     if missing or wrong:
         problems = ([f"missing are {', '.join(missing)}"] if missing else []) + wrong
-        raise ValueError(f"{source} does not hold the weights of VGG-16: {'; '.join(problems)}. {_WAY_OUT}")
+        raise ValueError(
+            f"{source} does not hold the weights of VGG-16: {'; '.join(problems)}. {_WAY_OUT}"
+        )
     network.load_state_dict({name: given[name].float() for name in wanted}, assign=True)

@@ -101,13 +101,27 @@ class Objective(Configurable, nn.Module):
         feature_chunk: int = 4,
     ) -> None:
         super().__init__()
-        self.weights = {"mask": mask, "inner": inner, "outer": outer, "feature": feature, "image": image}
-        if not all(math.isfinite(weight) and weight >= 0 for weight in self.weights.values()) or not any(self.weights.values()):
-            raise ValueError(f"Expected weights of losses of at least 0, and one above 0, got {self.weights}.")
+        self.weights = {
+            "mask": mask,
+            "inner": inner,
+            "outer": outer,
+            "feature": feature,
+            "image": image,
+        }
+        if not all(
+            math.isfinite(weight) and weight >= 0 for weight in self.weights.values()
+        ) or not any(self.weights.values()):
+            raise ValueError(
+                f"Expected weights of losses of at least 0, and one above 0, got {self.weights}."
+            )
         if inner_loss not in ("contrast_aware", "l1"):
-            raise ValueError(f"Expected inner_loss to be 'contrast_aware' or 'l1', got {inner_loss!r}.")
+            raise ValueError(
+                f"Expected inner_loss to be 'contrast_aware' or 'l1', got {inner_loss!r}."
+            )
         self.inner_loss = inner_loss
-        self.contrast_aware = ContrastAware(alpha=alpha, gamma=gamma, beta=beta, sigma=sigma, detach_weight=detach_weight)
+        self.contrast_aware = ContrastAware(
+            alpha=alpha, gamma=gamma, beta=beta, sigma=sigma, detach_weight=detach_weight
+        )
         self.feature_args = (tuple(feature_layers), feature_weights, feature_chunk)
         self.feature_matching: FeatureMatching | None = None
 

@@ -55,7 +55,9 @@ def mean_over_crop(values: Tensor, region: Tensor | None = None) -> Tensor:
     return (values * region).mean()
 
 
-def checked_floats(first: Tensor, second: Tensor, *, names: tuple[str, str] = ("prediction", "target")) -> tuple[Tensor, Tensor]:
+def checked_floats(
+    first: Tensor, second: Tensor, *, names: tuple[str, str] = ("prediction", "target")
+) -> tuple[Tensor, Tensor]:
     """Both tensors in one dtype, float32 or wider, after a check that their shapes are equal.
 
     Half precision has 3 digits (bfloat16) or overflows (float16): losses are taken in float32 under autocast too.

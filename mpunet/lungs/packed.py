@@ -32,7 +32,9 @@ class PackedMask:
 
     def __init__(self, bits: npt.NDArray[np.uint8], width: int) -> None:
         if bits.ndim != 3 or bits.shape[2] != -(-width // 8):
-            raise ValueError(f"Expected bits (D, H, {-(-width // 8)}) of a mask {width} voxels wide, got shape {bits.shape}.")
+            raise ValueError(
+                f"Expected bits (D, H, {-(-width // 8)}) of a mask {width} voxels wide, got shape {bits.shape}."
+            )
         self.bits = bits
         self.shape = (bits.shape[0], bits.shape[1], width)
 
@@ -45,7 +47,9 @@ class PackedMask:
         return int(self.shape[0])
 
     def __getitem__(self, index: Index | EllipsisType | tuple[Index, ...]) -> Any:
-        given: list[Any] = list(index) if isinstance(index, tuple) else [] if index is Ellipsis else [index]
+        given: list[Any] = (
+            list(index) if isinstance(index, tuple) else [] if index is Ellipsis else [index]
+        )
         if len(given) > 3:
             raise IndexError(f"Expected at most 3 indices, got {len(given)}.")
         depth, height, width = given + [slice(None)] * (3 - len(given))
@@ -54,10 +58,14 @@ class PackedMask:
             return (self.bits[depth, height, column // 8] >> (7 - column % 8)) & 1 == 1
         start, stop, step = width.indices(self.shape[2])
         if step != 1 or isinstance(height, np.ndarray):
-            raise ValueError(f"Expected slices of step 1 in plane, got {height} and {width}; index np.asarray(mask) instead.")
+            raise ValueError(
+                f"Expected slices of step 1 in plane, got {height} and {width}; index np.asarray(mask) instead."
+            )
         first = start // 8
         voxels = np.unpackbits(self.bits[depth, height, first : max(first, -(-stop // 8))], axis=-1)
         return voxels[..., start - 8 * first : max(start, stop) - 8 * first].view(np.bool_)
 
-    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+    def __array__(
+        self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
+    ) -> npt.NDArray[Any]:
         return np.asarray(self[:], dtype)

@@ -71,11 +71,17 @@ def lung_mask(slab_hu: npt.NDArray[Any], spacing: npt.ArrayLike) -> Mask:
 
     voxels = tuple(slice(s.start * f, s.stop * f) for s, f in zip(box, factors, strict=True))
     edge = ndimage.binary_dilation(filled) & ~gas & ~ndimage.binary_erosion(filled, border_value=1)
-    edge &= ~(filled & ~np.logical_or.reduce(lungs))  # a vessel at the edge was filled, so it is not asked again
+    edge &= ~(
+        filled & ~np.logical_or.reduce(lungs)
+    )  # a vessel at the edge was filled, so it is not asked again
     shape = hu[voxels].shape
-    mask[voxels] = _repeated(filled & ~edge, factors, shape) | (_repeated(edge, factors, shape) & (hu[voxels] < AIR_HU))
+    mask[voxels] = _repeated(filled & ~edge, factors, shape) | (
+        _repeated(edge, factors, shape) & (hu[voxels] < AIR_HU)
+    )
     if unseen.any():
-        padded = _repeated(ndimage.binary_dilation(unseen[box]), factors, shape) & (hu[voxels] == hu.min())
+        padded = _repeated(ndimage.binary_dilation(unseen[box]), factors, shape) & (
+            hu[voxels] == hu.min()
+        )
         mask[voxels] &= ~padded
     return mask
 
@@ -83,9 +89,13 @@ def lung_mask(slab_hu: npt.NDArray[Any], spacing: npt.ArrayLike) -> Mask:
 def _checked_spacing(hu: npt.NDArray[Any], spacing: npt.ArrayLike) -> Spacing:
     mm = np.asarray(spacing, dtype=np.float64)
     if hu.ndim != 3 or hu.size == 0:
-        raise ValueError(f"Expected a volume (depth, height, width), got shape {hu.shape}; take one channel of one case.")
+        raise ValueError(
+            f"Expected a volume (depth, height, width), got shape {hu.shape}; take one channel of one case."
+        )
     if mm.shape != (3,) or not (np.isfinite(mm).all() and (mm > 0).all()):
-        raise ValueError(f"Expected three positive spacings in mm (depth, height, width), got {spacing!r}.")
+        raise ValueError(
+            f"Expected three positive spacings in mm (depth, height, width), got {spacing!r}."
+        )
     return mm
 
 
@@ -96,7 +106,9 @@ def _block_mean(hu: npt.NDArray[Any], factors: npt.NDArray[np.int_]) -> npt.NDAr
         starts = np.arange(0, hu.shape[axis], factor)
         counts = np.diff(np.append(starts, hu.shape[axis]))
         shape = [-1 if a == axis else 1 for a in range(3)]
-        out = np.add.reduceat(out, starts, axis=axis, dtype=np.float32) / counts.astype(np.float32).reshape(shape)
+        out = np.add.reduceat(out, starts, axis=axis, dtype=np.float32) / counts.astype(
+            np.float32
+        ).reshape(shape)
     return out
 
 
@@ -219,7 +231,10 @@ def _filled(lung: Mask, mm: Spacing) -> Mask:
 
 def _box(mask: Mask, margin: int = 0) -> tuple[slice, ...]:
     found: tuple[slice, ...] = ndimage.find_objects(mask.astype(np.int8))[0]
-    return tuple(slice(max(0, s.start - margin), min(n, s.stop + margin)) for s, n in zip(found, mask.shape, strict=True))
+    return tuple(
+        slice(max(0, s.start - margin), min(n, s.stop + margin))
+        for s, n in zip(found, mask.shape, strict=True)
+    )
 
 
 def _repeated(mask: Mask, factors: npt.NDArray[np.int_], shape: tuple[int, ...]) -> Mask:

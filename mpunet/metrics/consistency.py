@@ -16,7 +16,13 @@ import numpy.typing as npt
 
 from mpunet.geometry import thin_depth
 from mpunet.intensity import HU_MAX, HU_MIN
-from mpunet.slices.simulate import Profile, Thickener, profile_density, profile_weights, profile_width
+from mpunet.slices.simulate import (
+    Profile,
+    Thickener,
+    profile_density,
+    profile_weights,
+    profile_width,
+)
 
 __all__ = ["Consistency", "ConsistencyMeter", "ConsistencyRange", "consistency", "consistency_map"]
 
@@ -125,11 +131,20 @@ class ConsistencyMeter:
                 f"Expected the thin slices of {self._depth} thick ones, got those of {len(self._whole.slices)}; add the others first."
             )
         whole = self._whole.consistency(self._last_first)
-        return whole if self._lung is None else whole._replace(lungs=self._inside.consistency(self._last_first))
+        return (
+            whole
+            if self._lung is None
+            else whole._replace(lungs=self._inside.consistency(self._last_first))
+        )
 
 
 def consistency(
-    thin: Array, thick: Array, *, profile: Profile = "gaussian", fwhm: float | None = None, lung: Array | None = None
+    thin: Array,
+    thick: Array,
+    *,
+    profile: Profile = "gaussian",
+    fwhm: float | None = None,
+    lung: Array | None = None,
 ) -> Consistency:
     """How far the thin slices, thickened by the slice profile, are from the thick ones.
 
@@ -170,8 +185,12 @@ def _thickener(thick_depth: int, ratio: float, profile: Profile, fwhm: float | N
     depth = thin_depth(thick_depth, ratio)
     distance = np.arange(depth)[None] - ratio * np.arange(thick_depth)[:, None]
     matrix = profile_density(distance, profile, profile_width(profile, fwhm) * ratio)
-    matrix[np.abs(distance) > len(profile_weights(math.ceil(ratio), profile=profile, fwhm=fwhm)) // 2] = 0
-    nearest = np.abs(distance).argmin(axis=1)  # all there is of a profile that is narrower than the slices' distance
+    matrix[
+        np.abs(distance) > len(profile_weights(math.ceil(ratio), profile=profile, fwhm=fwhm)) // 2
+    ] = 0
+    nearest = np.abs(distance).argmin(
+        axis=1
+    )  # all there is of a profile that is narrower than the slices' distance
     matrix[np.arange(thick_depth), nearest] = matrix[np.arange(thick_depth), nearest].clip(1e-6)
     return Thickener(np.asarray(matrix / matrix.sum(axis=1, keepdims=True), np.float32))
 
@@ -202,7 +221,13 @@ class _Sums:
         slices = self.slices[::-1] if last_first else self.slices
         worst = int(np.argmax(slices))
         mean = self.absolute / self.voxels
-        return Consistency(mean, math.sqrt(self.squared / self.voxels), self.signed / self.voxels, worst, slices[worst])
+        return Consistency(
+            mean,
+            math.sqrt(self.squared / self.voxels),
+            self.signed / self.voxels,
+            worst,
+            slices[worst],
+        )
 
 
 def _minus(row: Plane, thick: Array) -> Plane:
@@ -210,11 +235,20 @@ def _minus(row: Plane, thick: Array) -> Plane:
 
 
 def _ratio(thin: Array, thick: Array, lung: Array | None = None) -> int:
-    shapes = f"{thin.shape} thin and {thick.shape} thick" + (f", {lung.shape} lung" if lung is not None else "")
+    shapes = f"{thin.shape} thin and {thick.shape} thick" + (
+        f", {lung.shape} lung" if lung is not None else ""
+    )
     rule = "Expected thin slices ((D - 1) * r + 1, H, W) for thick ones (D, H, W) and a mask on the thin grid"
-    if thin.ndim != 3 or thick.ndim != 3 or min(len(thin), len(thick)) < 2 or thin.shape[1:] != thick.shape[1:]:
+    if (
+        thin.ndim != 3
+        or thick.ndim != 3
+        or min(len(thin), len(thick)) < 2
+        or thin.shape[1:] != thick.shape[1:]
+    ):
         raise ValueError(f"{rule}, got {shapes}.")
     ratio, rest = divmod(len(thin) - 1, len(thick) - 1)
     if rest or ratio < 1 or (lung is not None and lung.shape != thin.shape):
-        raise ValueError(f"{rule}, got {shapes}; cut both to the range of positions that they share.")
+        raise ValueError(
+            f"{rule}, got {shapes}; cut both to the range of positions that they share."
+        )
     return ratio

@@ -52,7 +52,13 @@ class LungDensity(NamedTuple):
     voxels: int
 
 
-def hu_bias(prediction: Slab, reference: Slab, lung: Slab | None = None, *, edges: Sequence[float] = HU_EDGES) -> HuBias:
+def hu_bias(
+    prediction: Slab,
+    reference: Slab,
+    lung: Slab | None = None,
+    *,
+    edges: Sequence[float] = HU_EDGES,
+) -> HuBias:
     """Signed error of a prediction, slice by slice; both are clipped to [-1024, 3071] HU first, as in the paper's metrics.
 
     Args:
@@ -80,7 +86,10 @@ def hu_bias(prediction: Slab, reference: Slab, lung: Slab | None = None, *, edge
         if lung is not None:
             lungs.add(error, lung[index] != 0)
             outside.add(error, lung[index] == 0)
-    by_hu = (BinBias(low, high, part.value(), part.count) for part, (low, high) in zip(bins, pairwise(edges), strict=True))
+    by_hu = (
+        BinBias(low, high, part.value(), part.count)
+        for part, (low, high) in zip(bins, pairwise(edges), strict=True)
+    )
     return HuBias(whole.value(), lungs.value(), outside.value(), tuple(by_hu))
 
 
@@ -108,12 +117,17 @@ def lung_density(volume: Slab, lung: Slab) -> LungDensity:
         return LungDensity(math.nan, math.nan, 0)
     below = int(counts[: int(-950 - HU_MIN)].sum())
     at = _order_statistics if np.issubdtype(volume.dtype, np.integer) else _spread
-    return LungDensity(100 * below / voxels, HU_MIN + at(np.cumsum(counts), 0.15 * (voxels - 1)), voxels)
+    return LungDensity(
+        100 * below / voxels, HU_MIN + at(np.cumsum(counts), 0.15 * (voxels - 1)), voxels
+    )
 
 
 def _order_statistics(cumulative: npt.NDArray[np.int64], rank: float) -> float:
     """Value at a rank counted from 0, linear between the two voxels beside it, whose values are their bins' numbers."""
-    low, high = (int(np.searchsorted(cumulative, place, side="right")) for place in (math.floor(rank), math.ceil(rank)))
+    low, high = (
+        int(np.searchsorted(cumulative, place, side="right"))
+        for place in (math.floor(rank), math.ceil(rank))
+    )
     return low + (rank - math.floor(rank)) * (high - low)
 
 
@@ -141,4 +155,6 @@ class _Mean:
 def _check(volume: Slab, *others: Slab) -> None:
     if volume.ndim != 3 or any(other.shape != volume.shape for other in others):
         shapes = ", ".join(str(array.shape) for array in (volume, *others))
-        raise ValueError(f"Expected volumes and masks of one shape (depth, height, width), got {shapes}.")
+        raise ValueError(
+            f"Expected volumes and masks of one shape (depth, height, width), got {shapes}."
+        )

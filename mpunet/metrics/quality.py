@@ -115,11 +115,20 @@ def quality(
     """
     shape = tuple(prediction.shape)
     others = [volume for volume in (reference, lung) if volume is not None]
-    if len(shape) != 3 or any(tuple(volume.shape) != shape for volume in others) or shape[0] < 1 or min(shape[1:]) < SSIM_WINDOW:
+    if (
+        len(shape) != 3
+        or any(tuple(volume.shape) != shape for volume in others)
+        or shape[0] < 1
+        or min(shape[1:]) < SSIM_WINDOW
+    ):
         shapes = " and ".join(str(tuple(volume.shape)) for volume in (prediction, *others))
-        raise ValueError(f"Expected volumes of one shape (depth, height, width), in-plane at least {SSIM_WINDOW}, got {shapes}.")
+        raise ValueError(
+            f"Expected volumes of one shape (depth, height, width), in-plane at least {SSIM_WINDOW}, got {shapes}."
+        )
     if not protocol.low < protocol.high or protocol.trim < 0:
-        raise ValueError(f"Expected a protocol with low < high and trim of at least 0, got {protocol}.")
+        raise ValueError(
+            f"Expected a protocol with low < high and trim of at least 0, got {protocol}."
+        )
     if shape[0] <= 2 * protocol.trim:
         raise ValueError(
             f"Expected more than {2 * protocol.trim} slices, as the protocol {protocol.name} leaves out {protocol.trim} at each end, "
@@ -136,7 +145,8 @@ def quality(
         for start in range(protocol.trim, end, chunk):
             part = slice(start, min(start + chunk, end))
             predicted, wanted = (
-                _slices(volume[part], device).clamp(protocol.low, protocol.high) for volume in (prediction, reference)
+                _slices(volume[part], device).clamp(protocol.low, protocol.high)
+                for volume in (prediction, reference)
             )
             inside = None if lung is None else torch.as_tensor(lung[part] != 0, device=device)
             _add(sums, predicted, wanted, inside, protocol)
@@ -175,12 +185,22 @@ class _Sums:
         return Quality(self.absolute / self.voxels, rmse, psnr, self.similarity / self.windows)
 
 
-def _add(sums: Mapping[str, _Sums], prediction: Tensor, reference: Tensor, inside: Tensor | None, protocol: Protocol) -> None:
+def _add(
+    sums: Mapping[str, _Sums],
+    prediction: Tensor,
+    reference: Tensor,
+    inside: Tensor | None,
+    protocol: Protocol,
+) -> None:
     """Add slices (S, H, W) in HU, clipped, to the sums of each region."""
     error = prediction - reference
     zeros = protocol.border == "zeros"
-    border: Literal["crop", "reflect", "zeros"] = "zeros" if zeros else "crop" if inside is None else "reflect"
-    similarity = ssim_map(prediction, reference, window=(protocol.low, protocol.high), border=border)
+    border: Literal["crop", "reflect", "zeros"] = (
+        "zeros" if zeros else "crop" if inside is None else "reflect"
+    )
+    similarity = ssim_map(
+        prediction, reference, window=(protocol.low, protocol.high), border=border
+    )
     within = slice(SSIM_BORDER, -SSIM_BORDER) if border == "reflect" else slice(None)
     sums["whole"].add(error, similarity[:, within, within])
     if inside is not None:
@@ -190,5 +210,7 @@ def _add(sums: Mapping[str, _Sums], prediction: Tensor, reference: Tensor, insid
 
 def _slices(part: Volume, device: torch.device) -> Tensor:
     if not isinstance(part, Tensor):
-        part = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32))  # also undoes flips, which torch cannot
+        part = torch.from_numpy(
+            np.ascontiguousarray(part, dtype=np.float32)
+        )  # also undoes flips, which torch cannot
     return part.to(device, torch.float32)

@@ -22,7 +22,9 @@ SSIM_WINDOW = 11
 SSIM_BORDER = SSIM_WINDOW // 2
 
 _BELL = [math.exp(-((k - SSIM_BORDER) ** 2) / (2 * 1.5**2)) for k in range(SSIM_WINDOW)]
-_SHARES = [_BELL[k] / sum(_BELL[: k + 1]) for k in range(SSIM_WINDOW)]  # of each value in the mean of all up to it
+_SHARES = [
+    _BELL[k] / sum(_BELL[: k + 1]) for k in range(SSIM_WINDOW)
+]  # of each value in the mean of all up to it
 
 
 def ssim_map(

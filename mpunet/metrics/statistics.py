@@ -21,7 +21,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Difference", "Interval", "bootstrap_mean", "bootstrap_ratio", "bootstrap_ratio_difference", "paired_difference"]
+__all__ = [
+    "Difference",
+    "Interval",
+    "bootstrap_mean",
+    "bootstrap_ratio",
+    "bootstrap_ratio_difference",
+    "paired_difference",
+]
 
 Values = Sequence[float] | npt.NDArray[Any]
 _Floats = npt.NDArray[np.float64]
@@ -83,15 +90,21 @@ def bootstrap_mean(
     if groups is not None:
         kept = ~np.isnan(np.asarray(values, np.float64))
         if len(groups) != kept.size:
-            raise ValueError(f"Expected one group per value, got {len(groups)} groups and {kept.size} values.")
+            raise ValueError(
+                f"Expected one group per value, got {len(groups)} groups and {kept.size} values."
+            )
         names = list(compress(groups, kept))
         clusters = {name: index for index, name in enumerate(dict.fromkeys(names))}
         members = np.array([clusters[name] for name in names], np.intp)
-        numbers, counts = (np.bincount(members, weights).astype(np.float64) for weights in (numbers, counts))
+        numbers, counts = (
+            np.bincount(members, weights).astype(np.float64) for weights in (numbers, counts)
+        )
     return bootstrap_ratio(numbers, counts, level=level, resamples=resamples, seed=seed)
 
 
-def paired_difference(a: Values, b: Values, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Difference:
+def paired_difference(
+    a: Values, b: Values, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Difference:
     """Mean of ``a`` - ``b`` over cases, its bootstrap interval, and the p-value of Wilcoxon's signed-rank test.
 
     The test is exact for up to 50 differences without ties; zeros are dropped, as Wilcoxon did, and p is 1 if all are zero.
@@ -115,7 +128,12 @@ def paired_difference(a: Values, b: Values, *, level: float = 0.95, resamples: i
 
 
 def bootstrap_ratio(
-    numerators: Values, denominators: Values, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+    numerators: Values,
+    denominators: Values,
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> Interval:
     """Sum of numerators over sum of denominators, with its interval: a proportion whose counts come in clusters.
 
@@ -133,7 +151,10 @@ def bootstrap_ratio(
     """
     _check(level, resamples)
     above, below = _complete(numerators, denominators)
-    draws = [_ratio(above[index].sum(1), below[index].sum(1)) for index in _resamples(above.size, resamples, seed)]
+    draws = [
+        _ratio(above[index].sum(1), below[index].sum(1))
+        for index in _resamples(above.size, resamples, seed)
+    ]
     return Interval(float(_ratio(above.sum(), below.sum())), *_bounds(draws, above.size, level))
 
 
@@ -168,7 +189,10 @@ def bootstrap_ratio_difference(
     _check(level, resamples)
     parts = _complete(num_a, den_a, num_b, den_b)
     n = parts[0].size
-    draws = [_contrast(*(part[index].sum(1) for part in parts)) for index in _resamples(n, resamples, seed)]
+    draws = [
+        _contrast(*(part[index].sum(1) for part in parts))
+        for index in _resamples(n, resamples, seed)
+    ]
     mean = float(_contrast(*(part.sum() for part in parts)))
     p = math.nan if n < 2 or math.isnan(mean) else _permutation_p(parts, mean, resamples, seed)
     return Difference(mean, *_bounds(draws, n, level), p, n)
@@ -243,7 +267,9 @@ def _permutation_p(parts: list[_Floats], observed: float, resamples: int, seed: 
     count, extreme = (0, 0) if every else (1, 1)
     for swap in _exchanges(n, 2**n if every else resamples, every, seed):
         up, down = swap @ (num_b - num_a), swap @ (den_b - den_a)
-        differences = _contrast(num_a.sum() + up, den_a.sum() + down, num_b.sum() - up, den_b.sum() - down)
+        differences = _contrast(
+            num_a.sum() + up, den_a.sum() + down, num_b.sum() - up, den_b.sum() - down
+        )
         defined = differences[~np.isnan(differences)]
         count += defined.size
         extreme += int((np.abs(defined) >= abs(observed) - 1e-12).sum())  # equal, but for rounding
@@ -256,5 +282,9 @@ def _exchanges(n: int, count: int, every: bool, seed: int) -> Iterator[_Floats]:
     at_once = max(1, _DRAWS_AT_ONCE // n)
     for start in range(0, count, at_once):
         size = min(at_once, count - start)
-        bits = np.arange(start, start + size)[:, None] >> np.arange(n) & 1 if every else rng.integers(0, 2, (size, n))
+        bits = (
+            np.arange(start, start + size)[:, None] >> np.arange(n) & 1
+            if every
+            else rng.integers(0, 2, (size, n))
+        )
         yield bits.astype(np.float64)

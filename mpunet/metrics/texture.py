@@ -22,12 +22,17 @@ WINDOW_MM = 7.0  # CT noise is correlated over about 1 mm, and a window loses wh
 LEAST_WINDOW = 5  # voxels
 DARKEST = 0.25
 AIR_HU = -900.0
-CLIPPED_SHARE = 0.05  # of air voxels that may be at -1024 HU; at 5 %, the standard deviation is 3 % too small
+CLIPPED_SHARE = (
+    0.05  # of air voxels that may be at -1024 HU; at 5 %, the standard deviation is 3 % too small
+)
 LEAST_WINDOWS = 50
 LOWEST, HIGHEST = 0.1, 1000.0  # HU
 BIN, SMOOTHING = 0.02, 0.1  # of the logarithm of standard deviations
 MEAN_BIN = 5.0  # HU
-BAND = (0.1, 0.4)  # cycles/mm: what slices 5 mm apart cannot hold, up to what slices 1.25 mm apart can
+BAND = (
+    0.1,
+    0.4,
+)  # cycles/mm: what slices 5 mm apart cannot hold, up to what slices 1.25 mm apart can
 NYQUIST_SHARE = 0.8
 FREQUENCIES = 64
 
@@ -75,7 +80,10 @@ def noise(volume: Slab, lung: Slab, spacing: Sequence[float] | npt.NDArray[np.fl
     20
     """
     mm = _checked(volume, spacing, lung)
-    sides = [min(size, max(LEAST_WINDOW, round(WINDOW_MM / step))) for size, step in zip(volume.shape[1:], mm[1:], strict=True)]
+    sides = [
+        min(size, max(LEAST_WINDOW, round(WINDOW_MM / step)))
+        for size, step in zip(volume.shape[1:], mm[1:], strict=True)
+    ]
     in_lung, in_air = _Deviations(), _Deviations()
     air_voxels = clipped = 0
     for plane, mask in zip(volume, lung, strict=True):
@@ -91,7 +99,12 @@ def noise(volume: Slab, lung: Slab, spacing: Sequence[float] | npt.NDArray[np.fl
         clipped += int((windows[air] <= HU_MIN).sum())
     lung_noise, lung_windows = in_lung.mode(DARKEST)
     air_noise, air_windows = in_air.mode()
-    return Noise(lung_noise, air_noise if clipped <= CLIPPED_SHARE * air_voxels else math.nan, lung_windows, air_windows)
+    return Noise(
+        lung_noise,
+        air_noise if clipped <= CLIPPED_SHARE * air_voxels else math.nan,
+        lung_windows,
+        air_windows,
+    )
 
 
 def sharpness(
@@ -131,7 +144,9 @@ def sharpness(
         for plane in _planes(part, axis):
             total += _line_spectrum(plane, float(step))
             lines += plane.shape[1]
-        powers.append(float(np.interp(wanted, fft.rfftfreq(part.shape[axis], step), total / lines).mean()))
+        powers.append(
+            float(np.interp(wanted, fft.rfftfreq(part.shape[axis], step), total / lines).mean())
+        )
     in_plane = (powers[1] + powers[2]) / 2
     return Sharpness(powers[0] / in_plane if in_plane > 0 else math.nan, low, high)
 
@@ -140,7 +155,10 @@ class _Deviations:
     """Histogram of windows by mean HU and logarithm of standard deviation."""
 
     def __init__(self) -> None:
-        self._shape = (int((HU_MAX - HU_MIN) / MEAN_BIN) + 1, math.ceil(math.log(HIGHEST / LOWEST) / BIN) + 1)
+        self._shape = (
+            int((HU_MAX - HU_MIN) / MEAN_BIN) + 1,
+            math.ceil(math.log(HIGHEST / LOWEST) / BIN) + 1,
+        )
         self._counts = np.zeros(self._shape, np.int64)
 
     def add(self, means: npt.NDArray[np.floating], deviations: npt.NDArray[np.floating]) -> None:
@@ -155,7 +173,9 @@ class _Deviations:
         chosen = self._counts[:rows].sum(axis=0)
         if chosen.sum() < LEAST_WINDOWS:
             return math.nan, int(chosen.sum())
-        smooth = ndimage.gaussian_filter1d(chosen.astype(np.float64), SMOOTHING / BIN, mode="constant")
+        smooth = ndimage.gaussian_filter1d(
+            chosen.astype(np.float64), SMOOTHING / BIN, mode="constant"
+        )
         return LOWEST * math.exp((int(smooth.argmax()) + 0.5) * BIN), int(chosen.sum())
 
 
@@ -199,11 +219,17 @@ def _box(volume: Slab, lung: Slab | None) -> tuple[slice, ...]:
     return tuple(slice(int(place[0]), int(place[-1]) + 1) for place in places)
 
 
-def _checked(volume: Slab, spacing: Sequence[float] | npt.NDArray[np.float64], *masks: Slab) -> npt.NDArray[np.float64]:
+def _checked(
+    volume: Slab, spacing: Sequence[float] | npt.NDArray[np.float64], *masks: Slab
+) -> npt.NDArray[np.float64]:
     mm = np.asarray(spacing, np.float64)
     if volume.ndim != 3 or any(mask.shape != volume.shape for mask in masks):
         shapes = ", ".join(str(array.shape) for array in (volume, *masks))
-        raise ValueError(f"Expected a volume and a mask of one shape (depth, height, width), got {shapes}.")
+        raise ValueError(
+            f"Expected a volume and a mask of one shape (depth, height, width), got {shapes}."
+        )
     if mm.shape != (3,) or not (np.isfinite(mm) & (mm > 0)).all():
-        raise ValueError(f"Expected three positive spacings in mm (depth, height, width), got {spacing!r}.")
+        raise ValueError(
+            f"Expected three positive spacings in mm (depth, height, width), got {spacing!r}."
+        )
     return mm

@@ -41,10 +41,19 @@ class Encoder(nn.Module):
             )
         self.stem: nn.Module = ConvLayer(1, widths[0], norm=norm, activation=activation)
         if stem_block:
-            self.stem = nn.Sequential(self.stem, ConvBlock(widths[0], layers=layers, norm=norm, activation=activation))
+            self.stem = nn.Sequential(
+                self.stem, ConvBlock(widths[0], layers=layers, norm=norm, activation=activation)
+            )
         self.stages = nn.ModuleList(
             nn.Sequential(
-                ConvLayer(c_in, c_out, kernel=(3, 2, 2), stride=(2 if halve else 1, 2, 2), norm=norm, activation=activation),
+                ConvLayer(
+                    c_in,
+                    c_out,
+                    kernel=(3, 2, 2),
+                    stride=(2 if halve else 1, 2, 2),
+                    norm=norm,
+                    activation=activation,
+                ),
                 ConvBlock(c_out, layers=layers, norm=norm, activation=activation),
             )
             for c_in, c_out, halve in zip(widths, widths[1:], schedule.halved, strict=False)
@@ -81,9 +90,16 @@ class ProgressiveUp(nn.Module):
         activation: Activation,
     ) -> None:
         super().__init__()
-        self.shortcut = DepthDeconv(shortcut_channels, shortcut_channels, shortcut_step, norm=norm, activation=activation)
+        self.shortcut = DepthDeconv(
+            shortcut_channels, shortcut_channels, shortcut_step, norm=norm, activation=activation
+        )
         self.up = DepthDeconv(
-            shortcut_channels + up_channels, out_channels, up_step, in_plane=in_plane, norm=norm, activation=activation
+            shortcut_channels + up_channels,
+            out_channels,
+            up_step,
+            in_plane=in_plane,
+            norm=norm,
+            activation=activation,
         )
         self.block = ConvBlock(out_channels, layers=layers, norm=norm, activation=activation)
 
@@ -124,14 +140,23 @@ class ProgressiveBackbone(nn.Module):
     ) -> None:
         super().__init__()
         stages = len(widths) - 1
-        self.schedule = plan = plan_depths(n_thick, ratio, stages=stages, halvings=depth_halvings, spacings=depth_spacings)
+        self.schedule = plan = plan_depths(
+            n_thick, ratio, stages=stages, halvings=depth_halvings, spacings=depth_spacings
+        )
         self.out_channels = widths[0]
         self.multiple = 2**stages
         shortcuts = [stem_width or widths[0], *widths[1:]]
         self.encoder = Encoder(
-            plan, shortcuts, layers=layers, norm=norm, activation=activation, stem_block=stem_width is not None
+            plan,
+            shortcuts,
+            layers=layers,
+            norm=norm,
+            activation=activation,
+            stem_block=stem_width is not None,
         )
-        self.lift = DepthDeconv(widths[-1], widths[-2], plan.up[0], in_plane=2, norm=norm, activation=activation)
+        self.lift = DepthDeconv(
+            widths[-1], widths[-2], plan.up[0], in_plane=2, norm=norm, activation=activation
+        )
         final = DepthStep(plan.up[-1].out_depth, plan.up[-1].out_depth, 1)
         self.ups = nn.ModuleList(
             ProgressiveUp(
@@ -145,7 +170,9 @@ class ProgressiveBackbone(nn.Module):
                 norm=norm,
                 activation=activation,
             )
-            for level, shortcut, up in zip(range(stages - 1, -1, -1), plan.shortcuts, [*plan.up[1:], final], strict=True)
+            for level, shortcut, up in zip(
+                range(stages - 1, -1, -1), plan.shortcuts, [*plan.up[1:], final], strict=True
+            )
         )
 
     def forward(self, thick: Tensor) -> Tensor:
@@ -195,7 +222,8 @@ class SubpixelBackbone(nn.Module):
             for level in range(stages, 0, -1)
         )
         self.blocks = nn.ModuleList(
-            ConvBlock(widths[level], layers=layers, norm=norm, activation=activation) for level in range(stages - 1, -1, -1)
+            ConvBlock(widths[level], layers=layers, norm=norm, activation=activation)
+            for level in range(stages - 1, -1, -1)
         )
         self.expand = ConvLayer(2 * widths[0], ratio * widths[0], norm=norm, activation=activation)
 

@@ -11,7 +11,15 @@ from torch.nn import functional
 
 from mpunet.models.schedule import DepthStep
 
-__all__ = ["Activation", "ConvBlock", "ConvLayer", "DepthDeconv", "Norm", "make_activation", "make_norm"]
+__all__ = [
+    "Activation",
+    "ConvBlock",
+    "ConvLayer",
+    "DepthDeconv",
+    "Norm",
+    "make_activation",
+    "make_norm",
+]
 
 Norm = Literal["none", "group", "instance", "batch"]
 Activation = Literal["leaky_relu", "relu", "silu", "gelu"]
@@ -62,7 +70,14 @@ class ConvLayer(nn.Sequential):
         activation: Activation = "leaky_relu",
     ) -> None:
         depth, height, width = (k // 2 if k % 2 else 0 for k in kernel)
-        conv = nn.Conv3d(in_channels, out_channels, kernel, stride, (depth, height, width), bias=norm in ("none", "group"))
+        conv = nn.Conv3d(
+            in_channels,
+            out_channels,
+            kernel,
+            stride,
+            (depth, height, width),
+            bias=norm in ("none", "group"),
+        )
         nn.init.kaiming_normal_(conv.weight, a=0.1)
         if conv.bias is not None:
             nn.init.zeros_(conv.bias)
@@ -72,9 +87,21 @@ class ConvLayer(nn.Sequential):
 class ConvBlock(nn.Module):
     """``layers`` convolutions of 3 x 3 x 3, with a shortcut around them (a residual block)."""
 
-    def __init__(self, channels: int, *, layers: int = 2, norm: Norm = "none", activation: Activation = "leaky_relu") -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        layers: int = 2,
+        norm: Norm = "none",
+        activation: Activation = "leaky_relu",
+    ) -> None:
         super().__init__()
-        self.body = nn.Sequential(*(ConvLayer(channels, channels, norm=norm, activation=activation) for _ in range(layers)))
+        self.body = nn.Sequential(
+            *(
+                ConvLayer(channels, channels, norm=norm, activation=activation)
+                for _ in range(layers)
+            )
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) to the same."""
@@ -110,7 +137,9 @@ class DepthDeconv(nn.Module):
             bias=norm in ("none", "group"),
         )
         # Each output voxel sums over kernel / stride inputs along depth and one in-plane: He's rule for that fan-in.
-        nn.init.normal_(self.deconv.weight, std=math.sqrt(2 / 1.01 / (in_channels * step.kernel / step.stride)))
+        nn.init.normal_(
+            self.deconv.weight, std=math.sqrt(2 / 1.01 / (in_channels * step.kernel / step.stride))
+        )
         if self.deconv.bias is not None:
             nn.init.zeros_(self.deconv.bias)
         self.norm = make_norm(norm, out_channels)
@@ -134,7 +163,9 @@ class DepthDeconv(nn.Module):
         groups = -(-step.out_depth // step.stride)  # keep input slices lead to stride output slices
         right = (groups - 1) * step.keep - self.first + self.taps.shape[1] - step.in_depth
         x = functional.pad(x, (0, 0, 0, 0, -self.first, max(0, right)))
-        weight = functional.pad(self.deconv.weight, (0, 0, 0, 0, 0, 1))[:, :, self.taps]  # C_in, C_out, phase, tap, row, column
+        weight = functional.pad(self.deconv.weight, (0, 0, 0, 0, 0, 1))[
+            :, :, self.taps
+        ]  # C_in, C_out, phase, tap, row, column
         weight = weight.permute(2, 4, 5, 1, 0, 3).flatten(0, 3)[..., None, None]
         phases = step.stride * factor**2
         bias = None if self.deconv.bias is None else self.deconv.bias.repeat(phases)

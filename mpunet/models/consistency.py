@@ -44,23 +44,35 @@ class DepthConsistency(nn.Module):
     thicken: Tensor
     spread: Tensor
 
-    def __init__(self, n_thick: int, ratio: int, fwhm: float = 0.9, *, damping: float = 0.1) -> None:
+    def __init__(
+        self, n_thick: int, ratio: int, fwhm: float = 0.9, *, damping: float = 0.1
+    ) -> None:
         super().__init__()
         if n_thick < 3:
-            raise ValueError(f"Expected windows of at least 3 thick slices, of which the inner ones are kept, got {n_thick}.")
+            raise ValueError(
+                f"Expected windows of at least 3 thick slices, of which the inner ones are kept, got {n_thick}."
+            )
         if not (0 < fwhm < math.inf and 0 <= damping < math.inf):
-            raise ValueError(f"Expected fwhm > 0 (thick spacings) and damping >= 0, got fwhm = {fwhm}, damping = {damping}.")
+            raise ValueError(
+                f"Expected fwhm > 0 (thick spacings) and damping >= 0, got fwhm = {fwhm}, damping = {damping}."
+            )
         sigma = fwhm * ratio / math.sqrt(8 * math.log(2))
         centres = ratio * torch.arange(1, n_thick - 1, dtype=torch.float64)
-        profile = torch.exp(-0.5 * ((torch.arange(thin_depth(n_thick, ratio)) - centres[:, None]) / sigma) ** 2)
+        profile = torch.exp(
+            -0.5 * ((torch.arange(thin_depth(n_thick, ratio)) - centres[:, None]) / sigma) ** 2
+        )
         matrix = profile / profile.sum(dim=1, keepdim=True)
         gram = matrix @ matrix.T
-        spread = torch.linalg.solve(gram + damping * gram.diagonal().mean() * torch.eye(len(gram)), matrix).T
+        spread = torch.linalg.solve(
+            gram + damping * gram.diagonal().mean() * torch.eye(len(gram)), matrix
+        ).T
         self.register_buffer("thicken", matrix.float(), persistent=False)
         self.register_buffer("spread", spread.float(), persistent=False)
 
     def forward(self, thin: Tensor, thick: Tensor) -> Tensor:
         """Thin (B, C, N, H, W) and thick (B, C, n, H, W) in the same unit to thin (B, C, N, H, W)."""
         with torch.autocast(thin.device.type, enabled=False):
-            missing = thick[:, :, 1:-1].float() - torch.einsum("kN,bcNhw->bckhw", self.thicken.float(), thin.float())
+            missing = thick[:, :, 1:-1].float() - torch.einsum(
+                "kN,bcNhw->bckhw", self.thicken.float(), thin.float()
+            )
             return thin.float() + torch.einsum("Nk,bckhw->bcNhw", self.spread.float(), missing)

@@ -37,7 +37,10 @@ class Critic(Configurable, nn.Module):
             raise ValueError(f"Expected at least one width, each at least 1, got {list(widths)}.")
         channels = (1, *widths)
         self.features = nn.Sequential(
-            *(ConvLayer(before, after, stride=(2, 2, 2)) for before, after in zip(channels, widths, strict=False))
+            *(
+                ConvLayer(before, after, stride=(2, 2, 2))
+                for before, after in zip(channels, widths, strict=False)
+            )
         )
         self.head = nn.Linear(widths[-1], 1, bias=False)
 

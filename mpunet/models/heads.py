@@ -44,7 +44,13 @@ class MultiStreamHead(nn.Module):
     ) -> None:
         super().__init__()
         chosen = set(streams)
-        if chosen not in ({"mask", "inner", "outer"}, {"inner"}, {"outer"}, {"mask", "inner"}, {"mask", "outer"}):
+        if chosen not in (
+            {"mask", "inner", "outer"},
+            {"inner"},
+            {"outer"},
+            {"mask", "inner"},
+            {"mask", "outer"},
+        ):
             raise ValueError(
                 f"Expected streams mask + inner + outer, or inner or outer alone or with mask, got {list(streams)}: "
                 "two image streams cannot be composed without a mask, and a mask alone is no image."
@@ -52,7 +58,9 @@ class MultiStreamHead(nn.Module):
         width = hidden or channels
         self.branches = nn.ModuleDict(
             {
-                stream: nn.Sequential(ConvLayer(channels, width, norm=norm, activation=activation), _last_layer(width))
+                stream: nn.Sequential(
+                    ConvLayer(channels, width, norm=norm, activation=activation), _last_layer(width)
+                )
                 for stream in ("mask", "inner", "outer")
                 if stream in chosen
             }

@@ -25,7 +25,9 @@ def interpolation_matrix(n_thick: int, ratio: int, kind: Kind) -> npt.NDArray[np
     return interpolation_weights(n_thick, np.arange(thin_depth(n_thick, ratio)) / ratio, kind)
 
 
-def interpolation_weights(depth: int, position: npt.NDArray[np.float64], kind: Kind) -> npt.NDArray[np.float64]:
+def interpolation_weights(
+    depth: int, position: npt.NDArray[np.float64], kind: Kind
+) -> npt.NDArray[np.float64]:
     """Weights (positions, depth) of slices 0, 1, ... depth - 1 at any positions between the first and the last.
 
     ``cubic`` is cubic convolution (Keys 1981, a = -0.5), the "bicubic" of image libraries along one axis; beyond its ends the

@@ -87,14 +87,26 @@ class MPUNet(ThickToThin):
                     "depth_spacings and stem_width belong to the progressive decoder; the sub-pixel decoder has neither."
                 )
             self.backbone = SubpixelBackbone(
-                n_thick, ratio, widths=widths, layers=layers, norm=norm, activation=activation, depth_halvings=depth_halvings
+                n_thick,
+                ratio,
+                widths=widths,
+                layers=layers,
+                norm=norm,
+                activation=activation,
+                depth_halvings=depth_halvings,
             )
         else:
             raise ValueError(f"Expected decoder 'progressive' or 'subpixel', got {decoder!r}.")
         self.multiple = 2 ** (len(widths) - 1)
-        self.interpolate = None if residual == "none" else DepthInterpolation(n_thick, ratio, residual)
-        self.consistency = None if consistency is None else DepthConsistency(n_thick, ratio, consistency)
-        self.head = MultiStreamHead(widths[0], streams=streams, hidden=head_width, norm=norm, activation=activation)
+        self.interpolate = (
+            None if residual == "none" else DepthInterpolation(n_thick, ratio, residual)
+        )
+        self.consistency = (
+            None if consistency is None else DepthConsistency(n_thick, ratio, consistency)
+        )
+        self.head = MultiStreamHead(
+            widths[0], streams=streams, hidden=head_width, norm=norm, activation=activation
+        )
 
     def forward(self, thick: Tensor) -> ThickToThinOutput:
         """Thick slices (B, 1, n, H, W), intensity in [0, 1]; H and W multiples of 2 ** (len(widths) - 1), by default 32."""
@@ -106,4 +118,7 @@ class MPUNet(ThickToThin):
         if self.consistency is None:
             return out
         image = self.consistency(out.image, thick)
-        return out._replace(image=image, **{name: image for name in ("inner", "outer") if getattr(out, name) is out.image})
+        return out._replace(
+            image=image,
+            **{name: image for name in ("inner", "outer") if getattr(out, name) is out.image},
+        )

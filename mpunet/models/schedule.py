@@ -66,10 +66,15 @@ class DepthStep:
         first = -(self.padding // self.stride)
         last = ((self.stride - 1) * self.keep + self.padding) // self.stride
         entries = [
-            [phase * self.keep + self.padding - self.stride * offset for offset in range(first, last + 1)]
+            [
+                phase * self.keep + self.padding - self.stride * offset
+                for offset in range(first, last + 1)
+            ]
             for phase in range(self.stride)
         ]
-        return first, [[entry if 0 <= entry < self.kernel else self.kernel for entry in row] for row in entries]
+        return first, [
+            [entry if 0 <= entry < self.kernel else self.kernel for entry in row] for row in entries
+        ]
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,12 @@ class DepthSchedule:
 
 
 def plan_depths(
-    n_thick: int, ratio: int, *, stages: int = 5, halvings: int = 1, spacings: Sequence[float] | None = None
+    n_thick: int,
+    ratio: int,
+    *,
+    stages: int = 5,
+    halvings: int = 1,
+    spacings: Sequence[float] | None = None,
 ) -> DepthSchedule:
     """Plan every change of depth in a U-Net that maps ``n_thick`` slices to (n_thick - 1) * ratio + 1.
 
@@ -116,24 +126,38 @@ def plan_depths(
     DepthStep(in_depth=15, out_depth=36, stride=5, keep=2)
     """
     if n_thick < 2 or ratio < 2:
-        raise ValueError(f"Expected n_thick and ratio of at least 2, got n_thick={n_thick}, ratio={ratio}.")
+        raise ValueError(
+            f"Expected n_thick and ratio of at least 2, got n_thick={n_thick}, ratio={ratio}."
+        )
     if stages < 1:
         raise ValueError(f"Expected at least 1 stage (one more width than stages), got {stages}.")
     if not 0 <= halvings <= stages:
-        raise ValueError(f"Expected 0 to {stages} depth halvings (one a stage at most), got {halvings}.")
+        raise ValueError(
+            f"Expected 0 to {stages} depth halvings (one a stage at most), got {halvings}."
+        )
     span = thin_depth(n_thick, ratio) - 1
-    encoder = [Fraction(ratio)] * (stages - halvings + 1) + [Fraction(ratio * 2**i) for i in range(1, halvings + 1)]
+    encoder = [Fraction(ratio)] * (stages - halvings + 1) + [
+        Fraction(ratio * 2**i) for i in range(1, halvings + 1)
+    ]
     if halvings and encoder[-1] > 2 * span:
         raise ValueError(
             f"{n_thick} slices cannot be halved {halvings} times: one slice is left before the last; use fewer halvings."
         )
-    decoder = [Fraction(s).limit_denominator(64) for s in spacings] if spacings else _default_spacings(ratio, stages, halvings)
+    decoder = (
+        [Fraction(s).limit_denominator(64) for s in spacings]
+        if spacings
+        else _default_spacings(ratio, stages, halvings)
+    )
     if not spacings and halvings == stages:
         raise ValueError(
             f"Expected fewer depth halvings than stages ({stages}), got {halvings}: up-sampling only undoes them and no stage is left "
             f"to multiply depth by the ratio {ratio}. Add a stage (a width), use fewer halvings, or give the spacings."
         )
-    if len(decoder) != stages or decoder[-1] != 1 or any(a < b for a, b in pairwise([encoder[-1], *decoder])):
+    if (
+        len(decoder) != stages
+        or decoder[-1] != 1
+        or any(a < b for a, b in pairwise([encoder[-1], *decoder]))
+    ):
         raise ValueError(
             f"Expected {stages} grid spacings that start at {encoder[-1]} or less, do not increase and end with 1, "
             f"got {[float(s) for s in decoder]}."
@@ -169,7 +193,9 @@ def _depth(span: int, spacing: Fraction) -> int:
 
 def _step(span: int, coarse: Fraction, fine: Fraction) -> DepthStep:
     if coarse < fine:
-        raise ValueError(f"A shortcut on a grid of {float(coarse)} thin slices cannot feed a coarser one of {float(fine)}.")
+        raise ValueError(
+            f"A shortcut on a grid of {float(coarse)} thin slices cannot feed a coarser one of {float(fine)}."
+        )
     factor = coarse / fine
     if factor.numerator > MAX_STRIDE:
         raise ValueError(

@@ -67,20 +67,28 @@ class SRCNN(ThickToThin):
                 f"got kernels {list(kernels)} and widths {list(widths)}."
             )
         if any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):
-            raise ValueError(f"Expected odd kernels, which keep the image's size, got {list(kernels)}.")
+            raise ValueError(
+                f"Expected odd kernels, which keep the image's size, got {list(kernels)}."
+            )
         self.n_thick = n_thick
         self.ratio = ratio
         self.residual = residual
         self.interpolate = DepthInterpolation(n_thick, ratio, interpolation)
         self.planes = nn.ModuleDict(
-            {name: _PlaneNetwork(name, kernels, widths) for name in ("coronal", "sagittal") if planes in (name, "both")}
+            {
+                name: _PlaneNetwork(name, kernels, widths)
+                for name in ("coronal", "sagittal")
+                if planes in (name, "both")
+            }
         )
 
     def forward(self, thick: Tensor) -> ThickToThinOutput:
         """Thick slices (B, 1, n, H, W) of any height and width, intensity in [0, 1]."""
         self.check_input(thick)
         base = self.interpolate(thick)
-        image = torch.stack([network(base.to(thick.dtype)) for network in self.planes.values()]).mean(dim=0)
+        image = torch.stack(
+            [network(base.to(thick.dtype)) for network in self.planes.values()]
+        ).mean(dim=0)
         return ThickToThinOutput(base + image if self.residual else image)
 
 
@@ -90,11 +98,14 @@ class _PlaneNetwork(nn.Module):
     def __init__(self, plane: str, kernels: Sequence[int], widths: Sequence[int]) -> None:
         super().__init__()
         *hidden, last = [
-            _plane_conv(plane, kernel, *channels) for kernel, channels in zip(kernels, pairwise([1, *widths, 1]), strict=True)
+            _plane_conv(plane, kernel, *channels)
+            for kernel, channels in zip(kernels, pairwise([1, *widths, 1]), strict=True)
         ]
         self.hidden = nn.Sequential(*(layer for conv in hidden for layer in (conv, nn.ReLU())))
         self.last = last
-        nn.init.normal_(last.weight, std=1e-3)  # the source's; a network with a residual so starts out near the interpolation
+        nn.init.normal_(
+            last.weight, std=1e-3
+        )  # the source's; a network with a residual so starts out near the interpolation
 
     def forward(self, volume: Tensor) -> Tensor:
         """(B, 1, N, H, W) to the same, in float32: an image in bfloat16 has steps of 8 to 16 HU around soft tissue."""
@@ -106,7 +117,11 @@ class _PlaneNetwork(nn.Module):
 
 def _plane_conv(plane: str, kernel: int, in_channels: int, out_channels: int) -> nn.Conv3d:
     half = kernel // 2
-    size, padding = ((kernel, 1, kernel), (half, 0, half)) if plane == "coronal" else ((kernel, kernel, 1), (half, half, 0))
+    size, padding = (
+        ((kernel, 1, kernel), (half, 0, half))
+        if plane == "coronal"
+        else ((kernel, kernel, 1), (half, half, 0))
+    )
     conv = nn.Conv3d(in_channels, out_channels, size, padding=padding, padding_mode="replicate")
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     if conv.bias is not None:

@@ -69,25 +69,38 @@ class VNet(ThickToThin):
         self.ratio = ratio
         self.multiple = 2 ** (len(widths) - 1)
         self.upsample = DepthInterpolation(n_thick, ratio, "linear")
-        self.interpolate = None if residual == "none" else DepthInterpolation(n_thick, ratio, residual)
+        self.interpolate = (
+            None if residual == "none" else DepthInterpolation(n_thick, ratio, residual)
+        )
         self.strides = _strides(self.n_thin, len(widths) - 1)
         steps = list(zip(pairwise(widths), self.strides, strict=True))
 
         def block(level: int) -> ConvBlock:
-            return ConvBlock(widths[level], layers=min(level + 1, layers), norm=norm, activation=activation)
+            return ConvBlock(
+                widths[level], layers=min(level + 1, layers), norm=norm, activation=activation
+            )
 
-        self.stem = nn.Sequential(ConvLayer(1, widths[0], norm=norm, activation=activation), block(0))
+        self.stem = nn.Sequential(
+            ConvLayer(1, widths[0], norm=norm, activation=activation), block(0)
+        )
         self.downs = nn.ModuleList(
             nn.Sequential(
-                ConvLayer(c_fine, c_coarse, kernel=stride, stride=stride, norm=norm, activation=activation), block(level)
+                ConvLayer(
+                    c_fine, c_coarse, kernel=stride, stride=stride, norm=norm, activation=activation
+                ),
+                block(level),
             )
             for level, ((c_fine, c_coarse), stride) in enumerate(steps, start=1)
         )
         self.ups = nn.ModuleList(
-            _deconv(c_coarse, c_fine, stride, norm, activation) for (c_fine, c_coarse), stride in reversed(steps)
+            _deconv(c_coarse, c_fine, stride, norm, activation)
+            for (c_fine, c_coarse), stride in reversed(steps)
         )
         self.merges = nn.ModuleList(
-            nn.Sequential(ConvLayer(2 * widths[level], widths[level], norm=norm, activation=activation), block(level))
+            nn.Sequential(
+                ConvLayer(2 * widths[level], widths[level], norm=norm, activation=activation),
+                block(level),
+            )
             for level in reversed(range(len(steps)))
         )
         self.head = MultiStreamHead(widths[0], streams=("inner",), norm=norm, activation=activation)
@@ -118,10 +131,16 @@ def _strides(depth: int, stages: int) -> list[Size]:
     return strides
 
 
-def _deconv(in_channels: int, out_channels: int, stride: Size, norm: Norm, activation: Activation) -> nn.Sequential:
+def _deconv(
+    in_channels: int, out_channels: int, stride: Size, norm: Norm, activation: Activation
+) -> nn.Sequential:
     """Transposed convolution whose kernel is its stride: undoes the halving of the same stride, voxel for voxel."""
-    deconv = nn.ConvTranspose3d(in_channels, out_channels, stride, stride, bias=norm in ("none", "group"))
-    nn.init.normal_(deconv.weight, std=math.sqrt(2 / 1.01 / in_channels))  # each output voxel has one input voxel: He's rule
+    deconv = nn.ConvTranspose3d(
+        in_channels, out_channels, stride, stride, bias=norm in ("none", "group")
+    )
+    nn.init.normal_(
+        deconv.weight, std=math.sqrt(2 / 1.01 / in_channels)
+    )  # each output voxel has one input voxel: He's rule
     if deconv.bias is not None:
         nn.init.zeros_(deconv.bias)
     return nn.Sequential(deconv, make_norm(norm, out_channels), make_activation(activation))

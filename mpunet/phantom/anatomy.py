@@ -15,7 +15,17 @@ import numpy.typing as npt
 
 from mpunet.phantom.voxelizer import Grid
 
-__all__ = ["SIDES", "Anatomy", "Points", "Segment", "bronchi", "clearance", "orthonormal", "targets", "vessels"]
+__all__ = [
+    "SIDES",
+    "Anatomy",
+    "Points",
+    "Segment",
+    "bronchi",
+    "clearance",
+    "orthonormal",
+    "targets",
+    "vessels",
+]
 
 Points = npt.NDArray[np.float64]
 Array = npt.NDArray[np.floating]
@@ -61,13 +71,26 @@ class Anatomy:
         z, y, x = (axis / self.size for axis in grid)
         up = (z + 25).clip(0)
         middle = side * (66 - 0.0016 * up**2)
-        shrink = (1 - (up / 103).clip(0, 0.999) ** 2.6) ** (1 / 2.2)  # to the apex, 78 mm above the centre
-        outer = (_oval((x - middle) / (60 * shrink + 1e-3), (y - 4 - 0.06 * up) / (87 * shrink + 1e-3)) - 1) * 60 * shrink
+        shrink = (1 - (up / 103).clip(0, 0.999) ** 2.6) ** (
+            1 / 2.2
+        )  # to the apex, 78 mm above the centre
+        outer = (
+            (
+                _oval(
+                    (x - middle) / (60 * shrink + 1e-3), (y - 4 - 0.06 * up) / (87 * shrink + 1e-3)
+                )
+                - 1
+            )
+            * 60
+            * shrink
+        )
         spine = 13 / (1 + np.exp((34 - y) / 6))
         hilum = 11 * np.exp(-(((y - 6) / 24) ** 2) - ((z - 5) / 55) ** 2)
         below_heart = 14 / ((1 + np.exp((z + 48) / 4)) * (1 + np.exp((y - 20) / 6)))
         inner = 9 + spine + hilum + below_heart - side * x
-        return np.asarray(np.maximum(self.size * np.maximum(outer, inner), -0.75 * self.dome(grid, side)))
+        return np.asarray(
+            np.maximum(self.size * np.maximum(outer, inner), -0.75 * self.dome(grid, side))
+        )
 
     def dome(self, grid: Grid, side: int) -> Array:
         """Height in mm above the diaphragm of one side; below 0 under it."""
@@ -98,7 +121,11 @@ class Anatomy:
     def heart(self) -> tuple[Points, Points, Points]:
         """Ellipsoid: centre (3,) and semi-axes (3,) in mm, directions (3, 3); the long axis points left, down and forward."""
         centre, semi = np.array([-32.0, -24.0, 24.0]), np.array([56.0, 45.0, 42.0])
-        return centre * self.size, semi * self.size * self.heart_size, orthonormal(((-0.55, -0.45, 0.70), (0.2, 0.7, 0.6)))
+        return (
+            centre * self.size,
+            semi * self.size * self.heart_size,
+            orthonormal(((-0.55, -0.45, 0.70), (0.2, 0.7, 0.6))),
+        )
 
     def heart_core(self) -> Segment:
         """A capsule that stands for the heart where distance to it is asked for."""
@@ -138,7 +165,11 @@ class Segment(NamedTuple):
 def vessels(body: Anatomy, side: int, rng: Rng) -> list[Segment]:
     """Pulmonary arteries and veins of one lung: two interleaved trees from the hilum."""
     hila = np.array([[12, 2, side * 34], [-8, -6, side * 30]]) * body.size
-    return [s for hilum in hila for s in _tree(hilum, targets(body, side, 650, 2.0, rng), 0.46, 2.5, rng)]
+    return [
+        s
+        for hilum in hila
+        for s in _tree(hilum, targets(body, side, 650, 2.0, rng), 0.46, 2.5, rng)
+    ]
 
 
 def bronchi(body: Anatomy, side: int, rng: Rng) -> list[Segment]:
@@ -153,7 +184,9 @@ def targets(body: Anatomy, side: int, count: int, depth: float, rng: Rng) -> Poi
     points = rng.uniform(low, high, (20 * count, 3)) * (1, 1, side)
     z, y, x = points.T
     inside = body.lung((z, y, x), side) < -depth
-    inside &= body.lung((z + depth, y, x), side) < 0  # in the apex the field is not quite a distance
+    inside &= (
+        body.lung((z + depth, y, x), side) < 0
+    )  # in the apex the field is not quite a distance
     return points[inside][:count]
 
 
@@ -166,7 +199,9 @@ def clearance(points: Points, segments: list[Segment]) -> npt.NDArray[np.float64
     return np.asarray((np.linalg.norm(offset - t[..., None] * along, axis=-1) - radius).min(axis=1))
 
 
-def _tree(start: Points, targets: Points, leaf_radius: float, exponent: float, rng: Rng) -> Iterator[Segment]:
+def _tree(
+    start: Points, targets: Points, leaf_radius: float, exponent: float, rng: Rng
+) -> Iterator[Segment]:
     """Branches that fill the space of ``targets`` (n, 3): each splits its targets in two halves and heads for their middle.
 
     Radii grow with the number of targets served to the power 1 / exponent; 3 is Murray's law.
@@ -199,7 +234,19 @@ def _bent(start: Points, end: Points, radius: float, rng: Rng) -> Iterator[Segme
 
 _GREAT_VESSELS = (
     # ascending aorta, arch, descending aorta
-    (12.0, ((-12, -20, 4), (10, -28, -4), (30, -24, -5), (42, -8, 4), (45, 10, 14), (38, 28, 21), (22, 36, 22), (-88, 42, 12))),
+    (
+        12.0,
+        (
+            (-12, -20, 4),
+            (10, -28, -4),
+            (30, -24, -5),
+            (42, -8, 4),
+            (45, 10, 14),
+            (38, 28, 21),
+            (22, 36, 22),
+            (-88, 42, 12),
+        ),
+    ),
     # branches of the arch
     (4.5, ((42, -10, 2), (70, -14, -8), (88, -10, -14))),
     (3.8, ((44, 4, 10), (70, 0, 16), (88, -4, 20))),

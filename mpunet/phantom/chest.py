@@ -19,7 +19,17 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from mpunet.phantom.anatomy import SIDES, Anatomy, Points, Segment, bronchi, clearance, orthonormal, targets, vessels
+from mpunet.phantom.anatomy import (
+    SIDES,
+    Anatomy,
+    Points,
+    Segment,
+    bronchi,
+    clearance,
+    orthonormal,
+    targets,
+    vessels,
+)
 from mpunet.phantom.voxelizer import Field, Voxelizer, coverage
 
 if TYPE_CHECKING:
@@ -29,7 +39,16 @@ __all__ = ["ChestPhantom", "Nodule", "chest_phantom", "phantom_image"]
 
 Rng = np.random.Generator
 
-AIR, LUNG, FAT, MUSCLE, BLOOD, LIVER, CORTEX, MARROW = -1000.0, -850.0, -100.0, 50.0, 42.0, 62.0, 650.0, 220.0
+AIR, LUNG, FAT, MUSCLE, BLOOD, LIVER, CORTEX, MARROW = (
+    -1000.0,
+    -850.0,
+    -100.0,
+    50.0,
+    42.0,
+    62.0,
+    650.0,
+    220.0,
+)
 NODULE, GROUND_GLASS = 30.0, -580.0
 
 
@@ -77,9 +96,13 @@ def chest_phantom(
     ((36, 64, 84), True)
     """
     if len(shape) != 3 or min(shape) < 2:
-        raise ValueError(f"Expected a shape (depth, height, width) of at least 2 voxels each, got {tuple(shape)}.")
+        raise ValueError(
+            f"Expected a shape (depth, height, width) of at least 2 voxels each, got {tuple(shape)}."
+        )
     if len(spacing) != 3 or not min(spacing) > 0:
-        raise ValueError(f"Expected three positive spacings in mm (depth, height, width), got {tuple(spacing)}.")
+        raise ValueError(
+            f"Expected three positive spacings in mm (depth, height, width), got {tuple(spacing)}."
+        )
     if not noise >= 0:
         raise ValueError(f"Expected noise as a standard deviation of 0 HU or more, got {noise}.")
     # Two streams: the anatomy must not change with the number of voxels that noise is drawn for.
@@ -137,12 +160,24 @@ def _paint_body(voxels: Voxelizer, body: Anatomy) -> None:
     grid = voxels.grid()
     texture = _texture(voxels, body.phase)
     fat, muscle = FAT + 6 * texture, MUSCLE + 6 * texture
-    for margin, hu in ((17 + body.fat, 20.0), (15 + body.fat, fat), (13.0, muscle), (7.0, fat), (5.5, muscle)):
+    for margin, hu in (
+        (17 + body.fat, 20.0),
+        (15 + body.fat, fat),
+        (13.0, muscle),
+        (7.0, fat),
+        (5.5, muscle),
+    ):
         voxels.paint(coverage(body.trunk(grid, margin)), hu)
     z, y, x = grid
-    voxels.paint(coverage(np.sqrt((x / 42) ** 2 + ((y + 18) / 66) ** 2 + ((z + 35) / 95) ** 2) - 1), fat)
+    voxels.paint(
+        coverage(np.sqrt((x / 42) ** 2 + ((y + 18) / 66) ** 2 + ((z + 35) / 95) ** 2) - 1), fat
+    )
     # Below the domes: liver on the right, spleen behind and stomach in front on the left, fat between.
-    cavity, below_right, below_left = 100 * body.cavity(grid), 0.7 * body.dome(grid, -1), 0.7 * body.dome(grid, 1)
+    cavity, below_right, below_left = (
+        100 * body.cavity(grid),
+        0.7 * body.dome(grid, -1),
+        0.7 * body.dome(grid, 1),
+    )
     voxels.paint(coverage(np.maximum(cavity, np.minimum(below_right, below_left) + 2)), fat)
     for edges, hu in (
         ((below_right + 2, x - 28 + 0.5 * (y + 20)), LIVER),
@@ -163,14 +198,18 @@ def _paint_lungs(voxels: Voxelizer, body: Anatomy, rng: Rng) -> None:
         voxels.hu += lung * (tissue - voxels.hu)
         voxels.lung += lung
         height, slope = rng.uniform(-12, 2), rng.uniform(0.75, 0.95)
-        oblique = (z - height - slope * y - 0.002 * (side * x - 60) ** 2 - 5 * np.sin(y / 25)) / np.hypot(1, slope)
+        oblique = (
+            z - height - slope * y - 0.002 * (side * x - 60) ** 2 - 5 * np.sin(y / 25)
+        ) / np.hypot(1, slope)
         voxels.paint(_sheet(oblique, 0.8) * lung, -680, in_lung=True)
         if side < 0:
             level = z - rng.uniform(-2, 8) + 0.0015 * (x + 70) ** 2 - 0.05 * y
             voxels.paint(_sheet(level, 0.8) * lung * (oblique > 0), -680, in_lung=True)
 
 
-def _paint_nodules(voxels: Voxelizer, body: Anatomy, branches: list[Segment], rng: Rng) -> list[Nodule]:
+def _paint_nodules(
+    voxels: Voxelizer, body: Anatomy, branches: list[Segment], rng: Rng
+) -> list[Nodule]:
     """Balls in the lung, each at that of some places drawn which is farthest from vessels, bronchi and other nodules."""
     taken = [*branches, *body.great_vessels(), body.heart_core()]
     nodules = []
@@ -179,7 +218,9 @@ def _paint_nodules(voxels: Voxelizer, body: Anatomy, branches: list[Segment], rn
         places = targets(body, SIDES[index % 2], 100, diameter / 2 + 4, rng)
         place = places[clearance(places, taken).argmax()]
         taken.append(Segment(place, place, diameter / 2))
-        nodules.append(Nodule((-float(place[2]), -float(place[1]), float(place[0])), diameter, solid))
+        nodules.append(
+            Nodule((-float(place[2]), -float(place[1]), float(place[0])), diameter, solid)
+        )
         voxels.ball(place, diameter / 2, NODULE if solid else GROUND_GLASS, in_lung=True)
     reach = (np.asarray(voxels.hu.shape) - 1)[::-1] / 2 * voxels.spacing[::-1]
     return [nodule for nodule in nodules if (np.abs(nodule.centre) <= reach).all()]
@@ -218,16 +259,25 @@ def _paint_skeleton(voxels: Voxelizer, body: Anatomy, rng: Rng) -> None:
     shells = []
     for side in SIDES:
         for head in np.arange(-110, 130, 23.5) + rng.uniform(-3, 3):
-            turn = np.linspace(0.16, 2.35, 22)  # from the spine round the side to the cartilage in front
+            turn = np.linspace(
+                0.16, 2.35, 22
+            )  # from the spine round the side to the cartilage in front
             z = head + 8 * np.sin(turn) - 52 * (turn / 2.35) ** 1.3
             a, b = body.cage(z)
-            path = np.stack([z, 4 + b * np.cos(turn), side * a * np.abs(np.sin(turn)) ** 0.85], axis=1)
+            path = np.stack(
+                [z, 4 + b * np.cos(turn), side * a * np.abs(np.sin(turn)) ** 0.85], axis=1
+            )
             shells += [Segment(p, q, 5.0) for p, q in itertools.pairwise(path)]
             cartilage = np.stack([path[-1], [z[-1] + 6, path[-1][1] - 6, side * 18]])
             _pipe(voxels, cartilage, 4.5, 110)
         plate = orthonormal(((0.0, 0.75, side * 0.66), (1.0, 0.0, side * 0.15)))
         voxels.ellipsoid((48, 86 * body.size, side * 88 * body.size), (4, 44, 30), 330, turn=plate)
-        _pipe(voxels, np.array([(72, -62, side * 16), (80, -58, side * 60), (92, -30, side * 110)]), 5.5, 420)
+        _pipe(
+            voxels,
+            np.array([(72, -62, side * 16), (80, -58, side * 60), (92, -30, side * 110)]),
+            5.5,
+            420,
+        )
     for wall, value in ((0.0, CORTEX), (1.6, MARROW)):
         for start, end, radius in shells:
             voxels.tube(start, end, radius - wall, value)
@@ -241,7 +291,9 @@ def _paint_spine(voxels: Voxelizer, body: Anatomy) -> None:
     z, y, x = voxels.grid(box)
     if min(y.size, x.size) < 2:
         return
-    beat = np.abs(((z + body.phase) / 23) % 1 - 0.5)  # 0 in the middle of a vertebra, 0.5 in that of a disc
+    beat = np.abs(
+        ((z + body.phase) / 23) % 1 - 0.5
+    )  # 0 in the middle of a vertebra, 0.5 in that of a disc
     disc = ((beat - 0.38) * 23 / voxels.spacing[0] + 0.5).clip(0, 1)
     waist = 1 + 0.10 * (beat / 0.38).clip(0, 1) ** 2
     y = y - 64 - 0.0008 * z**2
@@ -253,7 +305,9 @@ def _paint_spine(voxels: Voxelizer, body: Anatomy) -> None:
     voxels.paint(coverage(arch) * solid, 420, box=box)
     process = np.maximum(np.abs(x) - 3.2, np.maximum(30 - y, y - 52 + 20 * beat))
     sweep = ((z + body.phase + 0.6 * (y - 30)) / 23) % 1
-    voxels.paint(coverage(process + 0 * z) * ((0.30 - np.abs(sweep - 0.5)) * 12).clip(0, 1), 380, box=box)
+    voxels.paint(
+        coverage(process + 0 * z) * ((0.30 - np.abs(sweep - 0.5)) * 12).clip(0, 1), 380, box=box
+    )
     across = np.maximum(np.abs(y - 22) - 4, np.abs(x) - 34)
     voxels.paint(coverage(across + 0 * z) * ((0.17 - beat) * 14).clip(0, 1), 340, box=box)
     canal = np.sqrt(x**2 + (y - 22) ** 2) - 8 + 0 * z

@@ -32,22 +32,36 @@ class Voxelizer:
         self.hu: Field = np.full(tuple(shape), -1000, dtype=np.float32)
         self.lung: Field = np.zeros(tuple(shape), dtype=np.float32)
         self.spacing = np.asarray(spacing, dtype=np.float64)
-        self._axes = [((np.arange(n) - (n - 1) / 2) * s).astype(np.float32) for n, s in zip(shape, self.spacing, strict=True)]
+        self._axes = [
+            ((np.arange(n) - (n - 1) / 2) * s).astype(np.float32)
+            for n, s in zip(shape, self.spacing, strict=True)
+        ]
 
     def box(self, low: npt.ArrayLike, high: npt.ArrayLike) -> Box:
         """Voxels between two corners (z, y, x) in mm, with a margin for their soft edges."""
         slices = []
-        for axis, start, stop, step in zip(self._axes, np.asarray(low), np.asarray(high), self.spacing, strict=True):
+        for axis, start, stop, step in zip(
+            self._axes, np.asarray(low), np.asarray(high), self.spacing, strict=True
+        ):
             first, last = np.searchsorted(axis, (start - 2 * step, stop + 2 * step))
             slices.append(slice(int(first), int(last)))
         return (slices[0], slices[1], slices[2])
 
     def grid(self, box: Box | None = None) -> Grid:
         """Coordinates z (d, 1, 1), y (1, h, 1), x (1, 1, w) in mm of a box of voxels, of all without one."""
-        z, y, x = (axis[part] for axis, part in zip(self._axes, box or (slice(None),) * 3, strict=True))
+        z, y, x = (
+            axis[part] for axis, part in zip(self._axes, box or (slice(None),) * 3, strict=True)
+        )
         return z[:, None, None], y[None, :, None], x[None, None, :]
 
-    def paint(self, fraction: Field, value: float | Field, *, box: Box | None = None, in_lung: bool = False) -> None:
+    def paint(
+        self,
+        fraction: Field,
+        value: float | Field,
+        *,
+        box: Box | None = None,
+        in_lung: bool = False,
+    ) -> None:
         """Cover voxels of a box by ``fraction`` (0 to 1) with ``value`` in HU."""
         where = box or (slice(None),) * 3
         if in_lung:
@@ -57,7 +71,13 @@ class Voxelizer:
         self.hu[where] += fraction * (value - self.hu[where])
 
     def tube(
-        self, start: npt.NDArray[np.float64], end: npt.NDArray[np.float64], radius: float, value: float, *, in_lung: bool = False
+        self,
+        start: npt.NDArray[np.float64],
+        end: npt.NDArray[np.float64],
+        radius: float,
+        value: float,
+        *,
+        in_lung: bool = False,
     ) -> None:
         """Paint a round tube with round ends between two points (z, y, x) in mm."""
         box = self.box(np.minimum(start, end) - radius, np.maximum(start, end) + radius)
@@ -67,20 +87,33 @@ class Voxelizer:
         along = (end - start).astype(np.float32)
         length = float(np.linalg.norm(along))
         z, y, x = z - np.float32(start[0]), y - np.float32(start[1]), x - np.float32(start[2])
-        t = ((z * along[0] + y * along[1] + x * along[2]) / np.float32(max(length, 1e-6) ** 2)).clip(0, 1)
-        distance = np.sqrt((z - t * along[0]) ** 2 + (y - t * along[1]) ** 2 + (x - t * along[2]) ** 2)
+        t = (
+            (z * along[0] + y * along[1] + x * along[2]) / np.float32(max(length, 1e-6) ** 2)
+        ).clip(0, 1)
+        distance = np.sqrt(
+            (z - t * along[0]) ** 2 + (y - t * along[1]) ** 2 + (x - t * along[2]) ** 2
+        )
         # The edge is as soft as a voxel is wide across the tube. A curved soft edge holds more outside than inside: the radius
         # that keeps pi r^2 is smaller, and below 1 / sqrt(3) of a voxel it is the fraction that tells the radius.
         across = (1 - (along / max(length, 1e-6)) ** 2) / 2 if length > 0 else np.full(3, 1 / 3)
         square = float(across @ self.spacing**2)
         edge = np.sqrt(max(radius**2 - square / 12, square / 4)) + np.sqrt(square) / 2
         most = min(1.0, 3 * radius**2 / square)
-        self.paint(((edge - distance) / np.sqrt(square)).clip(0, 1) * np.float32(most), value, box=box, in_lung=in_lung)
+        self.paint(
+            ((edge - distance) / np.sqrt(square)).clip(0, 1) * np.float32(most),
+            value,
+            box=box,
+            in_lung=in_lung,
+        )
 
-    def ball(self, centre: npt.ArrayLike, radius: float, value: float, *, in_lung: bool = False) -> None:
+    def ball(
+        self, centre: npt.ArrayLike, radius: float, value: float, *, in_lung: bool = False
+    ) -> None:
         """Paint a ball with its centre (z, y, x) in mm; its volume is right down to radii of a voxel."""
         soft = float(np.mean(self.spacing**2)) / 12
-        self.ellipsoid(centre, 3 * [max(radius - soft / radius, radius / 2)], value, in_lung=in_lung)
+        self.ellipsoid(
+            centre, 3 * [max(radius - soft / radius, radius / 2)], value, in_lung=in_lung
+        )
 
     def ellipsoid(
         self,
@@ -99,7 +132,9 @@ class Voxelizer:
         z, y, x = (axis - m for axis, m in zip(self.grid(box), middle, strict=True))
         if min(z.size, y.size, x.size) < 2:
             return
-        square = sum(((z * a[0] + y * a[1] + x * a[2]) / s) ** 2 for a, s in zip(axes, semi, strict=True))
+        square = sum(
+            ((z * a[0] + y * a[1] + x * a[2]) / s) ** 2 for a, s in zip(axes, semi, strict=True)
+        )
         self.paint(coverage(np.sqrt(square) - 1), value, box=box, in_lung=in_lung)
 
 
@@ -113,4 +148,6 @@ def coverage(field: npt.NDArray[np.floating]) -> Field:
     """
     field = np.asarray(field, dtype=np.float32)
     square = sum(np.square(step) for step in np.gradient(field))
-    return np.asarray((0.5 - field / np.sqrt(square + np.float32(1e-12))).clip(0, 1), dtype=np.float32)
+    return np.asarray(
+        (0.5 - field / np.sqrt(square + np.float32(1e-12))).clip(0, 1), dtype=np.float32
+    )

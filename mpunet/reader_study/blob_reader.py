@@ -26,7 +26,10 @@ __all__ = ["DIAMETERS", "MIN_SCORE_HU", "blob_findings"]
 
 DIAMETERS = (3.0, 3.8, 4.8, 6.0, 7.5, 9.5, 12.0, 15.0)  # mm, about a quarter apart
 MIN_SCORE_HU = 120.0
-PARENCHYMA_HU, BRIGHTEST_HU = -850.0, 50.0  # what is denser, as calcium, is a nodule no more than soft tissue is
+PARENCHYMA_HU, BRIGHTEST_HU = (
+    -850.0,
+    50.0,
+)  # what is denser, as calcium, is a nodule no more than soft tissue is
 GRID_MM = 1.0
 CHUNK_MM = 80.0
 _REACH = 3.0  # of a Gaussian, in standard deviations
@@ -45,7 +48,11 @@ class _Blobs(NamedTuple):
 
 
 def blob_findings(
-    slab: npt.NDArray[Any], affine: npt.ArrayLike, lung: npt.NDArray[Any], *, min_score: float = MIN_SCORE_HU
+    slab: npt.NDArray[Any],
+    affine: npt.ArrayLike,
+    lung: npt.NDArray[Any],
+    *,
+    min_score: float = MIN_SCORE_HU,
 ) -> list[Finding]:
     """Blobs of 3 to 15 mm in the lungs, the most distinct first.
 
@@ -72,7 +79,9 @@ def blob_findings(
             f"Expected a volume (depth, height, width) and a lung mask on its grid, got {slab.shape} and {lung.shape}."
         )
     if not min_score > 0:
-        raise ValueError(f"Expected a least score above 0 HU, got {min_score}; every voxel would be a candidate.")
+        raise ValueError(
+            f"Expected a least score above 0 HU, got {min_score}; every voxel would be a candidate."
+        )
     matrix = np.asarray(affine, dtype=np.float64)
     found = ndimage.find_objects(lung.astype(bool).view(np.uint8))
     if not found:
@@ -88,7 +97,9 @@ def blob_findings(
     ]
 
 
-def _candidates(slab: npt.NDArray[Any], lung: npt.NDArray[Any], spacing: Floats, min_score: float) -> Iterator[_Blobs]:
+def _candidates(
+    slab: npt.NDArray[Any], lung: npt.NDArray[Any], spacing: Floats, min_score: float
+) -> Iterator[_Blobs]:
     """Candidates of all diameters on a grid of about 1 mm, some slices at a time, with those around that filters reach."""
     factors = np.maximum(1, np.floor(1.1 * GRID_MM / spacing)).astype(int)
     # Thick slices hold what their interpolation holds. Filters on the coarse grid would find less in them than in that.
@@ -117,7 +128,9 @@ def _on_grid(voxels: npt.NDArray[Any], factors: npt.NDArray[np.int_], ratio: int
     for axis, factor in enumerate(factors):
         if factor > 1:
             starts = np.arange(0, out.shape[axis], factor)
-            counts = np.diff(np.append(starts, out.shape[axis])).reshape([-1 if a == axis else 1 for a in range(3)])
+            counts = np.diff(np.append(starts, out.shape[axis])).reshape(
+                [-1 if a == axis else 1 for a in range(3)]
+            )
             out = np.divide(np.add.reduceat(out, starts, axis=axis), counts, dtype=np.float32)
     return out if ratio == 1 or len(out) < 2 else np.concatenate(list(interpolated(out, ratio)))
 
@@ -127,15 +140,23 @@ def _sigma(diameter: float) -> float:
     return diameter / 12**0.5
 
 
-def _dots(hu: Array, inside: Mask, mm: Floats, sigma: float, min_score: float) -> tuple[Floats, Floats]:
+def _dots(
+    hu: Array, inside: Mask, mm: Floats, sigma: float, min_score: float
+) -> tuple[Floats, Floats]:
     """Maxima of the Laplacian at one scale that pass as dots: indices (n, 3), scores (n,)."""
     smooth = ndimage.gaussian_filter(hu, sigma / mm, mode="nearest", truncate=_REACH)
     # Differences of neighbours, not derivatives of the Gaussian, whose samples do not add up to 0 where sigma is about a voxel.
     laplacian = np.zeros_like(smooth)
     for axis in range(3):
-        laplacian += ndimage.correlate1d(smooth, np.array([1, -2, 1]) * sigma**2 / mm[axis] ** 2, axis=axis, mode="nearest")
+        laplacian += ndimage.correlate1d(
+            smooth, np.array([1, -2, 1]) * sigma**2 / mm[axis] ** 2, axis=axis, mode="nearest"
+        )
     # A dot's score is at most a third of the Laplacian, so that no dot is lost here.
-    peak = inside & (laplacian <= -3 * min_score) & (laplacian == ndimage.minimum_filter(laplacian, 3, mode="nearest"))
+    peak = (
+        inside
+        & (laplacian <= -3 * min_score)
+        & (laplacian == ndimage.minimum_filter(laplacian, 3, mode="nearest"))
+    )
     index = np.argwhere(peak)
     values = np.linalg.eigvalsh(sigma**2 * _hessians(smooth, index, mm))
     strong, weak = values[:, 0], values[:, 2]
@@ -156,7 +177,12 @@ def _hessians(smooth: Array, index: npt.NDArray[np.int_], mm: Floats) -> Floats:
     for a in range(3):
         out[:, a, a] = (at(unit[a]) + at(-unit[a]) - 2 * at(0 * unit[a])) / mm[a] ** 2
         for b in range(a):
-            mixed = at(unit[a] + unit[b]) + at(-unit[a] - unit[b]) - at(unit[a] - unit[b]) - at(unit[b] - unit[a])
+            mixed = (
+                at(unit[a] + unit[b])
+                + at(-unit[a] - unit[b])
+                - at(unit[a] - unit[b])
+                - at(unit[b] - unit[a])
+            )
             out[:, a, b] = out[:, b, a] = mixed / (4 * mm[a] * mm[b])
     return out
 

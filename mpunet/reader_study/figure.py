@@ -33,21 +33,39 @@ def draw_study(study: ReaderStudy, path: Path) -> Path:
     readers = [name for name in dict.fromkeys(r.reader for r in study.rates) if name != ALL_READERS]
     columns = len(study.thresholds)
     width = 1.2 + columns * max(2.6, len(conditions))
-    figure, axes = plt.subplots(2, columns, figsize=(width, 5.8), sharex=True, sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        2,
+        columns,
+        figsize=(width, 5.8),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
     handles: dict[str, Any] = {}
     for column, threshold in enumerate(study.thresholds):
         rows = [r for r in study.rates if r.threshold == threshold]
         for line, measure in enumerate(("sensitivity", "precision")):
             axis = axes[line, column]
             _panel(axis, rows, measure, conditions, readers, f"{study.level:.0%} interval", handles)
-            axis.set_title(f"{measure.capitalize()}, nodules ≥ {threshold:g} mm", fontsize="medium", loc="left")
+            axis.set_title(
+                f"{measure.capitalize()}, nodules ≥ {threshold:g} mm", fontsize="medium", loc="left"
+            )
     for axis in axes[:, 0]:
         axis.set(ylim=(0, 104), ylabel="%", yticks=range(0, 101, 20))
     for axis in axes[-1]:
         turn = {"rotation": 20, "ha": "right"} if max(map(len, conditions)) > 13 else {}
         axis.set_xticks(range(len(conditions)), conditions, **turn)
-    beside = max(1, int(10 * width / (max(map(len, handles)) + 6)))  # about ten characters to the inch
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(beside, len(handles)), frameon=False)
+    beside = max(
+        1, int(10 * width / (max(map(len, handles)) + 6))
+    )  # about ten characters to the inch
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=min(beside, len(handles)),
+        frameon=False,
+    )
     try:
         with whole_file(path) as unfinished:
             figure.savefig(unfinished, dpi=160, facecolor="white")
@@ -73,7 +91,13 @@ def _panel(
                 continue
             if row.reader == together:
                 handles[f"{together}, {interval}"] = axis.bar(
-                    place, 100 * value.mean, width=0.62, color="#D9DEE4", edgecolor="#8A949E", linewidth=0.8, zorder=1
+                    place,
+                    100 * value.mean,
+                    width=0.62,
+                    color="#D9DEE4",
+                    edgecolor="#8A949E",
+                    linewidth=0.8,
+                    zorder=1,
                 )
                 below, above = max(0, value.mean - value.low), max(0, value.high - value.mean)
                 # Beside the markers, which would hide it.

@@ -27,7 +27,9 @@ __all__ = [
 
 Coordinates = Literal["RAS", "LPS"]
 
-ALL_READERS = "all readers"  # what the study calls them together, so that nobody else may be called so
+ALL_READERS = (
+    "all readers"  # what the study calls them together, so that nobody else may be called so
+)
 _PLACE = ("x", "y", "z", "diameter")
 _READING = ("reader", "condition", "case")
 _SHOWN = 120  # characters of a header in an error
@@ -55,7 +57,9 @@ class Reading(NamedTuple):
     case: str
 
 
-def read_findings(path: str | Path, *, cases: Collection[str], coordinates: Coordinates = "RAS") -> dict[Reading, list[Finding]]:
+def read_findings(
+    path: str | Path, *, cases: Collection[str], coordinates: Coordinates = "RAS"
+) -> dict[Reading, list[Finding]]:
     """Every reading of a findings CSV, in the order of the file.
 
     Args:
@@ -73,15 +77,21 @@ def read_findings(path: str | Path, *, cases: Collection[str], coordinates: Coor
                 f"{where}: case {case!r} is not in the standard; list it there, with empty x, y, z and diameter if it has no nodule."
             )
         if reader == ALL_READERS:
-            raise ValueError(f"{where}: a reader may not be called {ALL_READERS!r}, the name of all of them together.")
+            raise ValueError(
+                f"{where}: a reader may not be called {ALL_READERS!r}, the name of all of them together."
+            )
         found = readings.setdefault(Reading(reader, condition, case), [])
         found += [] if finding is None else [finding]
     if not readings:
-        raise ValueError(f"{path}: expected at least one row of findings below the header, got none.")
+        raise ValueError(
+            f"{path}: expected at least one row of findings below the header, got none."
+        )
     return readings
 
 
-def read_standard(path: str | Path, *, coordinates: Coordinates = "RAS") -> dict[str, list[Finding]]:
+def read_standard(
+    path: str | Path, *, coordinates: Coordinates = "RAS"
+) -> dict[str, list[Finding]]:
     """The nodules of each case of a standard CSV; arguments and errors as for :func:`read_findings`."""
     standard: dict[str, list[Finding]] = {}
     for (case,), nodule, _ in _rows(Path(path), ("case",), coordinates):
@@ -109,12 +119,17 @@ def standard_csv(standard: Mapping[str, Sequence[Finding]]) -> str:
     case,x,y,z,diameter
     p1,1.50,-20.00,33.00,6.25
     """
-    return _csv(["case", *_PLACE], ([case, *place[:4]] for case, found in standard.items() for place in _places(found)))
+    return _csv(
+        ["case", *_PLACE],
+        ([case, *place[:4]] for case, found in standard.items() for place in _places(found)),
+    )
 
 
 def _places(found: Sequence[Finding]) -> Iterator[list[str]]:
     for position, diameter, score in found:
-        yield [f"{value:.2f}" for value in (*position, diameter)] + ["" if score is None else f"{score:.1f}"]
+        yield [f"{value:.2f}" for value in (*position, diameter)] + [
+            "" if score is None else f"{score:.1f}"
+        ]
     if not found:
         yield [""] * 5
 
@@ -125,7 +140,9 @@ def _csv(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def _rows(path: Path, keys: tuple[str, ...], coordinates: Coordinates) -> Iterator[tuple[tuple[str, ...], Finding | None, str]]:
+def _rows(
+    path: Path, keys: tuple[str, ...], coordinates: Coordinates
+) -> Iterator[tuple[tuple[str, ...], Finding | None, str]]:
     """The key columns of each row, its finding (None if there is none), and where it stands; rows of a key that clash raise."""
     if coordinates not in ("RAS", "LPS"):
         raise ValueError(f"Expected coordinates 'RAS' or 'LPS', got {coordinates!r}.")
@@ -164,7 +181,9 @@ def _finding(row: Mapping[str, str], coordinates: Coordinates, where: str) -> Fi
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise ValueError(f"{where}: expected a finite number of mm for {name}, got {row[name]!r}.")
+            raise ValueError(
+                f"{where}: expected a finite number of mm for {name}, got {row[name]!r}."
+            )
         values.append(value)
     x, y, z, diameter = values
     if diameter <= 0:
@@ -176,13 +195,17 @@ def _finding(row: Mapping[str, str], coordinates: Coordinates, where: str) -> Fi
 def _fields(path: Path, names: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and the fields asked for of each row that is not blank."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets begin files with a mark
+        with path.open(
+            newline="", encoding="utf-8-sig"
+        ) as file:  # -sig: spreadsheets begin files with a mark
             reader = csv.reader(file)
             head = [name.strip().lower() for name in next(reader, [])]
             missing = [name for name in names if name not in head]
             if missing:
                 got = ",".join(head)[:_SHOWN]
-                raise ValueError(f"{path}, line 1: expected the columns {','.join(names)}, got {got!r}: no {', '.join(missing)}.")
+                raise ValueError(
+                    f"{path}, line 1: expected the columns {','.join(names)}, got {got!r}: no {', '.join(missing)}."
+                )
             for fields in reader:
                 if not any(field.strip() for field in fields):
                     continue

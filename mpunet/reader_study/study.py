@@ -22,10 +22,25 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from mpunet.metrics.statistics import Difference, Interval, bootstrap_ratio, bootstrap_ratio_difference
+from mpunet.metrics.statistics import (
+    Difference,
+    Interval,
+    bootstrap_ratio,
+    bootstrap_ratio_difference,
+)
 from mpunet.reader_study.findings import ALL_READERS, Finding, Reading
 
-__all__ = ["MEASURES", "RADIUS_MM", "Contrast", "Rates", "ReaderStudy", "Tally", "match_findings", "reader_study", "tally"]
+__all__ = [
+    "MEASURES",
+    "RADIUS_MM",
+    "Contrast",
+    "Rates",
+    "ReaderStudy",
+    "Tally",
+    "match_findings",
+    "reader_study",
+    "tally",
+]
 
 RADIUS_MM = 5.0
 MEASURES = ("sensitivity", "precision", "f1", "false_positives")
@@ -129,7 +144,12 @@ def match_findings(
     return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if allowed[i, j]]
 
 
-def tally(findings: Sequence[Finding], nodules: Sequence[Finding], pairs: Iterable[tuple[int, int]], threshold: float) -> Tally:
+def tally(
+    findings: Sequence[Finding],
+    nodules: Sequence[Finding],
+    pairs: Iterable[tuple[int, int]],
+    threshold: float,
+) -> Tally:
     """Counts of one reading for nodules of at least ``threshold`` mm; ``pairs`` as :func:`match_findings` gives them."""
     nodule_of = dict(pairs)
     wanted = [n.diameter >= threshold for n in nodules]
@@ -168,22 +188,31 @@ def reader_study(
     if not conditions:
         raise ValueError("Expected at least one reading, got none.")
     if unknown := [r.case for r in readings if r.case not in standard]:
-        raise ValueError(f"Expected cases of the standard, got {unknown[0]!r}; list it there, without nodules if it has none.")
+        raise ValueError(
+            f"Expected cases of the standard, got {unknown[0]!r}; list it there, without nodules if it has none."
+        )
     if not thresholds or not all(t >= 0 for t in thresholds):
         raise ValueError(f"Expected thresholds of 0 mm or more, got {list(thresholds)}.")
     if not 0 <= radius < np.inf:
         raise ValueError(f"Expected a finite radius of 0 mm or more, got {radius}.")
     reference = conditions[0] if reference is None else reference
     if reference not in conditions:
-        raise ValueError(f"Expected a reference among the conditions {', '.join(conditions)}, got {reference!r}.")
+        raise ValueError(
+            f"Expected a reference among the conditions {', '.join(conditions)}, got {reference!r}."
+        )
 
     bootstrap = _Bootstrap(level, resamples, seed)
     readers = list(dict.fromkeys(r.reader for r in readings))
     everybody = [*readers, ALL_READERS] if len(readers) > 1 else readers
-    matched = {r: match_findings(found, standard[r.case], radius=radius) for r, found in readings.items()}
+    matched = {
+        r: match_findings(found, standard[r.case], radius=radius) for r, found in readings.items()
+    }
     rates, contrasts = [], []
     for threshold in dict.fromkeys(thresholds):
-        tallies = {r: tally(readings[r], standard[r.case], pairs, threshold) for r, pairs in matched.items()}
+        tallies = {
+            r: tally(readings[r], standard[r.case], pairs, threshold)
+            for r, pairs in matched.items()
+        }
         for condition in conditions:
             for reader in everybody:
                 chosen, base = (_chosen(tallies, reader, name) for name in (condition, reference))
@@ -191,27 +220,51 @@ def reader_study(
                     continue
                 by_case = _by_case(chosen)
                 intervals = (bootstrap.interval(by_case, m) for m in MEASURES)
-                rates.append(Rates(reader, condition, threshold, len(by_case), _total(by_case), *intervals))
+                rates.append(
+                    Rates(reader, condition, threshold, len(by_case), _total(by_case), *intervals)
+                )
                 both = chosen.keys() & base.keys()
                 if condition != reference and both:
-                    a, b = (_by_case({key: t for key, t in part.items() if key in both}) for part in (chosen, base))
+                    a, b = (
+                        _by_case({key: t for key, t in part.items() if key in both})
+                        for part in (chosen, base)
+                    )
                     differences = (bootstrap.difference(a, b, m) for m in MEASURES)
-                    contrasts.append(Contrast(reader, condition, reference, threshold, len(a), *differences))
+                    contrasts.append(
+                        Contrast(reader, condition, reference, threshold, len(a), *differences)
+                    )
     unread = [
         (reader, condition, left)
         for reader in readers
         for condition in conditions
-        if (left := len(standard) - sum(r.reader == reader and r.condition == condition for r in readings))
+        if (
+            left := len(standard)
+            - sum(r.reader == reader and r.condition == condition for r in readings)
+        )
     ]
     nodules = sum(map(len, standard.values()))
     return ReaderStudy(
-        rates, contrasts, len(standard), nodules, unread, tuple(dict.fromkeys(thresholds)), radius, reference, level
+        rates,
+        contrasts,
+        len(standard),
+        nodules,
+        unread,
+        tuple(dict.fromkeys(thresholds)),
+        radius,
+        reference,
+        level,
     )
 
 
-def _chosen(tallies: Mapping[Reading, Tally], reader: str, condition: str) -> dict[tuple[str, str], Tally]:
+def _chosen(
+    tallies: Mapping[Reading, Tally], reader: str, condition: str
+) -> dict[tuple[str, str], Tally]:
     """By reader and case, the counts of one reader or all of them in a condition."""
-    return {(r.reader, r.case): t for r, t in tallies.items() if r.condition == condition and reader in (r.reader, ALL_READERS)}
+    return {
+        (r.reader, r.case): t
+        for r, t in tallies.items()
+        if r.condition == condition and reader in (r.reader, ALL_READERS)
+    }
 
 
 class _Bootstrap(NamedTuple):
@@ -223,10 +276,14 @@ class _Bootstrap(NamedTuple):
         return bootstrap_ratio(*_parts(by_case, measure), **self._asdict())
 
     def difference(self, a: Sequence[Tally], b: Sequence[Tally], measure: str) -> Difference:
-        return bootstrap_ratio_difference(*_parts(a, measure), *_parts(b, measure), **self._asdict())
+        return bootstrap_ratio_difference(
+            *_parts(a, measure), *_parts(b, measure), **self._asdict()
+        )
 
 
-def _parts(by_case: Sequence[Tally], measure: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _parts(
+    by_case: Sequence[Tally], measure: str
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     numerators, denominators = np.array([t.parts(measure) for t in by_case], dtype=np.float64).T
     return numerators, denominators
 

@@ -44,11 +44,27 @@ def markdown(study: ReaderStudy) -> str:
     ]
     for threshold in study.thresholds:
         lines = [
-            [r.condition, r.reader, r.cases, r.counts.nodules, r.counts.hits, r.counts.false_positives, *map(_cell, _values(r))]
+            [
+                r.condition,
+                r.reader,
+                r.cases,
+                r.counts.nodules,
+                r.counts.hits,
+                r.counts.false_positives,
+                *map(_cell, _values(r)),
+            ]
             for r in study.rates
             if r.threshold == threshold
         ]
-        head = [f"nodules ≥ {threshold:g} mm", "reader", "cases", "nodules", "found", "false", *_NAMES.values()]
+        head = [
+            f"nodules ≥ {threshold:g} mm",
+            "reader",
+            "cases",
+            "nodules",
+            "found",
+            "false",
+            *_NAMES.values(),
+        ]
         parts.append(_table(head, lines))
         lines = [
             [f"{c.condition} − {c.reference}", c.reader, c.cases, *map(_cell, _values(c))]
@@ -56,7 +72,11 @@ def markdown(study: ReaderStudy) -> str:
             if c.threshold == threshold
         ]
         if lines:
-            parts.append(_table([f"differences, ≥ {threshold:g} mm", "reader", "cases", *_NAMES.values()], lines))
+            parts.append(
+                _table(
+                    [f"differences, ≥ {threshold:g} mm", "reader", "cases", *_NAMES.values()], lines
+                )
+            )
     parts += [
         f"{reader}, {condition}: {count} of {study.cases} cases have no row and are left out. If they were read and nothing was found, "
         "add a row with empty x, y, z and diameter."
@@ -88,13 +108,22 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in texts)
 
 
-def _columns(row: type[Rates] | type[Contrast], value: type[Interval] | type[Difference]) -> list[str]:
+def _columns(
+    row: type[Rates] | type[Contrast], value: type[Interval] | type[Difference]
+) -> list[str]:
     columns = []
     for field in row._fields:
         if field in MEASURES:
-            columns += [field, *(f"{field}_{part}" for part in value._fields if part in ("low", "high", "p"))]
+            columns += [
+                field,
+                *(f"{field}_{part}" for part in value._fields if part in ("low", "high", "p")),
+            ]
         else:
-            columns += ["nodules", "hits", "false_positive_count", "readings"] if field == "counts" else [field]
+            columns += (
+                ["nodules", "hits", "false_positive_count", "readings"]
+                if field == "counts"
+                else [field]
+            )
     return columns
 
 
@@ -105,10 +134,16 @@ def _flat(row: Rates | Contrast) -> dict[str, Any]:
         if field == "counts":
             out |= zip(("nodules", "hits", "false_positive_count", "readings"), value, strict=True)
         elif field in MEASURES:
-            parts = {field: value.mean, **{f"{field}_{part}": getattr(value, part, math.nan) for part in ("low", "high")}}
+            parts = {
+                field: value.mean,
+                **{f"{field}_{part}": getattr(value, part, math.nan) for part in ("low", "high")},
+            }
             if isinstance(value, Difference):
                 parts[f"{field}_p"] = value.p
-            out |= {key: float(number) if math.isfinite(number) else None for key, number in parts.items()}
+            out |= {
+                key: float(number) if math.isfinite(number) else None
+                for key, number in parts.items()
+            }
         else:
             out[field] = value
     return out

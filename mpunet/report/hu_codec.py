@@ -27,7 +27,9 @@ class Step(NamedTuple):
 
 # Finest in soft tissue, whose window is 400 HU wide; in the lungs, 8 HU are 1.4 grey levels of a window of 1500. Our choice.
 HU_STEPS = (Step(-1024, -200, 8), Step(-200, 200, 4), Step(200, 600, 16), Step(600, 3288, 96))
-HU_LEVELS = np.concatenate([np.arange(low, high, step, dtype=np.float64) for low, high, step in HU_STEPS])
+HU_LEVELS = np.concatenate(
+    [np.arange(low, high, step, dtype=np.float64) for low, high, step in HU_STEPS]
+)
 
 
 def uniform_levels(low: float, high: float) -> npt.NDArray[np.float64]:
@@ -39,7 +41,9 @@ def uniform_levels(low: float, high: float) -> npt.NDArray[np.float64]:
     return np.linspace(low, high, 256)
 
 
-def to_codes(values: npt.NDArray[Any], levels: npt.NDArray[np.float64] = HU_LEVELS) -> npt.NDArray[np.uint8]:
+def to_codes(
+    values: npt.NDArray[Any], levels: npt.NDArray[np.float64] = HU_LEVELS
+) -> npt.NDArray[np.uint8]:
     """Index of the nearest of 256 ascending levels; values beyond the first or the last level get that one.
 
     >>> HU_LEVELS[to_codes(np.array([-3000, -851, 41, 5000]))].tolist()
@@ -59,5 +63,7 @@ def encode_slice(codes: npt.NDArray[np.uint8]) -> str:
     left, above, corner = padded[1:, :-1], padded[:-1, 1:], padded[:-1, :-1]
     predicted = np.clip(left + above - corner, np.minimum(left, above), np.maximum(left, above))
     residual = (padded[1:, 1:] - predicted).astype(np.uint8)
-    deflate = zlib.compressobj(6, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_HUFFMAN_ONLY)
+    deflate = zlib.compressobj(
+        6, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_HUFFMAN_ONLY
+    )
     return base64.b64encode(deflate.compress(residual.tobytes()) + deflate.flush()).decode("ascii")

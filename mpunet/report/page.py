@@ -26,7 +26,13 @@ class PageCase(NamedTuple):
 
 
 def write_page(
-    path: Path, title: str, body: str, cases: Iterable[PageCase], *, kind: Literal["whole-page", "report"], note: str = ""
+    path: Path,
+    title: str,
+    body: str,
+    cases: Iterable[PageCase],
+    *,
+    kind: Literal["whole-page", "report"],
+    note: str = "",
 ) -> None:
     """Write a page, whole or not at all; a page of this name is replaced.
 
@@ -55,15 +61,22 @@ def write_page(
             # "<" would let a name end the script.
             data = json.dumps(case, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
             name = html.escape(case["name"])
-            file.write(f'<script type="application/json" class="case" data-name="{name}" data-label="{html.escape(label)}">')
+            file.write(
+                f'<script type="application/json" class="case" data-name="{name}" data-label="{html.escape(label)}">'
+            )
             file.write(f"{data}</script>\n")
         file.write(after)
 
 
 def viewer_html(*, start: Literal["grey", "weights"] = "grey") -> str:
     """The viewer's place in a page; ``start`` is what it maps at first."""
-    parts = [f"{low:g} to {high - step:g} HU by at most {step / 2:g}" for low, high, step in HU_STEPS]
-    rounding = ", ".join(parts).replace("-", "−") + ", values beyond as the ends; volumes that are not HU to 256 levels"
+    parts = [
+        f"{low:g} to {high - step:g} HU by at most {step / 2:g}" for low, high, step in HU_STEPS
+    ]
+    rounding = (
+        ", ".join(parts).replace("-", "−")
+        + ", values beyond as the ends; volumes that are not HU to 256 levels"
+    )
     return Template(_asset("viewer.html")).substitute(rounding=rounding, start=start)
 
 

@@ -11,11 +11,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
 
 from mpunet.io.volume import Volume, VolumeInfo
 
-__all__ = ["OBLIQUE_DEGREES", "PatientGrid", "directions_of", "patient_grid", "patient_voxels", "turn"]
+__all__ = [
+    "OBLIQUE_DEGREES",
+    "PatientGrid",
+    "directions_of",
+    "patient_grid",
+    "patient_voxels",
+    "turn",
+]
 
 Vector = npt.NDArray[np.float64]
 
@@ -39,10 +52,16 @@ class PatientGrid(NamedTuple):
 
     def aligned(self, other: PatientGrid) -> bool:
         """Whether voxels of both stand at the same places, to a tenth, wherever both have some."""
-        same_steps = np.abs(self.spacing / other.spacing - 1) * np.maximum(self.shape, other.shape) < 0.1
+        same_steps = (
+            np.abs(self.spacing / other.spacing - 1) * np.maximum(self.shape, other.shape) < 0.1
+        )
         offset = (self.first - other.first) / other.spacing
         turned = turn(self.directions, other.directions)
-        return bool(same_steps.all() and np.allclose(offset, np.rint(offset), atol=0.1) and turned < OBLIQUE_DEGREES)
+        return bool(
+            same_steps.all()
+            and np.allclose(offset, np.rint(offset), atol=0.1)
+            and turned < OBLIQUE_DEGREES
+        )
 
     def indices(self, axis: int, low: float, high: float) -> range:
         """Voxels whose centre is from ``low`` to ``high`` mm, at least the one that is nearest."""
@@ -88,4 +107,6 @@ def _to_lpi(info: VolumeInfo) -> Vector:
 
 def _lpi_affine(info: VolumeInfo) -> Vector:
     """(4, 4): indices along left, posterior and inferior to mm along left, posterior and inferior."""
-    return np.asarray(np.diag([-1, -1, -1, 1]) @ info.slab_affine @ inv_ornt_aff(_to_lpi(info), info.shape))
+    return np.asarray(
+        np.diag([-1, -1, -1, 1]) @ info.slab_affine @ inv_ornt_aff(_to_lpi(info), info.shape)
+    )

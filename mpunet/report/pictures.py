@@ -47,7 +47,9 @@ def coronal(
     return np.asarray(np.rint(grey * 255), dtype=np.uint8)
 
 
-def side_by_side(pictures: Sequence[npt.NDArray[np.uint8]], *, gap: int = 4) -> npt.NDArray[np.uint8]:
+def side_by_side(
+    pictures: Sequence[npt.NDArray[np.uint8]], *, gap: int = 4
+) -> npt.NDArray[np.uint8]:
     """Pictures of one size in a row, with white gaps.
 
     >>> side_by_side([np.zeros((2, 3), np.uint8)] * 2, gap=1).shape
@@ -58,7 +60,9 @@ def side_by_side(pictures: Sequence[npt.NDArray[np.uint8]], *, gap: int = 4) -> 
     return np.concatenate(parts[1:], axis=1)
 
 
-def draw_with_details(pictures: Mapping[str, npt.NDArray[np.uint8]], path: Path, *, columns: int = 4) -> None:
+def draw_with_details(
+    pictures: Mapping[str, npt.NDArray[np.uint8]], path: Path, *, columns: int = 4
+) -> None:
     """Write pictures of one size under their names, an enlarged part below each, in bands of ``columns``.
 
     Raises:
@@ -102,7 +106,9 @@ def pyplot(otherwise: str = "") -> Any:
         import matplotlib
     except ImportError as error:
         way_out = f", or {otherwise}" if otherwise else ""
-        raise ValueError(f"Pictures need matplotlib: pip install 'mpunet[demo]'{way_out}.") from error
+        raise ValueError(
+            f"Pictures need matplotlib: pip install 'mpunet[demo]'{way_out}."
+        ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

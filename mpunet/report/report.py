@@ -26,7 +26,9 @@ HIGHER_IS_BETTER = {"mae": False, "rmse": False, "psnr": True, "ssim": True}
 TRUTH = "truth"
 
 
-def write_report(path: Path, evaluation: Evaluation, *, slices: int | None = None, size: float = PAGE_BYTES) -> None:
+def write_report(
+    path: Path, evaluation: Evaluation, *, slices: int | None = None, size: float = PAGE_BYTES
+) -> None:
     """Write the page of an evaluation, one HTML file that needs no network.
 
     Args:
@@ -44,7 +46,13 @@ def write_report(path: Path, evaluation: Evaluation, *, slices: int | None = Non
     for label, name in chosen.items():
         try:
             reference = TRUTH if TRUTH in evaluation.files[name] else None
-            case = encode_case(name, evaluation.files[name], reference=reference, slices=slices, size=size / len(chosen))
+            case = encode_case(
+                name,
+                evaluation.files[name],
+                reference=reference,
+                slices=slices,
+                size=size / len(chosen),
+            )
             pages.append(PageCase(label, case))
         except (ValueError, OSError) as error:
             lines.append(f"{name} cannot be shown: {error}")
@@ -65,24 +73,43 @@ def write_report(path: Path, evaluation: Evaluation, *, slices: int | None = Non
         _cases(evaluation, values),
     ]
     note = f"Made {escape(evaluation.created)} by mpunet {escape(evaluation.version)}. "
-    write_page(path, evaluation.title, "\n".join(filter(None, body)), pages, kind="report", note=note)
+    write_page(
+        path, evaluation.title, "\n".join(filter(None, body)), pages, kind="report", note=note
+    )
 
 
 def choose_cases(evaluation: Evaluation, values: Values) -> dict[str, str]:
     """Label to case: best, median and worst of the first method by RMSE, in the lungs if it was measured there."""
     method = evaluation.methods[0]
     for region in ("lungs", "whole"):
-        found = [cases for (m, measure), cases in values.items() if m == method and measure[:2] == ("rmse", region)]
-        ranked = sorted((value, case) for case, value in (found[0] if found else {}).items() if math.isfinite(value))
+        found = [
+            cases
+            for (m, measure), cases in values.items()
+            if m == method and measure[:2] == ("rmse", region)
+        ]
+        ranked = sorted(
+            (value, case)
+            for case, value in (found[0] if found else {}).items()
+            if math.isfinite(value)
+        )
         ranked = [(value, case) for value, case in ranked if case in evaluation.files]
         if ranked:
             break
     else:
         return {case: case for case in list(evaluation.files)[:1]}
     last = len(ranked) - 1
-    places = {0: "Best", last // 2: "Median", last: "Worst"} if last > 1 else {0: "Best", 1: "Worst"} if last else {0: "The case"}
+    places = (
+        {0: "Best", last // 2: "Median", last: "Worst"}
+        if last > 1
+        else {0: "Best", 1: "Worst"}
+        if last
+        else {0: "The case"}
+    )
     where = " in the lungs" if region == "lungs" else ""
-    return {f"{word}: {ranked[i][1]} (RMSE{where} {ranked[i][0]:.1f} HU)": ranked[i][1] for i, word in places.items()}
+    return {
+        f"{word}: {ranked[i][1]} (RMSE{where} {ranked[i][0]:.1f} HU)": ranked[i][1]
+        for i, word in places.items()
+    }
 
 
 def _problems(evaluation: Evaluation, lines: list[str]) -> str:
@@ -95,28 +122,49 @@ def _problems(evaluation: Evaluation, lines: list[str]) -> str:
     ]
     items += [f"<li>{escape(line)}</li>" for line in lines]
     left_out = sum(not p.measured for p in evaluation.problems)
-    head = f"{len(items)} problem{'s' * (len(items) != 1)}" + (f", {left_out} not in the means" if left_out else "")
-    return f'<section class="problems" role="alert"><h2>{head}</h2><ul>{"".join(items)}</ul></section>'
+    head = f"{len(items)} problem{'s' * (len(items) != 1)}" + (
+        f", {left_out} not in the means" if left_out else ""
+    )
+    return (
+        f'<section class="problems" role="alert"><h2>{head}</h2><ul>{"".join(items)}</ul></section>'
+    )
 
 
 def _quality(evaluation: Evaluation) -> str:
     """Methods by metric for each region, and below them once what each metric is."""
-    found = {(s.method, s.measure.metric, s.measure.region): s for s in evaluation.summaries if s.measure.metric in MAIN}
+    found = {
+        (s.method, s.measure.metric, s.measure.region): s
+        for s in evaluation.summaries
+        if s.measure.metric in MAIN
+    }
     measures = {s.measure.metric: s.measure for s in found.values()}
-    regions = [region for region in ("lungs", "outside", "whole") if any(key[2] == region for key in found)]
+    regions = [
+        region for region in ("lungs", "outside", "whole") if any(key[2] == region for key in found)
+    ]
     counts = {s.cases for s in found.values()}
     if not counts:
         return ""
-    heads = "".join(f'<th scope="col">{escape(_title(measures[metric]))}</th>' for metric in MAIN if metric in measures)
+    heads = "".join(
+        f'<th scope="col">{escape(_title(measures[metric]))}</th>'
+        for metric in MAIN
+        if metric in measures
+    )
     parts = []
     for region in regions:
-        parts.append(f'<tbody><tr class="region"><th scope="col">{_region(region)}</th>{heads}</tr>')
+        parts.append(
+            f'<tbody><tr class="region"><th scope="col">{_region(region)}</th>{heads}</tr>'
+        )
         for method in evaluation.methods:
             row = [found.get((method, metric, region)) for metric in MAIN if metric in measures]
-            cells = "".join(f"<td>{_interval(s, s.measure, count=len(counts) > 1) if s else ''}</td>" for s in row)
+            cells = "".join(
+                f"<td>{_interval(s, s.measure, count=len(counts) > 1) if s else ''}</td>"
+                for s in row
+            )
             parts.append(f'<tr><th scope="row">{escape(method)}</th>{cells}</tr>')
         parts.append("</tbody>")
-    legend = "".join(f"<li><b>{escape(_title(m))}</b>: {escape(_about(m))}</li>" for m in measures.values())
+    legend = "".join(
+        f"<li><b>{escape(_title(m))}</b>: {escape(_about(m))}</li>" for m in measures.values()
+    )
     over = _count(max(counts)) if len(counts) == 1 else "cases"
     means = "One case." if counts == {1} else f"Means over {over}, with 95 % bootstrap intervals."
     return f'<section><h2>Summary</h2><p>{means}</p><div class="wide"><table>{"".join(parts)}</table></div><ul class="legend">{legend}</ul></section>'
@@ -133,8 +181,13 @@ def _fidelity(evaluation: Evaluation) -> str:
     counts = {s.cases for row in cells.values() for s in row.values()}
     rows = []
     for measure, row in cells.items():
-        found = "".join(f"<td>{_interval(row[m], measure, count=len(counts) > 1) if m in row else ''}</td>" for m in columns)
-        rows.append(f'<tr><th scope="row">{_name(measure)}<small>{escape(_about(measure))}</small></th>{found}</tr>')
+        found = "".join(
+            f"<td>{_interval(row[m], measure, count=len(counts) > 1) if m in row else ''}</td>"
+            for m in columns
+        )
+        rows.append(
+            f'<tr><th scope="row">{_name(measure)}<small>{escape(_about(measure))}</small></th>{found}</tr>'
+        )
     head = "".join(f'<th scope="col">{escape(method)}</th>' for method in ["", *columns])
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<section><h2>Fidelity</h2><div class="wide">{table}</div></section>'
@@ -164,7 +217,9 @@ def _verdict(difference: PairedDifference) -> str:
     if higher is None or not (difference.low > 0 or difference.high < 0):
         return ""
     better = (difference.low > 0) == higher
-    return f'<span class="{"better" if better else "worse"}">{"better" if better else "worse"}</span>'
+    return (
+        f'<span class="{"better" if better else "worse"}">{"better" if better else "worse"}</span>'
+    )
 
 
 def _distribution(evaluation: Evaluation, values: Values, shown: Mapping[str, str]) -> str:
@@ -197,10 +252,17 @@ def _cases(evaluation: Evaluation, values: Values) -> str:
             if not all(map(math.isnan, row)):
                 rows.append([case, number, *(_number(value) for value in row)])
     columns = [
-        {"name": f"{_title(m)}, {_region(m.region).lower()}", "about": _about(m), "digits": _digits(m), "main": m.metric in MAIN}
+        {
+            "name": f"{_title(m)}, {_region(m.region).lower()}",
+            "about": _about(m),
+            "digits": _digits(m),
+            "main": m.metric in MAIN,
+        }
         for m in measures
     ]
-    data = json.dumps({"methods": methods, "columns": columns, "rows": rows}, separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps(
+        {"methods": methods, "columns": columns, "rows": rows}, separators=(",", ":")
+    ).replace("<", "\\u003c")
     return (
         '<section><h2>Every case</h2><div class="bar"><label>Case <input type="search" name="find" placeholder="part of its name"></label>'
         '<label>Method <select name="method"><option value="">all</option></select></label>'
@@ -216,7 +278,13 @@ def _count(cases: int) -> str:
 
 def _number(value: float) -> float | str | None:
     """What JSON can hold: no NaN, no infinity."""
-    return None if math.isnan(value) else ("∞" if value > 0 else "−∞") if math.isinf(value) else float(f"{value:.6g}")
+    return (
+        None
+        if math.isnan(value)
+        else ("∞" if value > 0 else "−∞")
+        if math.isinf(value)
+        else float(f"{value:.6g}")
+    )
 
 
 def _digits(measure: Measure) -> int:
@@ -229,7 +297,9 @@ def _format(value: float, measure: Measure, *, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''}.{_digits(measure)}f}".replace("-", "−")
 
 
-def _interval(found: Summary | PairedDifference, measure: Measure, *, sign: bool = False, count: bool = True) -> str:
+def _interval(
+    found: Summary | PairedDifference, measure: Measure, *, sign: bool = False, count: bool = True
+) -> str:
     text = f"<b>{_format(found.mean, measure, sign=sign)}</b>"
     if not math.isnan(found.low):
         text += f" <small>[{_format(found.low, measure, sign=sign)}, {_format(found.high, measure, sign=sign)}]</small>"
@@ -242,9 +312,9 @@ def _title(measure: Measure) -> str:
 
 
 def _region(region: str) -> str:
-    return {"whole": "Whole volume", "lungs": "In the lungs", "outside": "Outside the lungs"}.get(region, region).replace(
-        "-", "−"
-    )
+    return {"whole": "Whole volume", "lungs": "In the lungs", "outside": "Outside the lungs"}.get(
+        region, region
+    ).replace("-", "−")
 
 
 def _name(measure: Measure) -> str:
@@ -253,6 +323,10 @@ def _name(measure: Measure) -> str:
 
 
 def _about(measure: Measure) -> str:
-    window = "HU not clipped" if measure.window is None else f"HU in [{measure.window[0]:g}, {measure.window[1]:g}]"
+    window = (
+        "HU not clipped"
+        if measure.window is None
+        else f"HU in [{measure.window[0]:g}, {measure.window[1]:g}]"
+    )
     full = "" if measure.range is None else f"; range {measure.range:g} HU"
     return f"{window}{full}; {measure.kind}".replace("-", "−")

@@ -14,7 +14,9 @@ MOST_DOTS = 300  # a row; more make a smear and a heavy page
 WIDTH, LABEL, ROW, DOT = 640, 130, 34, 4.0
 
 
-def strip_plot(title: str, rows: Mapping[str, Mapping[str, float]], shown: Collection[str], digits: int) -> str:
+def strip_plot(
+    title: str, rows: Mapping[str, Mapping[str, float]], shown: Collection[str], digits: int
+) -> str:
     """A figure in SVG, 640 units wide, with median and quartiles of each method over its dots.
 
     Beyond 300 cases a method's row has its tenth-lowest and tenth-highest cases and the ones in ``shown`` alone, over the box.
@@ -25,7 +27,10 @@ def strip_plot(title: str, rows: Mapping[str, Mapping[str, float]], shown: Colle
         shown: cases in the page's viewer; their dots lead there.
         digits: decimals of what dots say.
     """
-    finite = {method: {c: v for c, v in cases.items() if math.isfinite(v)} for method, cases in rows.items()}
+    finite = {
+        method: {c: v for c, v in cases.items() if math.isfinite(v)}
+        for method, cases in rows.items()
+    }
     finite = {method: cases for method, cases in finite.items() if cases}
     if not finite:
         return ""
@@ -44,10 +49,14 @@ def strip_plot(title: str, rows: Mapping[str, Mapping[str, float]], shown: Colle
         parts.append(f'<text class="tick" x="{x(tick)}" y="{height - 8}">{tick:g}</text>')
     for number, (method, cases) in enumerate(finite.items()):
         y = 4 + ROW * (number + 0.5)
-        parts.append(f'<text class="method" x="{LABEL - 12}" y="{y + 4}">{html.escape(_short(method))}</text>')
+        parts.append(
+            f'<text class="method" x="{LABEL - 12}" y="{y + 4}">{html.escape(_short(method))}</text>'
+        )
         if len(cases) > 4:
             quarter, half, three = np.percentile(list(cases.values()), [25, 50, 75])
-            parts.append(f'<path class="box" d="M{x(quarter)} {y - 10}H{x(three)}V{y + 10}H{x(quarter)}Z"/>')
+            parts.append(
+                f'<path class="box" d="M{x(quarter)} {y - 10}H{x(three)}V{y + 10}H{x(quarter)}Z"/>'
+            )
             parts.append(f'<path class="median" d="M{x(half)} {y - 10}V{y + 10}"/>')
         for case in _dotted(cases, shown):
             name = html.escape(case)
@@ -70,7 +79,9 @@ def _dotted(cases: Mapping[str, float], shown: Collection[str]) -> Sequence[str]
     if len(cases) <= MOST_DOTS:
         return list(cases)
     ordered = sorted(cases, key=cases.__getitem__)
-    return list(dict.fromkeys([*ordered[:10], *ordered[-10:], *(case for case in shown if case in cases)]))
+    return list(
+        dict.fromkeys([*ordered[:10], *ordered[-10:], *(case for case in shown if case in cases)])
+    )
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -44,10 +44,14 @@ def view(
     if reference is not None and reference not in titles:
         raise ValueError(f"Expected a reference among {', '.join(titles)}, got {reference}.")
     title = " · ".join(titles)
-    case = encode_case(title, dict(zip(titles, volumes, strict=True)), reference=reference, slices=slices)
+    case = encode_case(
+        title, dict(zip(titles, volumes, strict=True)), reference=reference, slices=slices
+    )
     compared = [v["name"] for v in case["volumes"] if v["compared"] and v["name"] != reference]
     if weights and not compared:
-        raise ValueError("Weights compare a volume with a reference voxel by voxel: give --reference, and a volume on its grid.")
+        raise ValueError(
+            "Weights compare a volume with a reference voxel by voxel: give --reference, and a volume on its grid."
+        )
     body = viewer_html(start="weights" if weights else "grey")
     write_page(output, title, body, [PageCase(title, case)], kind="whole-page")
 

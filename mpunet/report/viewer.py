@@ -17,7 +17,14 @@ import numpy.typing as npt
 from mpunet.io.scan_file import read_volume
 from mpunet.io.volume import VolumeInfo, check_voxels, one_line_errors, volume_info
 from mpunet.report.hu_codec import HU_LEVELS, encode_slice, to_codes, uniform_levels
-from mpunet.report.patient_grid import OBLIQUE_DEGREES, PatientGrid, directions_of, patient_grid, patient_voxels, turn
+from mpunet.report.patient_grid import (
+    OBLIQUE_DEGREES,
+    PatientGrid,
+    directions_of,
+    patient_grid,
+    patient_voxels,
+    turn,
+)
 
 __all__ = ["PAGE_BYTES", "PLANES", "Plane", "ShownCase", "ShownPlane", "ShownVolume", "encode_case"]
 
@@ -25,7 +32,11 @@ Plane = Literal["coronal", "sagittal", "axial"]
 Box = list[tuple[float, float]]  # lowest and highest mm along left, posterior, inferior
 
 # Axes (0 left, 1 posterior, 2 inferior) through the slices, down the rows and across the columns.
-PLANES: dict[Plane, tuple[int, int, int]] = {"coronal": (1, 2, 0), "sagittal": (0, 2, 1), "axial": (2, 1, 0)}
+PLANES: dict[Plane, tuple[int, int, int]] = {
+    "coronal": (1, 2, 0),
+    "sagittal": (0, 2, 1),
+    "axial": (2, 1, 0),
+}
 HU_WINDOWS = [("Lung", -600.0, 1500.0), ("Mediastinum", 40.0, 400.0), ("Bone", 400.0, 1800.0)]
 
 PAGE_BYTES = 40e6  # what mail and shared folders still take
@@ -98,7 +109,9 @@ def encode_case(
         ValueError: if a file cannot be read, or the reference is not among them.
     """
     if not files or (reference is not None and reference not in files):
-        raise ValueError(f"{name}: expected volumes, the reference {reference!r} among them, got {list(files)}.")
+        raise ValueError(
+            f"{name}: expected volumes, the reference {reference!r} among them, got {list(files)}."
+        )
     if slices is not None and slices < 1:
         raise ValueError(f"Expected at least 1 slice in each plane, got {slices}.")
     infos = {key: _read_info(path) for key, path in files.items()}
@@ -109,7 +122,9 @@ def encode_case(
     voxels, is_hu = _read_lpi(files[main])
     box = _box(voxels if is_hu else None, grids[main])
     count = slices or max(1, int(size / _bytes_per_slice(grids, box)))
-    positions = {plane: _positions(grids[main], axes[0], box, count) for plane, axes in PLANES.items()}
+    positions = {
+        plane: _positions(grids[main], axes[0], box, count) for plane, axes in PLANES.items()
+    }
     shown: dict[str, ShownVolume] = {}
     for key in (main, *(key for key in files if key != main)):  # one volume in memory at a time
         if key != main:
@@ -141,20 +156,34 @@ def _show(
     levels = HU_LEVELS if is_hu else uniform_levels(float(voxels.min()), float(voxels.max()))
     planes: dict[Plane, ShownPlane] = {}
     for plane, (through, down, across) in PLANES.items():
-        rows, columns = (grid.indices(axis, box[axis][0] - _MARGIN_MM, box[axis][1] + _MARGIN_MM) for axis in (down, across))
-        nearest = np.rint((np.array(positions[plane]) - grid.first[through]) / grid.spacing[through])
+        rows, columns = (
+            grid.indices(axis, box[axis][0] - _MARGIN_MM, box[axis][1] + _MARGIN_MM)
+            for axis in (down, across)
+        )
+        nearest = np.rint(
+            (np.array(positions[plane]) - grid.first[through]) / grid.spacing[through]
+        )
         indices = np.unique(nearest.clip(0, grid.shape[through] - 1).astype(int))
         oriented = voxels.transpose(through, down, across)
-        pictures = (oriented[index, rows.start : rows.stop, columns.start : columns.stop] for index in indices)
+        pictures = (
+            oriented[index, rows.start : rows.stop, columns.start : columns.stop]
+            for index in indices
+        )
         planes[plane] = {
             "rows": len(rows),
             "columns": len(columns),
-            "first": [round(float(grid.mm(axis, part.start)), 4) for axis, part in ((across, columns), (down, rows))],
+            "first": [
+                round(float(grid.mm(axis, part.start)), 4)
+                for axis, part in ((across, columns), (down, rows))
+            ],
             "spacing": [round(float(grid.spacing[axis]), 6) for axis in (across, down)],
             "at": grid.mm(through, indices).round(4).tolist(),
             "slices": [encode_slice(to_codes(picture, levels)) for picture in pictures],
         }
-    size, mm = " × ".join(f"{n:.0f}" for n in grid.shape), " × ".join(f"{step:.2f}" for step in grid.spacing)
+    size, mm = (
+        " × ".join(f"{n:.0f}" for n in grid.shape),
+        " × ".join(f"{step:.2f}" for step in grid.spacing),
+    )
     return {
         "name": name,
         "size": f"{size} voxels",
@@ -196,7 +225,10 @@ def _box(voxels: npt.NDArray[Any] | None, grid: PatientGrid) -> Box:
             inside = np.flatnonzero(share >= 0.01) * every
             if inside.size:
                 ends[axis] = (int(inside[0]), min(int(inside[-1]) + every - 1, last))
-    return [(float(grid.mm(axis, low)), float(grid.mm(axis, high))) for axis, (low, high) in enumerate(ends)]
+    return [
+        (float(grid.mm(axis, low)), float(grid.mm(axis, high)))
+        for axis, (low, high) in enumerate(ends)
+    ]
 
 
 def _positions(grid: PatientGrid, axis: int, box: Box, count: int) -> list[float]:
@@ -212,7 +244,10 @@ def _bytes_per_slice(grids: dict[str, PatientGrid], box: Box) -> float:
     """Of one position in all planes and volumes."""
     pixels = 0.0
     for grid in grids.values():
-        counts = [len(grid.indices(axis, low - _MARGIN_MM, high + _MARGIN_MM)) for axis, (low, high) in enumerate(box)]
+        counts = [
+            len(grid.indices(axis, low - _MARGIN_MM, high + _MARGIN_MM))
+            for axis, (low, high) in enumerate(box)
+        ]
         pixels += sum(counts[down] * counts[across] for _, down, across in PLANES.values())
     return pixels * _BYTES_PER_PIXEL
 
@@ -237,7 +272,9 @@ def _notes(grids: dict[str, PatientGrid]) -> list[str]:
     notes = []
     tilt = turn(grid.directions, np.eye(3))
     if tilt > OBLIQUE_DEGREES:
-        notes.append(f"Oblique scan: the axes shown are the volumes' own, turned by up to {tilt:.0f}° against the patient's.")
+        notes.append(
+            f"Oblique scan: the axes shown are the volumes' own, turned by up to {tilt:.0f}° against the patient's."
+        )
     for name, other in grids.items():
         degrees = turn(other.directions, grid.directions)
         if degrees > OBLIQUE_DEGREES:

@@ -69,7 +69,12 @@ def turned(
     (50, 196, 120)
     """
     mm = np.asarray(spacing, dtype=np.float64)
-    if slab.ndim != 3 or min(slab.shape) < 2 or mm.shape != (3,) or not (np.isfinite(mm).all() and (mm > 0).all()):
+    if (
+        slab.ndim != 3
+        or min(slab.shape) < 2
+        or mm.shape != (3,)
+        or not (np.isfinite(mm).all() and (mm > 0).all())
+    ):
         raise ValueError(
             f"Expected a volume (depth, height, width) of at least 2 voxels along each axis and three spacings in mm, "
             f"got shape {slab.shape} and spacing {spacing!r}."
@@ -77,10 +82,14 @@ def turned(
     if not thin_spacing > 0:
         raise ValueError(f"Expected a slice spacing above 0 mm, got {thin_spacing}.")
     if lung.shape != slab.shape:
-        raise ValueError(f"Expected a lung mask of the volume's shape {slab.shape}, got {lung.shape}.")
+        raise ValueError(
+            f"Expected a lung mask of the volume's shape {slab.shape}, got {lung.shape}."
+        )
     source, mm = slab.transpose(ORDERS[axis]), mm[list(ORDERS[axis])]
     new_mm = np.array([thin_spacing, mm[2], mm[2]])
-    depths, heights = (_positions(n, old, new) for n, old, new in zip(source.shape, mm, new_mm[:2], strict=False))
+    depths, heights = (
+        _positions(n, old, new) for n, old, new in zip(source.shape, mm, new_mm[:2], strict=False)
+    )
     to_depth = _interpolation(source.shape[0], depths) @ _blur(source.shape[0], mm[0], thin_spacing)
     to_height = _interpolation(source.shape[1], heights)
     out = np.empty((len(depths), len(heights), source.shape[2]), np.int16)
@@ -94,7 +103,9 @@ def turned(
 
 def _positions(count: int, old: float, new: float) -> npt.NDArray[np.float64]:
     """Where voxels ``new`` mm apart stand among ``count`` voxels ``old`` mm apart, the first on the first."""
-    return np.asarray(np.arange(int((count - 1) * old / new + 1e-6) + 1) * (new / old), dtype=np.float64)
+    return np.asarray(
+        np.arange(int((count - 1) * old / new + 1e-6) + 1) * (new / old), dtype=np.float64
+    )
 
 
 def _interpolation(count: int, positions: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
@@ -109,7 +120,9 @@ def _blur(count: int, old: float, new: float) -> npt.NDArray[np.float32]:
         return np.eye(count, dtype=np.float32)
     sigma = DEFAULT_FWHM * np.sqrt(new**2 - old**2) / old / np.sqrt(8 * np.log(2))
     distance = np.subtract.outer(np.arange(count), np.arange(count))
-    weights = np.where(np.abs(distance) <= np.ceil(4 * sigma), np.exp(-0.5 * (distance / sigma) ** 2), 0.0)
+    weights = np.where(
+        np.abs(distance) <= np.ceil(4 * sigma), np.exp(-0.5 * (distance / sigma) ** 2), 0.0
+    )
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
 
 

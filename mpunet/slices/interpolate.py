@@ -30,10 +30,14 @@ def interpolated(
     depth = len(thick)
     positions = np.arange(thin_depth(depth, ratio)) / ratio
     degree = min({"linear": 1, "cubic": 3}[kind], depth - 1)
-    matrix = make_interp_spline(np.arange(depth), np.eye(depth), k=degree)(positions).astype(np.float32)
+    matrix = make_interp_spline(np.arange(depth), np.eye(depth), k=degree)(positions).astype(
+        np.float32
+    )
     for start in range(0, len(matrix), chunk):
         rows = matrix[start : start + chunk]
         out = np.zeros((len(rows), *thick.shape[1:]), np.float32)
-        for slice_index in np.flatnonzero((np.abs(rows) > 1e-6).any(axis=0)):  # a spline's weights fade within a dozen slices
+        for slice_index in np.flatnonzero(
+            (np.abs(rows) > 1e-6).any(axis=0)
+        ):  # a spline's weights fade within a dozen slices
             out += rows[:, slice_index, None, None] * thick[slice_index].astype(np.float32)
         yield out

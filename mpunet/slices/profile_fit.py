@@ -67,7 +67,13 @@ class ProfileFit(NamedTuple):
 
 
 def gather(
-    thick: npt.NDArray[Any], thin: npt.NDArray[Any], ratio: int, *, start: int, step: int = 1, reach: int | None = None
+    thick: npt.NDArray[Any],
+    thin: npt.NDArray[Any],
+    ratio: int,
+    *,
+    start: int,
+    step: int = 1,
+    reach: int | None = None,
 ) -> tuple[Moments, Moments]:
     """Moments of all voxels, and of those at edges along the slices' normal (see :class:`ProfileFit`).
 
@@ -96,9 +102,15 @@ def gather(
     sums, counts = np.zeros((2, size, size)), np.zeros(2, np.int64)
     for k in used:
         middle = start + ratio * k
-        near = [*thin[middle - reach : middle + reach + 1, ::step, ::step], thick[k, ::step, ::step]]
+        near = [
+            *thin[middle - reach : middle + reach + 1, ::step, ::step],
+            thick[k, ::step, ::step],
+        ]
         values = np.stack(near).reshape(size, -1).astype(np.float64)
-        sides = [thick[other, ::step, ::step].astype(np.float32) for other in (max(0, k - 1), min(len(thick) - 1, k + 1))]
+        sides = [
+            thick[other, ::step, ::step].astype(np.float32)
+            for other in (max(0, k - 1), min(len(thick) - 1, k + 1))
+        ]
         edge = np.abs(sides[1] - sides[0]).ravel() >= 2 * EDGE
         for index, part in enumerate((values, values[:, edge])):
             sums[index] += part @ part.T
@@ -106,12 +118,20 @@ def gather(
     found = []
     for products, count in zip(sums, counts, strict=True):
         mean = products / max(1, int(count))
-        found.append(Moments(taps, mean[:-1, :-1], mean[:-1, -1], float(mean[-1, -1]), int(count), len(used)))
+        found.append(
+            Moments(taps, mean[:-1, :-1], mean[:-1, -1], float(mean[-1, -1]), int(count), len(used))
+        )
     return found[0], found[1]
 
 
 def fit_profile(
-    kind: Profile, moments: tuple[Moments, Moments], ratio: int, spacing: float, *, start: int, fwhm: float | None = None
+    kind: Profile,
+    moments: tuple[Moments, Moments],
+    ratio: int,
+    spacing: float,
+    *,
+    start: int,
+    fwhm: float | None = None,
 ) -> ProfileFit:
     """The width (unless ``fwhm`` gives it, in thick spacings) and the offset that make the RMSE over all voxels smallest.
 
@@ -139,16 +159,26 @@ def fit_profile(
         [0.0] if fwhm else [0.0, first],
         method="Nelder-Mead",
         bounds=[(-0.75, 0.75)] if fwhm else [(-0.75, 0.75), (0.1, 2.0)],
-        options={"xatol": 1e-4, "fatol": 1e-5, "initial_simplex": [[0.0], [0.1]] if fwhm else simplex},
+        options={
+            "xatol": 1e-4,
+            "fatol": 1e-5,
+            "initial_simplex": [[0.0], [0.1]] if fwhm else simplex,
+        },
     )
     shift, width = float(best.x[0]), float(fwhm or best.x[-1])
     found = weights(width, shift)
     fine = np.linspace(everywhere.taps[0], everywhere.taps[-1], 4 * len(everywhere.taps) - 3)
-    profile = SampledProfile(np.asarray(fine * spacing, np.float64), profile_density(fine, kind, width * ratio))
-    return ProfileFit(kind, width, start + shift, everywhere.rmse(found), edges.rmse(found), profile)
+    profile = SampledProfile(
+        np.asarray(fine * spacing, np.float64), profile_density(fine, kind, width * ratio)
+    )
+    return ProfileFit(
+        kind, width, start + shift, everywhere.rmse(found), edges.rmse(found), profile
+    )
 
 
-def fit_free(moments: tuple[Moments, Moments], ratio: int, spacing: float, *, start: int) -> ProfileFit:
+def fit_free(
+    moments: tuple[Moments, Moments], ratio: int, spacing: float, *, start: int
+) -> ProfileFit:
     """The symmetric profile without any other shape that makes the RMSE smallest: non-negative least squares, sum 1.
 
     Symmetric around thin slice ``start``: where the offset has a fraction, it is smeared by it.
@@ -156,7 +186,9 @@ def fit_free(moments: tuple[Moments, Moments], ratio: int, spacing: float, *, st
     everywhere, edges = moments
     reach = int(everywhere.taps[-1])
     # Column j of the fold puts one weight on both sides.
-    fold = np.array([np.abs(everywhere.taps) == distance for distance in range(reach + 1)]).T.astype(np.float64)
+    fold = np.array(
+        [np.abs(everywhere.taps) == distance for distance in range(reach + 1)]
+    ).T.astype(np.float64)
     # Moments become a least-squares problem by their root; a heavy last row asks for the sum.
     eigen = np.linalg.eigh(fold.T @ everywhere.thin @ fold)
     largest = float(eigen.eigenvalues.max())
@@ -170,7 +202,9 @@ def fit_free(moments: tuple[Moments, Moments], ratio: int, spacing: float, *, st
     weights = weights / weights.sum()
     profile = SampledProfile(np.asarray(everywhere.taps * spacing, np.float64), weights)
     width = _fwhm(everywhere.taps, weights) / ratio
-    return ProfileFit("free", width, float(start), everywhere.rmse(weights), edges.rmse(weights), profile)
+    return ProfileFit(
+        "free", width, float(start), everywhere.rmse(weights), edges.rmse(weights), profile
+    )
 
 
 def _fwhm(positions: npt.NDArray[Any], weights: Array) -> float:

@@ -36,18 +36,26 @@ class ProfileRange:
     fwhm: tuple[float, float] | None
 
     @classmethod
-    def of(cls, profile: Profile | Sequence[Profile] = "gaussian", fwhm: float | Sequence[float] | None = None) -> ProfileRange:
+    def of(
+        cls,
+        profile: Profile | Sequence[Profile] = "gaussian",
+        fwhm: float | Sequence[float] | None = None,
+    ) -> ProfileRange:
         """From one kind or several, and one width or the smallest and the largest."""
         kinds = (profile,) if isinstance(profile, str) else tuple(profile)
         if not kinds:
-            raise ValueError("Expected at least one slice profile among 'gaussian', 'box' and 'triangle', got none.")
+            raise ValueError(
+                "Expected at least one slice profile among 'gaussian', 'box' and 'triangle', got none."
+            )
         for kind in kinds:
             profile_weights(2, profile=kind)  # refuses what it does not know
         if fwhm is None:
             return cls(kinds, None)
         low, high = (fwhm, fwhm) if isinstance(fwhm, int | float) else fwhm
         if not 0 < low <= high:
-            raise ValueError(f"Expected widths (fwhm) in thick spacings, the smaller first and above 0, got {low} and {high}.")
+            raise ValueError(
+                f"Expected widths (fwhm) in thick spacings, the smaller first and above 0, got {low} and {high}."
+            )
         return cls(kinds, (float(low), float(high)))
 
     @property
@@ -63,9 +71,13 @@ class ProfileRange:
     def reach(self, ratio: int) -> int:
         """Thin slices that the widest profile reaches past its centre."""
         widest = None if self.fwhm is None else self.fwhm[1]
-        return max(len(profile_weights(ratio, profile=kind, fwhm=widest)) // 2 for kind in self.kinds)
+        return max(
+            len(profile_weights(ratio, profile=kind, fwhm=widest)) // 2 for kind in self.kinds
+        )
 
     def draw(self, ratio: int, random: Uniform) -> npt.NDArray[np.float64]:
         """Weights of one profile, see :func:`mpunet.slices.simulate.profile_weights`."""
         kind = self.kinds[min(int(random.uniform(0, len(self.kinds))), len(self.kinds) - 1)]
-        return profile_weights(ratio, profile=kind, fwhm=None if self.fwhm is None else random.uniform(*self.fwhm))
+        return profile_weights(
+            ratio, profile=kind, fwhm=None if self.fwhm is None else random.uniform(*self.fwhm)
+        )

@@ -62,7 +62,9 @@ class Step(NamedTuple):
     by: float
 
 
-def register(thick: Planes, thin: Planes, ratio: int, *, expected: float | None = None) -> Registration:
+def register(
+    thick: Planes, thin: Planes, ratio: int, *, expected: float | None = None
+) -> Registration:
     """The position of a thick series on a thin one of the same field of view that maximises their agreement.
 
     All positions at which at least half of the thick slices that could overlap do so are tried, with the default slice profile;
@@ -83,7 +85,11 @@ def register(thick: Planes, thin: Planes, ratio: int, *, expected: float | None 
     >>> register(thin[7:58:5], thin, 5).slices
     11
     """
-    if thick.ndim != 3 or thick.shape[1:] != thin.shape[1:] or min(len(thick), (len(thin) - 1) // ratio + 1) < 2:
+    if (
+        thick.ndim != 3
+        or thick.shape[1:] != thin.shape[1:]
+        or min(len(thick), (len(thin) - 1) // ratio + 1) < 2
+    ):
         raise ValueError(
             f"Expected at least 2 thick slices that overlap with thin ones of one size at ratio {ratio}, "
             f"got {thick.shape} and {thin.shape}."
@@ -94,7 +100,11 @@ def register(thick: Planes, thin: Planes, ratio: int, *, expected: float | None 
         table = _Table(np.flip(thick, axes), made, ratio)
         scores = {offset: table.correlation(offset) for offset in table.offsets}
         best = max(scores, key=lambda offset: scores[offset])
-        if expected is not None and not name and scores[best] - scores.get(round(expected), -1.0) < _unclear(scores[best]):
+        if (
+            expected is not None
+            and not name
+            and scores[best] - scores.get(round(expected), -1.0) < _unclear(scores[best])
+        ):
             best = round(expected)
         found.append((scores[best] - _unclear(scores[best]) * bool(name), best, name, axes, table))
     _, best, name, axes, table = max(found, key=lambda item: item[0])
@@ -103,11 +113,18 @@ def register(thick: Planes, thin: Planes, ratio: int, *, expected: float | None 
     norm = float(np.sqrt((a.astype(np.float64) ** 2).sum() * (b.astype(np.float64) ** 2).sum()))
     gain, bias = table.scale(best)
     return Registration(
-        best + table.fraction(best), name, float((a * b).sum(dtype=np.float64) / norm) if norm else 0.0, gain, bias, len(used)
+        best + table.fraction(best),
+        name,
+        float((a * b).sum(dtype=np.float64) / norm) if norm else 0.0,
+        gain,
+        bias,
+        len(used),
     )
 
 
-def find_steps(thick: Planes, thin: Planes, ratio: int, offset: float, *, least: float = 0.6) -> list[Step]:
+def find_steps(
+    thick: Planes, thin: Planes, ratio: int, offset: float, *, least: float = 0.6
+) -> list[Step]:
     """Where the position of a thick series on a thin one changes on the way, by ``least`` thin slices or more.
 
     Args:
@@ -121,7 +138,9 @@ def find_steps(thick: Planes, thin: Planes, ratio: int, offset: float, *, least:
     ks = sorted(place)
     found: list[tuple[int, float]] = []
     for i in range(2, len(ks) - 1):
-        before, after = ([place[k] for k in part] for part in (ks[max(0, i - 3) : i], ks[i : i + 3]))
+        before, after = (
+            [place[k] for k in part] for part in (ks[max(0, i - 3) : i], ks[i : i + 3])
+        )
         by = float(np.median(after) - np.median(before))
         if abs(by) < least:
             continue
@@ -166,7 +185,9 @@ class _Table:
         middle = np.float32(b.mean())  # products of small numbers: float32 will do
         a, b = a - middle, b - middle
         self.a, self.b = a.mean(axis=1, dtype=np.float64), b.mean(axis=1, dtype=np.float64)
-        self.aa, self.bb = (np.einsum("dv,dv->d", x, x, dtype=np.float64) / x.shape[1] for x in (a, b))
+        self.aa, self.bb = (
+            np.einsum("dv,dv->d", x, x, dtype=np.float64) / x.shape[1] for x in (a, b)
+        )
         self.ab = (a @ b.T).astype(np.float64) / a.shape[1]
 
     @property
@@ -188,7 +209,9 @@ class _Table:
         m = offset + move + self.ratio * k
         a, b = self.a[k].mean(), self.b[m].mean()
         variances = (self.aa[k].mean() - a * a) * (self.bb[m].mean() - b * b)
-        return float((self.ab[k, m].mean() - a * b) / np.sqrt(variances)) if variances > 1e-9 else 0.0
+        return (
+            float((self.ab[k, m].mean() - a * b) / np.sqrt(variances)) if variances > 1e-9 else 0.0
+        )
 
     def fraction(self, offset: int) -> float:
         """Where between the neighbours of a position the agreement is best, -0.5 to 0.5; 0 where they are as good, for rounding to tell."""
@@ -204,7 +227,9 @@ class _Table:
         m = offset + self.ratio * k
         a, b = self.a[k].mean(), self.b[m].mean()
         variance = self.bb[m].mean() - b * b
-        return float((self.ab[k, m].mean() - a * b) / variance) if variance > 1e-9 else 1.0, float(a - b)
+        return float((self.ab[k, m].mean() - a * b) / variance) if variance > 1e-9 else 1.0, float(
+            a - b
+        )
 
     def errors(self, k: int, m: npt.NDArray[np.intp]) -> Array:
         """Mean squared difference of thick slice k from thickened slices m, each less its mean; infinite where there is none."""

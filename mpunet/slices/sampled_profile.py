@@ -33,9 +33,13 @@ class SampledProfile(NamedTuple):
         [0.0, 0.25, 0.5, 0.25, 0.0]
         """
         reach = int(np.abs(self.mm).max() / spacing + 1e-6)
-        weights = np.interp(np.arange(-reach, reach + 1) * spacing, self.mm, self.weight, left=0.0, right=0.0)
+        weights = np.interp(
+            np.arange(-reach, reach + 1) * spacing, self.mm, self.weight, left=0.0, right=0.0
+        )
         if not weights.sum() > 0:
-            raise ValueError(f"The slice profile is 0 at every thin slice {spacing:g} mm apart; give it finer samples.")
+            raise ValueError(
+                f"The slice profile is 0 at every thin slice {spacing:g} mm apart; give it finer samples."
+            )
         return np.asarray(weights / weights.sum())
 
 
@@ -67,7 +71,12 @@ def read_profile(path: str | Path) -> SampledProfile:
             raise ValueError(f"{path}, line {number}: {rule}, got {','.join(cells)!r}.") from error
         samples.append((mm, weight))
     values = np.array(sorted(samples)).reshape(-1, 2)
-    if len(values) < 2 or not np.isfinite(values).all() or not (np.diff(values[:, 0]) > 0).all() or values[:, 1].min() < 0:
+    if (
+        len(values) < 2
+        or not np.isfinite(values).all()
+        or not (np.diff(values[:, 0]) > 0).all()
+        or values[:, 1].min() < 0
+    ):
         raise ValueError(
             f"{path}: {rule}, with at least 2 different distances and weights of at least 0, got {len(values)} lines."
         )

@@ -32,7 +32,9 @@ DEFAULT_FWHM = 0.9
 _SIGMAS = np.sqrt(8 * np.log(2))  # standard deviations in a Gaussian's full width at half maximum
 
 
-def profile_weights(ratio: int, *, profile: Profile = "gaussian", fwhm: float | None = None) -> npt.NDArray[np.float64]:
+def profile_weights(
+    ratio: int, *, profile: Profile = "gaussian", fwhm: float | None = None
+) -> npt.NDArray[np.float64]:
     """Weights of the thin slices around a thick slice's centre: odd in number, symmetric, with sum 1.
 
     Args:
@@ -45,7 +47,9 @@ def profile_weights(ratio: int, *, profile: Profile = "gaussian", fwhm: float | 
     """
     width = profile_width(profile, fwhm) * ratio
     if not width > 0:
-        raise ValueError(f"Expected a slice profile of positive width, got fwhm={fwhm} thick spacings.")
+        raise ValueError(
+            f"Expected a slice profile of positive width, got fwhm={fwhm} thick spacings."
+        )
     if profile == "gaussian":
         reach = max(1, round(3 * width / _SIGMAS))
     elif profile == "box":
@@ -61,7 +65,9 @@ def profile_width(profile: Profile, fwhm: float | None) -> float:
     return fwhm if fwhm is not None else DEFAULT_FWHM if profile == "gaussian" else 1.0
 
 
-def profile_density(position: npt.NDArray[Any], profile: Profile, width: float) -> npt.NDArray[np.float64]:
+def profile_density(
+    position: npt.NDArray[Any], profile: Profile, width: float
+) -> npt.NDArray[np.float64]:
     """Weights at any positions from the profile's centre, largest 1; positions and full width at half maximum in one unit.
 
     Of the box, the part of a thin slice of width 1 around the position that it covers.
@@ -79,7 +85,12 @@ def profile_density(position: npt.NDArray[Any], profile: Profile, width: float) 
 
 
 def thickening_matrix(
-    depth: int, ratio: int, weights: npt.NDArray[np.float64], *, start: int = 0, count: int | None = None
+    depth: int,
+    ratio: int,
+    weights: npt.NDArray[np.float64],
+    *,
+    start: int = 0,
+    count: int | None = None,
 ) -> npt.NDArray[np.float32]:
     """Matrix (count, depth) that thickens ``depth`` thin slices; thick slice k is centred on thin slice ``start`` + k * ratio.
 
@@ -92,8 +103,12 @@ def thickening_matrix(
     """
     if count is None:
         count = (depth - 1 - start) // ratio + 1
-    offset = np.arange(depth)[None, :] - (start + ratio * np.arange(count))[:, None] + len(weights) // 2
-    matrix = np.where((offset >= 0) & (offset < len(weights)), weights[offset.clip(0, len(weights) - 1)], 0.0)
+    offset = (
+        np.arange(depth)[None, :] - (start + ratio * np.arange(count))[:, None] + len(weights) // 2
+    )
+    matrix = np.where(
+        (offset >= 0) & (offset < len(weights)), weights[offset.clip(0, len(weights) - 1)], 0.0
+    )
     return np.asarray(matrix / matrix.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
@@ -113,7 +128,12 @@ def thicken(
     thick = np.empty((len(matrix), *thin.shape[1:]), np.float32)
     for row, out in zip(matrix, thick, strict=True):
         used = np.flatnonzero(row)
-        np.einsum("d,dhw->hw", row[used], thin[used[0] : used[-1] + 1].astype(np.float32, copy=False), out=out)
+        np.einsum(
+            "d,dhw->hw",
+            row[used],
+            thin[used[0] : used[-1] + 1].astype(np.float32, copy=False),
+            out=out,
+        )
     return thick
 
 
@@ -128,14 +148,18 @@ class Thickener:
 
     def __init__(self, matrix: npt.NDArray[np.float32]) -> None:
         self._matrix = matrix
-        self._last = [int(np.flatnonzero(row)[-1]) for row in matrix]  # thin slice that completes a thick one
+        self._last = [
+            int(np.flatnonzero(row)[-1]) for row in matrix
+        ]  # thin slice that completes a thick one
         self._begun: dict[int, npt.NDArray[np.float32]] = {}
         self._done = self._come = 0  # thick and thin slices so far
 
     def add(self, plane: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.float32]]:
         """Take the next thin slice (H, W) in HU; the thick slices that it completes."""
         hu = plane.astype(np.float32, copy=False)
-        weights = self._matrix[:, self._come : self._come + 1].ravel()  # none past the end: slices too many are others' to refuse
+        weights = self._matrix[
+            :, self._come : self._come + 1
+        ].ravel()  # none past the end: slices too many are others' to refuse
         for k in map(int, np.flatnonzero(weights)):
             if k in self._begun:
                 self._begun[k] += weights[k] * hu
@@ -147,7 +171,9 @@ class Thickener:
         self._come += 1
 
 
-def thick_slices(planes: Iterable[npt.NDArray[Any]], matrix: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
+def thick_slices(
+    planes: Iterable[npt.NDArray[Any]], matrix: npt.NDArray[np.float32]
+) -> Iterator[npt.NDArray[np.float32]]:
     """The thick slices (H, W) in HU of thin slices (H, W) in HU, see :class:`Thickener`.
 
     >>> next(thick_slices(np.array([[[0]], [[10]], [[20]]]), thickening_matrix(3, 2, np.array([0.25, 0.5, 0.25]))))

@@ -38,7 +38,13 @@ class CriticTraining:
     """
 
     def __init__(
-        self, critic: nn.Module, *, weight: float = 1e-3, penalty: float = 10.0, steps: int = 1, lr: float = 1e-4
+        self,
+        critic: nn.Module,
+        *,
+        weight: float = 1e-3,
+        penalty: float = 10.0,
+        steps: int = 1,
+        lr: float = 1e-4,
     ) -> None:
         if not (weight >= 0 and penalty >= 0 and steps >= 1 and lr > 0):
             raise ValueError(
@@ -87,7 +93,9 @@ class CriticTraining:
             flat = mean_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
             # One image that float16 overflowed in would spoil the critic for good; the network skips such a step too.
             if flat.isfinite().all():
-                for parameter, gradient in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
+                for parameter, gradient in zip(
+                    parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True
+                ):
                     parameter.grad = gradient.view_as(parameter)
                 self.optimizer.step()
         self.optimizer.zero_grad()

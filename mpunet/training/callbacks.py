@@ -44,13 +44,17 @@ class CoronalSamples(L.Callback):
         if batch["index"] >= self.cases or trainer.sanity_checking or trainer.log_dir is None:
             return
         row = int(self.row * (batch["thick"].shape[1] - 1))
-        thick, image, thin = (v[:, row : row + 1].float().cpu() for v in (batch["thick"], outputs["image"], batch["thin"]))
+        thick, image, thin = (
+            v[:, row : row + 1].float().cpu()
+            for v in (batch["thick"], outputs["image"], batch["thin"])
+        )
         ratio = (len(thin) - 1) // (len(thick) - 1)
         cubic = DepthInterpolation(len(thick), ratio, "cubic")(thick[None, None])[0, 0]
         planes = [np.asarray(plane) for plane in (thick, cubic, image, thin)]
         spacing = batch["spacing"]
         pictures = [
-            coronal(plane, (spacing[0] * (ratio if i == 0 else 1), spacing[1], spacing[2])) for i, plane in enumerate(planes)
+            coronal(plane, (spacing[0] * (ratio if i == 0 else 1), spacing[1], spacing[2]))
+            for i, plane in enumerate(planes)
         ]
         picture = side_by_side(pictures)
         folder = Path(trainer.log_dir) / "samples"
@@ -60,7 +64,9 @@ class CoronalSamples(L.Callback):
         for logger in trainer.loggers:
             experiment: Any = getattr(logger, "experiment", None)
             if hasattr(experiment, "add_image"):
-                experiment.add_image(f"coronal/{name}", picture, trainer.global_step, dataformats="HW")
+                experiment.add_image(
+                    f"coronal/{name}", picture, trainer.global_step, dataformats="HW"
+                )
 
 
 class Checkpoints(ModelCheckpoint):

@@ -49,7 +49,11 @@ def hu_metrics(
     """
     found = quality(prediction, reference, lung, chunk=chunk)
     metrics = dict(zip(WHOLE_METRICS, found["whole"], strict=True))
-    return metrics | dict(zip(LUNG_METRICS, found["lungs"], strict=True)) if "lungs" in found else metrics
+    return (
+        metrics | dict(zip(LUNG_METRICS, found["lungs"], strict=True))
+        if "lungs" in found
+        else metrics
+    )
 
 
 class CaseMetrics(Metric):
@@ -88,7 +92,9 @@ class CaseMetrics(Metric):
         """
         missing = [name for name in WHOLE_METRICS if name not in values]
         if missing:
-            raise ValueError(f"Expected the values {', '.join(WHOLE_METRICS)} of case {case}, got none for {', '.join(missing)}.")
+            raise ValueError(
+                f"Expected the values {', '.join(WHOLE_METRICS)} of case {case}, got none for {', '.join(missing)}."
+            )
         row = [case, *(values.get(name, math.nan) for name in (*WHOLE_METRICS, *LUNG_METRICS))]
         self.rows.append(torch.tensor(row, dtype=torch.float32, device=self.device))
 
@@ -105,4 +111,8 @@ class CaseMetrics(Metric):
         table = torch.stack([distinct[case] for case in sorted(distinct)])
         columns = dict(zip(names, table.T, strict=True))
         means = {name: columns[name].mean() for name in WHOLE_METRICS}
-        return means | {name: columns[name].nanmean() for name in LUNG_METRICS if not columns[name].isnan().all()}
+        return means | {
+            name: columns[name].nanmean()
+            for name in LUNG_METRICS
+            if not columns[name].isnan().all()
+        }

@@ -81,12 +81,20 @@ class MPUNetModule(L.LightningModule):
         critic_lr: float = 1e-4,
     ) -> None:
         super().__init__()
-        given = {"net": MPUNet() if net is None else net, "objective": Objective() if objective is None else objective}
+        given = {
+            "net": MPUNet() if net is None else net,
+            "objective": Objective() if objective is None else objective,
+        }
         if critic is not None:
             given["critic"] = critic
-        parts = {name: from_config(part) if isinstance(part, dict) else part for name, part in given.items()}
+        parts = {
+            name: from_config(part) if isinstance(part, dict) else part
+            for name, part in given.items()
+        }
         # Modules go into the checkpoint as plain values, so that weights_only loading can read it and rebuild them.
-        configs = {name: to_config(part) for name, part in parts.items() if isinstance(part, Configurable)}
+        configs = {
+            name: to_config(part) for name, part in parts.items() if isinstance(part, Configurable)
+        }
         self.save_hyperparameters(ignore=list(configs))
         self.save_hyperparameters(configs)
         # The order of channels that 3D convolutions are fastest with, on CPUs as on GPUs.
@@ -97,11 +105,17 @@ class MPUNetModule(L.LightningModule):
         self._critic_state: dict[str, Any] | None = None
         if self.critic is not None:
             self._critic_training = CriticTraining(
-                self.critic, weight=adversarial, penalty=gradient_penalty, steps=critic_steps, lr=critic_lr
+                self.critic,
+                weight=adversarial,
+                penalty=gradient_penalty,
+                steps=critic_steps,
+                lr=critic_lr,
             )
         self.lr = lr
         self.betas = betas
-        self.weight_decay = (0.01 if muon_lr is None else 1.0) if weight_decay is None else weight_decay
+        self.weight_decay = (
+            (0.01 if muon_lr is None else 1.0) if weight_decay is None else weight_decay
+        )
         self.muon_lr = muon_lr
         self.warmup_steps = warmup_steps
         self.lr_floor = lr_floor
@@ -127,7 +141,11 @@ class MPUNetModule(L.LightningModule):
         if self._reconstructor is None or self._reconstructor.device != self.device:
             options = dict(vars(self.inference))
             del options["limit_memory"]  # the process's, not the reconstructor's
-            known = None if options.pop("any_spacing") else SliceSpacing.from_record(self.training_record)
+            known = (
+                None
+                if options.pop("any_spacing")
+                else SliceSpacing.from_record(self.training_record)
+            )
             if options["flips"] is None:
                 options["flips"] = bool(self._known_training().get("flips"))
             self._reconstructor = Reconstructor.from_network(
@@ -144,8 +162,13 @@ class MPUNetModule(L.LightningModule):
         output = as_output(self.net(batch["thick"]))
         losses: dict[str, Tensor] = self.objective(output, batch["thin"], batch["lung"])
         if self._critic_training is not None:
-            losses = self._add_adversarial(self._critic_training, losses, batch["thin"], output.image)
-        self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=len(batch["thick"]))
+            losses = self._add_adversarial(
+                self._critic_training, losses, batch["thin"], output.image
+            )
+        self.log_dict(
+            {f"train/{name}": value for name, value in losses.items()},
+            batch_size=len(batch["thick"]),
+        )
         return losses["loss"]
 
     def on_validation_epoch_start(self) -> None:
@@ -156,7 +179,9 @@ class MPUNetModule(L.LightningModule):
         """Reconstruct a whole case, measure it in HU, and compare it, thickened again, with the thick slices."""
         result = self._evaluate(batch, self.val_metrics)
         thin, thick = (image.float().cpu().numpy() for image in (result["image"], batch["thick"]))
-        self._consistency[batch["index"]] = consistency(thin, thick, **data_profile(self.trainer)).mae
+        self._consistency[batch["index"]] = consistency(
+            thin, thick, **data_profile(self.trainer)
+        ).mae
         return result
 
     def test_step(self, batch: VolumeCase, batch_idx: int) -> dict[str, Any]:
@@ -166,10 +191,14 @@ class MPUNetModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the means over cases, and keep the range of their consistency for the checkpoint."""
         self._log_metrics("val", self.val_metrics)
-        cases = {index: mae for rank in gather(self._consistency) for index, mae in rank.items()}  # repeats of the sampler once
+        cases = {
+            index: mae for rank in gather(self._consistency) for index, mae in rank.items()
+        }  # repeats of the sampler once
         self.log("val/consistency", sum(cases.values()) / len(cases), prog_bar=True)
         if not self.trainer.sanity_checking and math.isfinite(high := max(cases.values())):
-            self.consistency_range = ConsistencyRange(min(cases.values()), high, len(cases), **data_profile(self.trainer))
+            self.consistency_range = ConsistencyRange(
+                min(cases.values()), high, len(cases), **data_profile(self.trainer)
+            )
 
     def on_test_epoch_end(self) -> None:
         """Likewise."""
@@ -190,15 +219,24 @@ class MPUNetModule(L.LightningModule):
         if self._critic_training is not None:
             self._critic_training.start(self._critic_state if self.trainer.ckpt_path else None)
         parameters = [*self.net.parameters(), *self.objective.parameters()]
-        options: dict[str, Any] = {"lr": self.lr, "betas": self.betas, "weight_decay": self.weight_decay}
+        options: dict[str, Any] = {
+            "lr": self.lr,
+            "betas": self.betas,
+            "weight_decay": self.weight_decay,
+        }
         optimizer: torch.optim.Optimizer = (
             torch.optim.AdamW(parameters, **options)
             if self.muon_lr is None
             else Muon(parameters, muon_lr=self.muon_lr, **options)
         )
         total = self.trainer.estimated_stepping_batches
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._lr_factor(step, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self._lr_factor(step, total)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     def load_weights(self, weights: Weights) -> None:
         """Take a network's weights and what is known of them, to predict with.
@@ -221,13 +259,21 @@ class MPUNetModule(L.LightningModule):
             ValueError: if nothing fits.
         """
         own = self.net.state_dict()
-        fitting = {key: value for key, value in weights.tensors.items() if key in own and own[key].shape == value.shape}
+        fitting = {
+            key: value
+            for key, value in weights.tensors.items()
+            if key in own and own[key].shape == value.shape
+        }
         if not fitting:
             raise ValueError(
                 f"{weights.source} has no tensor that {type(self.net).__name__} could take: it is for another network."
             )
         self.net.load_state_dict({**own, **fitting})
-        before = {"file": weights.source.name, "sha256": weights.sha256, "training": weights.record.get("training")}
+        before = {
+            "file": weights.source.name,
+            "sha256": weights.sha256,
+            "training": weights.record.get("training"),
+        }
         self.training_record = {"began_with": before}
         return sorted(set(own) - set(fitting))
 
@@ -243,8 +289,14 @@ class MPUNetModule(L.LightningModule):
     def _known_training(self) -> dict[str, Any]:
         """The record of the data that are being trained on, or else of those that the checkpoint was trained on."""
         known = self.training_record or {}
-        record: dict[str, Any] = getattr(getattr(self._trainer, "datamodule", None), "training_record", dict)()
-        return {**record, **({"began_with": known["began_with"]} if "began_with" in known else {})} if record else known
+        record: dict[str, Any] = getattr(
+            getattr(self._trainer, "datamodule", None), "training_record", dict
+        )()
+        return (
+            {**record, **({"began_with": known["began_with"]} if "began_with" in known else {})}
+            if record
+            else known
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take record and range; keep that state until the critic is on its device: a fit that goes on from this checkpoint takes it."""
@@ -259,7 +311,9 @@ class MPUNetModule(L.LightningModule):
         # Each step and rank its own numbers, the same after a resume; the global generator stays as it is without a critic.
         seed = self.trainer.global_step * self.trainer.world_size + self.global_rank
         generator = torch.Generator().manual_seed(seed)
-        critic_losses = critic.step(real, fake, generator=generator, mean_over_ranks=self.trainer.strategy.reduce)
+        critic_losses = critic.step(
+            real, fake, generator=generator, mean_over_ranks=self.trainer.strategy.reduce
+        )
         adversarial = critic.generator_loss(fake)
         total = losses["loss"] + critic.weight * adversarial
         return {**losses, "loss": total, "adversarial": adversarial, **critic_losses}
@@ -279,5 +333,7 @@ class MPUNetModule(L.LightningModule):
         return {"image": image, "metrics": values}
 
     def _log_metrics(self, stage: str, metrics: CaseMetrics) -> None:
-        self.log_dict({f"{stage}/{name}": value for name, value in metrics.compute().items()}, prog_bar=True)
+        self.log_dict(
+            {f"{stage}/{name}": value for name, value in metrics.compute().items()}, prog_bar=True
+        )
         metrics.reset()

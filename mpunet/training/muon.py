@@ -71,18 +71,26 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 1.0,
     ) -> None:
         if not (lr >= 0 and muon_lr >= 0 and weight_decay >= 0):
-            raise ValueError(f"Expected lr, muon_lr and weight_decay of at least 0, got {lr}, {muon_lr} and {weight_decay}.")
+            raise ValueError(
+                f"Expected lr, muon_lr and weight_decay of at least 0, got {lr}, {muon_lr} and {weight_decay}."
+            )
         if not all(0 <= value < 1 for value in (momentum, *betas)):
-            raise ValueError(f"Expected momentum and betas from 0 to below 1, got {momentum} and {tuple(betas)}.")
+            raise ValueError(
+                f"Expected momentum and betas from 0 to below 1, got {momentum} and {tuple(betas)}."
+            )
         kernels: list[Tensor] = []
         others: list[Tensor] = []
         for parameter in params:
-            (kernels if parameter.ndim >= 2 and min(parameter.shape[:2]) > 1 else others).append(parameter)
+            (kernels if parameter.ndim >= 2 and min(parameter.shape[:2]) > 1 else others).append(
+                parameter
+            )
         groups = [
             {"params": kernels, "lr": muon_lr, "momentum": momentum},
             {"params": others, "lr": lr, "betas": tuple(betas), "eps": eps},
         ]
-        super().__init__([group for group in groups if group["params"]], {"weight_decay": weight_decay})
+        super().__init__(
+            [group for group in groups if group["params"]], {"weight_decay": weight_decay}
+        )
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -101,11 +109,15 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    (_muon if "momentum" in group else _adam)(parameter, parameter.grad, self.state[parameter], group)
+                    (_muon if "momentum" in group else _adam)(
+                        parameter, parameter.grad, self.state[parameter], group
+                    )
         return loss
 
 
-def _muon(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+def _muon(
+    parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+) -> None:
     if not state:
         state["momentum"] = torch.zeros_like(parameter)
     momentum = state["momentum"].mul_(group["momentum"]).add_(gradient)
@@ -114,7 +126,9 @@ def _muon(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dic
     parameter.add_(orthogonalised(update).view(parameter.shape), alpha=-group["lr"] * scale)
 
 
-def _adam(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+def _adam(
+    parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+) -> None:
     if not state:
         state.update(step=0, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
     beta1, beta2 = group["betas"]

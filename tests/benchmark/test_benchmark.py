@@ -50,11 +50,21 @@ class TestRows:
         switches = set()
         for row in rows.values():
             objective = row.section("model", "objective", "init_args") or {}
-            if row.section("model", "net", "class_path") == "mpunet.MPUNet" and row.section("model", "critic") is None:
+            if (
+                row.section("model", "net", "class_path") == "mpunet.MPUNet"
+                and row.section("model", "critic") is None
+            ):
                 streams = len(row.section("model", "net", "init_args", "streams")) == 3
-                switches.add((streams, objective["inner_loss"] == "contrast_aware", row.needs_imagenet))
-        assert switches == {(a, b, c) for a in (False, True) for b in (False, True) for c in (False, True)}
-        assert {name for name, row in rows.items() if row.section("model", "critic")} == {"mpunet_wgan", "streams_contrast_wgan"}
+                switches.add(
+                    (streams, objective["inner_loss"] == "contrast_aware", row.needs_imagenet)
+                )
+        assert switches == {
+            (a, b, c) for a in (False, True) for b in (False, True) for c in (False, True)
+        }
+        assert {name for name, row in rows.items() if row.section("model", "critic")} == {
+            "mpunet_wgan",
+            "streams_contrast_wgan",
+        }
 
     def test_each_choice_changes_something_of_the_reference(self) -> None:
         """Arguments that a row does not name are the base's where the class is the same, so that leaving one out changes nothing."""
@@ -88,7 +98,14 @@ class TestTable:
         keys = ("mae", "rmse", "psnr", "ssim")
         metrics = dict(zip(keys, (1.0, 2.5, 30.25, 0.98764), strict=True))
         metrics |= {f"lung_{key}": value + 1 for key, value in metrics.items()}
-        result = {"metrics": metrics, "cases": {}, "parameters": 1234, "gflops": 5.25, "seconds": 2.0, "peak_mb": 100.4}
+        result = {
+            "metrics": metrics,
+            "cases": {},
+            "parameters": 1234,
+            "gflops": 5.25,
+            "seconds": 2.0,
+            "peak_mb": 100.4,
+        }
         return [
             Outcome(Row("good", Path()), "done", None, result),  # type: ignore[arg-type]
             Outcome(Row("bad", Path()), "failed", "loss is NaN", None),
@@ -107,7 +124,12 @@ class TestTable:
     def test_csv(self, tmp_path: Path) -> None:
         write_csv(self.outcomes(), tmp_path / "t.csv")
         good, bad, _ = csv.DictReader((tmp_path / "t.csv").read_text().splitlines())
-        assert (good["rmse"], good["lung_rmse"], good["parameters"], good["status"]) == ("2.5", "3.5", "1234", "done")
+        assert (good["rmse"], good["lung_rmse"], good["parameters"], good["status"]) == (
+            "2.5",
+            "3.5",
+            "1234",
+            "done",
+        )
         assert (bad["rmse"], bad["reason"]) == ("", "loss is NaN")
 
     def test_learning_curve_over_restarts(self, tmp_path: Path) -> None:
@@ -123,13 +145,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("benchmark")
     for seed, name in enumerate(("train", "test")):
         (root / name).mkdir()
-        nib.save(phantom_image(seed, shape=(56, 40, 44), spacing=(1.0, 8.0, 8.0)), root / name / f"case{seed}.nii.gz")
+        nib.save(
+            phantom_image(seed, shape=(56, 40, 44), spacing=(1.0, 8.0, 8.0)),
+            root / name / f"case{seed}.nii.gz",
+        )
     rows = root / "rows"
     rows.mkdir()
     base = yaml.safe_load((EXAMPLES / "base.yaml").read_text())
     base["trainer"] |= {"precision": "32-true", "accelerator": "cpu", "enable_model_summary": False}
     base["data"] |= {"crop": [32, 32], "crops_per_epoch": 100, "cache_dir": str(root / "cache")}
-    image = {"class_path": "mpunet.losses.Objective", "init_args": {"mask": 0, "inner": 0, "outer": 0, "image": 1}}
+    image = {
+        "class_path": "mpunet.losses.Objective",
+        "init_args": {"mask": 0, "inner": 0, "outer": 0, "image": 1},
+    }
     vgg = {"class_path": "mpunet.losses.Objective", "init_args": {"feature": 1}}
     vnet = {"class_path": "mpunet.models.VNet", "init_args": {"widths": [2, 2]}}
     configs = {
@@ -159,7 +187,11 @@ class TestRun:
         return main([*words, "--output_dir", str(folder / "out"), "--validations", "2", *extra])
 
     def test_table_restart_and_more_steps(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # where nobody has ImageNet weights
         monkeypatch.setattr(torch.hub, "download_url_to_file", no_internet)
@@ -177,10 +209,15 @@ class TestRun:
         assert result["cases"].keys() == {"case1"}
         assert result["metrics"]["rmse"] == pytest.approx(result["cases"]["case1"]["rmse"])
         assert [step for step, _ in learning_curve(out / "vnet", "val/rmse")] == [2, 4]
-        assert torch.load(out / "vnet" / "last.ckpt", weights_only=True)["global_step"] == 5  # not only the last validation
+        assert (
+            torch.load(out / "vnet" / "last.ckpt", weights_only=True)["global_step"] == 5
+        )  # not only the last validation
         for picture in ("curves.png", "coronal.png"):
             assert (out / picture).stat().st_size > 5000
-        assert np.load(out / "vnet" / "coronal.npy").shape == np.load(out / "bicubic" / "truth.npy").shape
+        assert (
+            np.load(out / "vnet" / "coronal.npy").shape
+            == np.load(out / "bicubic" / "truth.npy").shape
+        )
 
         # Again: nothing that is done is done again, and the one that failed is tried.
         before = (out / "vnet" / "result.json").stat().st_mtime_ns
@@ -191,7 +228,10 @@ class TestRun:
 
         # Results of different budgets do not stand in one table.
         assert self.run(folder, "--steps", "6") == 1
-        assert "vnet was begun with {'steps': 5, 'minutes': None}, asked for is {'steps': 6" in capsys.readouterr().out
+        assert (
+            "vnet was begun with {'steps': 5, 'minutes': None}, asked for is {'steps': 6"
+            in capsys.readouterr().out
+        )
 
     def test_an_interrupted_row_goes_on(self, folder: Path, tmp_path: Path) -> None:
         benchmark = Benchmark(
@@ -203,19 +243,32 @@ class TestRun:
             validations=2,
         )
         (tmp_path / "vnet").mkdir()
-        benchmark._fit(benchmark.rows[0], tmp_path / "vnet", tmp_path / "vnet" / "train.log", 2, resume=None)
+        benchmark._fit(
+            benchmark.rows[0], tmp_path / "vnet", tmp_path / "vnet" / "train.log", 2, resume=None
+        )
         [outcome] = benchmark.run()
         assert outcome.status == "done"
         assert torch.load(tmp_path / "vnet" / "last.ckpt", weights_only=True)["global_step"] == 4
-        assert "Restored all states from the checkpoint" in (tmp_path / "vnet" / "train.log").read_text()
+        assert (
+            "Restored all states from the checkpoint"
+            in (tmp_path / "vnet" / "train.log").read_text()
+        )
 
     def test_refused(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.run(folder) == 2
         assert "give either steps or minutes" in capsys.readouterr().err
         assert self.run(folder, "--steps", "-1") == 2
         assert "budget above 0, got -1" in capsys.readouterr().err
-        with pytest.raises(ValueError, match=r"a folder of volumes or a CSV of pairs, found nothing at .*gone"):
-            Benchmark(str(folder / "rows"), str(folder / "gone"), str(folder / "test"), str(folder / "x"), steps=1)
+        with pytest.raises(
+            ValueError, match=r"a folder of volumes or a CSV of pairs, found nothing at .*gone"
+        ):
+            Benchmark(
+                str(folder / "rows"),
+                str(folder / "gone"),
+                str(folder / "test"),
+                str(folder / "x"),
+                steps=1,
+            )
 
     def test_measured_on_the_slices_that_options_ask_for(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -229,8 +282,16 @@ class TestRun:
         data = json.loads((tmp_path / "task.json").read_text())["data"]
         assert (data["profile"], data["cache_dir"], data["test_dir"]) == ("box", "somewhere", scans)
 
-    def test_minutes_become_steps(self, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        benchmark = Benchmark(str(folder / "rows"), str(folder / "train"), str(folder / "test"), str(tmp_path), minutes=2)
+    def test_minutes_become_steps(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        benchmark = Benchmark(
+            str(folder / "rows"),
+            str(folder / "train"),
+            str(folder / "test"),
+            str(tmp_path),
+            minutes=2,
+        )
         clock = iter([0.0, 8.0, 10.0, 21.0])  # ten steps in 8 s, forty in 11 s: 0.1 s each
         monkeypatch.setattr("mpunet.benchmark.run.time.monotonic", lambda: next(clock))
         monkeypatch.setattr(Benchmark, "_fit", lambda *args, **options: None)

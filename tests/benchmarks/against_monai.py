@@ -39,14 +39,19 @@ def linear(windows: Tensor) -> Tensor:
 
 def ours(network: Any, volume: Tensor, batch_size: int) -> Iterator[Tensor]:
     """(D, H, W) to thin slices, some at a time."""
-    engine = StreamingEngine(network, n_thick=N_THICK, ratio=RATIO, batch_size=batch_size, autocast=autocast_dtype(CPU))
+    engine = StreamingEngine(
+        network, n_thick=N_THICK, ratio=RATIO, batch_size=batch_size, autocast=autocast_dtype(CPU)
+    )
     return engine.stream(volume)
 
 
 def monai(network: Any, volume: Tensor, batch_size: int) -> Iterator[Tensor]:
     """Likewise, by MONAI: windows of 8 whole slices at stride 1, means where they overlap."""
     inferer = SlidingWindowInferer(
-        (N_THICK, *volume.shape[1:]), sw_batch_size=batch_size, overlap=((N_THICK - 1) / N_THICK, 0, 0), mode="constant"
+        (N_THICK, *volume.shape[1:]),
+        sw_batch_size=batch_size,
+        overlap=((N_THICK - 1) / N_THICK, 0, 0),
+        mode="constant",
     )
     dtype = autocast_dtype(CPU)
 
@@ -85,7 +90,9 @@ def child(which: str, depth: int, size: int, batch_size: int) -> None:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--depth", type=int, default=120)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--batch_size", type=int, default=1)
@@ -99,12 +106,27 @@ def main() -> None:
     for depth in (24, 60):
         print(f"\nPositions, {depth} thick slices of 5 mm")
         positions(depth)
-    print(f"\nSmall MPU-Net (widths {SMALL}), {args.size} x {args.size}, stride 1, {args.batch_size} window(s) a batch")
+    print(
+        f"\nSmall MPU-Net (widths {SMALL}), {args.size} x {args.size}, stride 1, {args.batch_size} window(s) a batch"
+    )
     for depth in (args.depth // 2, args.depth):
-        words = ["--depth", str(depth), "--size", str(args.size), "--batch_size", str(args.batch_size)]
-        measured = {which: run_child(__file__, "--child", which, *words) for which in ("nothing", "mpunet", "MONAI")}
+        words = [
+            "--depth",
+            str(depth),
+            "--size",
+            str(args.size),
+            "--batch_size",
+            str(args.batch_size),
+        ]
+        measured = {
+            which: run_child(__file__, "--child", which, *words)
+            for which in ("nothing", "mpunet", "MONAI")
+        }
         for which in ("mpunet", "MONAI"):
-            seconds, above = float(measured[which].output.split()[-1]), measured[which].peak - measured["nothing"].peak
+            seconds, above = (
+                float(measured[which].output.split()[-1]),
+                measured[which].peak - measured["nothing"].peak,
+            )
             print(
                 f"{depth:4d} slices  {which:6s} {seconds:6.1f} s   peak {above:5.0f} MB above the same process without inference",
                 flush=True,

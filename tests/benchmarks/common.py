@@ -18,8 +18,22 @@ import mpunet
 from mpunet.inference.options import autocast_dtype
 from mpunet.phantom.chest import phantom_image
 
-QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.devices", "1"]
-SMALL = [4, 8, 16, 32, 32, 32]  # widths of the small MPU-Net, so that what is beside the network shows
+QUIET = [
+    "--trainer.enable_progress_bar",
+    "false",
+    "--trainer.enable_model_summary",
+    "false",
+    "--trainer.devices",
+    "1",
+]
+SMALL = [
+    4,
+    8,
+    16,
+    32,
+    32,
+    32,
+]  # widths of the small MPU-Net, so that what is beside the network shows
 
 
 class Child(NamedTuple):
@@ -32,14 +46,18 @@ class Child(NamedTuple):
 
 def save_checkpoint(path: Path, widths: list[int]) -> None:
     """A checkpoint of an untrained network."""
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False
+    )
     trainer.strategy.connect(mpunet.MPUNetModule(mpunet.MPUNet(widths=widths)))
     trainer.save_checkpoint(path, weights_only=True)
 
 
 def save_scan(path: Path, depth: int, size: int) -> None:
     """A thick phantom scan of `depth` slices, 5 mm apart; beyond 60 slices it repeats itself."""
-    image = phantom_image(0, shape=(min(depth, 60), size, size), spacing=(5.0, 360 / size, 360 / size))
+    image = phantom_image(
+        0, shape=(min(depth, 60), size, size), spacing=(5.0, 360 / size, 360 / size)
+    )
     voxels = np.asarray(image.dataobj)
     repeated = np.concatenate([voxels] * (-(-depth // voxels.shape[2])), axis=2)[..., :depth]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +66,11 @@ def save_scan(path: Path, depth: int, size: int) -> None:
 
 def machine(device: torch.device) -> str:
     """One line on what the figures were measured with."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores, {_cpu()}"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{os.cpu_count()} CPU cores, {_cpu()}"
+    )
     return f"{name}; torch {torch.__version__}, autocast {autocast_dtype(device)}"
 
 
@@ -66,4 +88,6 @@ def run_child(*words: str) -> Child:
 
 def _cpu() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown"
+    )

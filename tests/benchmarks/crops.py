@@ -52,7 +52,11 @@ def save_volumes(root: Path, shape: tuple[int, int, int]) -> None:
     """A thin volume with the noise of a scan, its lung mask, and a folder of pairs that has thick slices too."""
     depth, size = shape[0], shape[1]
     coarse = np.asarray(phantom_image(0, shape=(75, 64, 64), spacing=(4.0, 5.6, 5.6)).dataobj)
-    thin = coarse.repeat(-(-size // 64), 0).repeat(-(-size // 64), 1).repeat(-(-depth // 75), 2)[:size, :size, :depth]
+    thin = (
+        coarse.repeat(-(-size // 64), 0)
+        .repeat(-(-size // 64), 1)
+        .repeat(-(-depth // 75), 2)[:size, :size, :depth]
+    )
     rng = np.random.default_rng(0)
     for k in range(depth):
         noisy = thin[..., k] + 20 * rng.standard_normal((size, size), np.float32)
@@ -72,7 +76,9 @@ def save_volumes(root: Path, shape: tuple[int, int, int]) -> None:
 def dataset(root: Path, kind: str, volumes: int) -> Crops:
     """The data module's dataset; volumes beyond the first are copies of its entry."""
     folders = {"train_dir": str(root / kind), "cache_dir": str(root / "cache")}
-    data = ThickThinDataModule(**folders, num_workers=0, check_data=False)  # an enlarged phantom has steps between slices
+    data = ThickThinDataModule(
+        **folders, num_workers=0, check_data=False
+    )  # an enlarged phantom has steps between slices
     data.prepare_data()
     data.setup("fit")
     crops: Any = data.train_dataloader().dataset
@@ -100,7 +106,9 @@ class ToDepthFirst(MapTransform):  # type: ignore[misc]
     """(1, width, height, depth), as MONAI loads volumes, to (1, depth, height, width)."""
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
-        return dict(data) | {key: data[key].permute(0, 3, 2, 1).contiguous() for key in self.key_iterator(data)}
+        return dict(data) | {
+            key: data[key].permute(0, 3, 2, 1).contiguous() for key in self.key_iterator(data)
+        }
 
 
 class ToNumpyWithMargin(MapTransform):  # type: ignore[misc]
@@ -120,7 +128,9 @@ class Read(Randomizable):  # type: ignore[misc]
 
     def __init__(self, item: dict[str, Any]) -> None:
         self.item = item
-        self.transforms = Compose([ReadVolumes(("thin", "lung", "thick"), allow_missing_keys=True), *ours()])
+        self.transforms = Compose(
+            [ReadVolumes(("thin", "lung", "thick"), allow_missing_keys=True), *ours()]
+        )
 
     def __call__(self, i: int) -> Any:
         self.transforms.set_random_state(seed=i)
@@ -154,9 +164,17 @@ def monai_words() -> Compose:
         EnsureChannelFirstd(keys, channel_dim="no_channel"),
         ToDepthFirst(keys),
     ]
-    crop = [RandSpatialCropd(keys, roi_size=size, random_size=False), ToNumpyWithMargin(keys, simulate.margin), simulate]
-    scale = ScaleIntensityRanged(("thick", "thin"), a_min=HU_MIN, a_max=HU_MAX, b_min=0.0, b_max=1.0, clip=True)
-    return Compose([*load, *crop, *(scale if isinstance(step, ScaleHUd) else step for step in ours()[2:])])
+    crop = [
+        RandSpatialCropd(keys, roi_size=size, random_size=False),
+        ToNumpyWithMargin(keys, simulate.margin),
+        simulate,
+    ]
+    scale = ScaleIntensityRanged(
+        ("thick", "thin"), a_min=HU_MIN, a_max=HU_MAX, b_min=0.0, b_max=1.0, clip=True
+    )
+    return Compose(
+        [*load, *crop, *(scale if isinstance(step, ScaleHUd) else step for step in ours()[2:])]
+    )
 
 
 def item_of(root: Path, kind: str) -> dict[str, Any]:
@@ -183,7 +201,10 @@ def ways(root: Path, kind: str, volumes: int) -> dict[str, tuple[Callable[[int],
 def resident() -> dict[str, float]:
     """MB of this process."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
-    found = {name: int(rest.split()[0]) * 1024 / 1e6 for name, _, rest in (line.partition(":") for line in lines)}
+    found = {
+        name: int(rest.split()[0]) * 1024 / 1e6
+        for name, _, rest in (line.partition(":") for line in lines)
+    }
     return {"Rss": found["Rss"], "Pss": found["Pss"], "anonymous": found["Anonymous"]}
 
 
@@ -197,12 +218,16 @@ def memory(root: Path, volumes: int) -> None:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", type=int, nargs=3, default=[300, 512, 512])
     parser.add_argument("--volumes", type=int, nargs=2, default=[4, 40])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--root", type=Path, help="folder for the volumes, kept; a temporary one by default")
+    parser.add_argument(
+        "--root", type=Path, help="folder for the volumes, kept; a temporary one by default"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()  # as the command line does
@@ -213,7 +238,9 @@ def main() -> None:
         root = args.root or Path(temporary)
         if not (root / "genuine").exists():
             save_volumes(root, tuple(args.shape))
-        print(f"{' x '.join(map(str, args.shape))}, {args.volumes[0]} volumes; {machine(torch.device('cpu'))}")
+        print(
+            f"{' x '.join(map(str, args.shape))}, {args.volumes[0]} volumes; {machine(torch.device('cpu'))}"
+        )
         for kind in KINDS:
             found = ways(root, kind, args.volumes[0])
             best = dict.fromkeys(found, np.inf)
@@ -225,7 +252,10 @@ def main() -> None:
                     best[name] = min(best[name], (time.perf_counter() - began) / count)
             for name, seconds in best.items():
                 ratio = seconds / best["mpunet's cache"]
-                print(f"{kind:10s} {name:30s} {1 / seconds:8.2f} crops/s   {1e3 * seconds:8.1f} ms   {ratio:6.2f} x", flush=True)
+                print(
+                    f"{kind:10s} {name:30s} {1 / seconds:8.2f} crops/s   {1e3 * seconds:8.1f} ms   {ratio:6.2f} x",
+                    flush=True,
+                )
         for volumes in args.volumes:
             child = run_child(__file__, "--memory", str(volumes), "--root", str(root))
             print(f"{volumes} volumes: {child.output.strip()}", flush=True)

@@ -15,7 +15,9 @@ from common import QUIET, SMALL, machine, run_child, save_checkpoint, save_scan
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--depth", type=int, nargs=2, default=[60, 600])
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--widths", type=int, nargs="+", default=SMALL)
@@ -23,7 +25,9 @@ def main() -> None:
     parser.add_argument("--suffix", choices=[".nii", ".nii.gz"], default=".nii.gz")
     args = parser.parse_args()
 
-    print(f"MPUNet of widths {args.widths}, stride {args.stride}, {args.suffix}; {machine(torch.device('cpu'))}")
+    print(
+        f"MPUNet of widths {args.widths}, stride {args.stride}, {args.suffix}; {machine(torch.device('cpu'))}"
+    )
     peaks = []
     for depth in args.depth:
         with tempfile.TemporaryDirectory() as folder:
@@ -31,7 +35,15 @@ def main() -> None:
             save_checkpoint(root / "net.ckpt", args.widths)
             save_scan(root / "scans" / f"scan{args.suffix}", depth, args.size)
             child = run_child(
-                *["-m", "mpunet", "predict", "--ckpt_path", str(root / "net.ckpt"), "--data.predict_dir", str(root / "scans")],
+                *[
+                    "-m",
+                    "mpunet",
+                    "predict",
+                    "--ckpt_path",
+                    str(root / "net.ckpt"),
+                    "--data.predict_dir",
+                    str(root / "scans"),
+                ],
                 *[
                     "--writer.output_dir",
                     str(root / "thin"),
@@ -43,7 +55,10 @@ def main() -> None:
                 ],
             )
         peaks.append(child.peak)
-        print(f"{depth:4d} x {args.size} x {args.size}   peak {child.peak:6.0f} MB   {child.seconds:6.1f} s", flush=True)
+        print(
+            f"{depth:4d} x {args.size} x {args.size}   peak {child.peak:6.0f} MB   {child.seconds:6.1f} s",
+            flush=True,
+        )
     print(f"ratio {peaks[1] / peaks[0]:.3f}")
 
 

@@ -30,7 +30,9 @@ from mpunet.phantom.chest import phantom_image
 
 def save_pair(folder: Path, depth: int, size: int) -> tuple[Path, Path]:
     """A reference and a prediction of it, both as compressible as scans are."""
-    image = phantom_image(0, shape=(min(depth, 20), size, size), spacing=(1.0, 360 / size, 360 / size))
+    image = phantom_image(
+        0, shape=(min(depth, 20), size, size), spacing=(1.0, 360 / size, 360 / size)
+    )
     phantom = np.asarray(image.dataobj)
     voxels = np.concatenate([phantom] * (-(-depth // phantom.shape[2])), axis=2)[..., :depth]
     paths = folder / "reference.nii.gz", folder / "prediction.nii.gz"
@@ -53,22 +55,31 @@ def seconds(work: Callable[[], object]) -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--depth", type=int, default=300)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    print(f"{args.depth} x {args.size} x {args.size}; {machine(torch.device('cpu'))}, {torch.get_num_threads()} threads")
+    print(
+        f"{args.depth} x {args.size} x {args.size}; {machine(torch.device('cpu'))}, {torch.get_num_threads()} threads"
+    )
 
     with tempfile.TemporaryDirectory() as folder:
         paths = save_pair(Path(folder), args.depth, args.size)
         print(f"files of {', '.join(f'{path.stat().st_size / 1e6:.0f}' for path in paths)} MB")
         reference, prediction = (read_volume(path).slab for path in paths)
         lung = np.empty(reference.shape, np.uint8)
-        for plane, mask in zip(reference, lung, strict=True):  # not quite the lungs, but as many voxels or more
+        for plane, mask in zip(
+            reference, lung, strict=True
+        ):  # not quite the lungs, but as many voxels or more
             mask[:] = (plane > -950) & (plane < -600)
         mask_file = Path(folder) / "lung.nii.gz"
-        nib.save(nib.Nifti1Image(read_volume(paths[0]).frame.to_stored(lung), nib.load(paths[0]).affine), mask_file)
+        nib.save(
+            nib.Nifti1Image(read_volume(paths[0]).frame.to_stored(lung), nib.load(paths[0]).affine),
+            mask_file,
+        )
 
         def evaluate(**options: Any) -> None:
             evaluator = Evaluator({"prediction": paths[1]}, paths[0], **options)
@@ -76,14 +87,16 @@ def main() -> None:
             assert evaluator.result().problems == []
 
         tasks: dict[str, Callable[[], object]] = {
-            f"metrics, {name}, {'with' if mask is not None else 'no'} lung mask": lambda mask=mask, protocol=protocol: quality(
-                prediction, reference, mask, protocol=protocol
+            f"metrics, {name}, {'with' if mask is not None else 'no'} lung mask": lambda mask=mask, protocol=protocol: (
+                quality(prediction, reference, mask, protocol=protocol)
             )
             for name, protocol in PROTOCOLS.items()
             for mask in (None, lung)
         }
         tasks["evaluate, no lungs, no fidelity"] = lambda: evaluate(lungs="none", fidelity=False)
-        tasks["evaluate, lung mask, no fidelity"] = lambda: evaluate(lungs=mask_file, fidelity=False)
+        tasks["evaluate, lung mask, no fidelity"] = lambda: evaluate(
+            lungs=mask_file, fidelity=False
+        )
         tasks["evaluate, lung mask, fidelity"] = lambda: evaluate(lungs=mask_file)
         tasks["evaluate, lungs found, fidelity"] = lambda: evaluate()
         times, above = {}, {}

@@ -40,7 +40,9 @@ def bare(network: torch.nn.Module, windows: list[torch.Tensor], device: torch.de
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--depth", type=int, default=60)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--widths", type=int, nargs="+", default=SMALL)
@@ -59,7 +61,10 @@ def main() -> None:
         slab = torch.from_numpy(read_volume(root / "scans" / "scan.nii.gz").slab).float()
         starts = window_starts(args.depth, network.n_thick, args.stride)
         batches = [starts[i : i + args.batch_size] for i in range(0, len(starts), args.batch_size)]
-        windows = [torch.stack([from_hu(slab[s : s + network.n_thick])[None] for s in batch]).to(device) for batch in batches]
+        windows = [
+            torch.stack([from_hu(slab[s : s + network.n_thick])[None] for s in batch]).to(device)
+            for batch in batches
+        ]
 
         passes, commands, volumes = [], [], []
         bare(network, windows[:2], device)
@@ -67,23 +72,42 @@ def main() -> None:
             passes.append(bare(network, windows, device))
             start = time.perf_counter()
             status = command(
-                ["predict", "--ckpt_path", str(root / "net.ckpt"), "--data.predict_dir", str(root / "scans")]
-                + ["--writer.output_dir", str(root / f"thin{i}"), "--inference.stride", str(args.stride)]
+                [
+                    "predict",
+                    "--ckpt_path",
+                    str(root / "net.ckpt"),
+                    "--data.predict_dir",
+                    str(root / "scans"),
+                ]
+                + [
+                    "--writer.output_dir",
+                    str(root / f"thin{i}"),
+                    "--inference.stride",
+                    str(args.stride),
+                ]
                 + ["--inference.batch_size", str(args.batch_size), *QUIET]
             )
             commands.append(time.perf_counter() - start)
             if status != 0:
                 raise RuntimeError(f"predict returned {status}")
-            volumes.append(json.loads((root / f"thin{i}" / "manifest.jsonl").read_text())["seconds"])
+            volumes.append(
+                json.loads((root / f"thin{i}" / "manifest.jsonl").read_text())["seconds"]
+            )
         size = (root / "thin0" / "scan.nii.gz").stat().st_size
 
     print(
         f"\n{args.depth} x {args.size} x {args.size}, MPUNet of widths {args.widths}, {len(windows)} batches of {args.batch_size}"
     )
     print(f"{machine(device)}; result {size / 1e6:.0f} MB, times of {args.rounds} rounds")
-    for name, seconds in (("forward passes", passes), ("volume, file to file", volumes), ("whole command", commands)):
+    for name, seconds in (
+        ("forward passes", passes),
+        ("volume, file to file", volumes),
+        ("whole command", commands),
+    ):
         each = ", ".join(f"{t:.2f}" for t in seconds)
-        print(f"{name:20s}  {sum(seconds) / len(seconds):7.2f} s   {sum(seconds) / sum(passes):.3f} x   ({each})")
+        print(
+            f"{name:20s}  {sum(seconds) / len(seconds):7.2f} s   {sum(seconds) / sum(passes):.3f} x   ({each})"
+        )
 
 
 if __name__ == "__main__":

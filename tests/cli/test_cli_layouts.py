@@ -16,7 +16,14 @@ from mpunet.io.volume import volume_from_image
 from mpunet.phantom.chest import phantom_image
 from mpunet.slices.simulate import thicken
 
-TINY = ["--model.net.widths", "[2,2,2,2,2,2]", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+TINY = [
+    "--model.net.widths",
+    "[2,2,2,2,2,2]",
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.devices",
+    "1",
+]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 
 
@@ -43,14 +50,38 @@ def test_check_fit_predict_evaluate(rplhr: Path, tmp_path: Path) -> None:
     assert main(["check", str(rplhr), "--workers", "1", "--output", str(tmp_path / "checked")]) == 0
     assert main(["check", str(rplhr / "test"), "--workers", "1", "--ratio", "4"]) == 1
 
-    words = ["fit", *TINY, *QUIET, "--data.data_dir", str(rplhr), "--data.cache_dir", str(tmp_path / "cache")]
+    words = [
+        "fit",
+        *TINY,
+        *QUIET,
+        "--data.data_dir",
+        str(rplhr),
+        "--data.cache_dir",
+        str(tmp_path / "cache"),
+    ]
     words += ["--data.crop", "[32, 32]", "--data.crops_per_epoch", "2", "--trainer.max_steps", "2"]
-    words += ["--trainer.log_every_n_steps", "1", "--trainer.logger", "false", "--checkpoint.dirpath", str(tmp_path)]
+    words += [
+        "--trainer.log_every_n_steps",
+        "1",
+        "--trainer.logger",
+        "false",
+        "--checkpoint.dirpath",
+        str(tmp_path),
+    ]
     assert main([*words, "--trainer.default_root_dir", str(tmp_path)]) == 0
 
     thin = tmp_path / "thin"
-    words = ["predict", "--ckpt_path", str(tmp_path / "last.ckpt"), "--data.predict_dir", str(rplhr / "test" / "5mm")]
-    assert main([*words, "--writer.output_dir", str(thin), "--trainer.accelerator", "cpu", *QUIET]) == 0
+    words = [
+        "predict",
+        "--ckpt_path",
+        str(tmp_path / "last.ckpt"),
+        "--data.predict_dir",
+        str(rplhr / "test" / "5mm"),
+    ]
+    assert (
+        main([*words, "--writer.output_dir", str(thin), "--trainer.accelerator", "cpu", *QUIET])
+        == 0
+    )
     (path,) = thin.glob("*.nii.gz")
     predicted, truth = nib.load(path), nib.load(rplhr / "test" / "1mm" / "3.nii.gz")
     assert predicted.shape == truth.shape
@@ -61,11 +92,21 @@ def test_check_fit_predict_evaluate(rplhr: Path, tmp_path: Path) -> None:
     error = float(np.abs(np.asarray(predicted.dataobj) - in_hu).mean())
     assert error < 60
 
-    words = ["evaluate", str(thin), str(rplhr / "test" / "1mm"), "--inputs", str(rplhr / "test" / "5mm")]
+    words = [
+        "evaluate",
+        str(thin),
+        str(rplhr / "test" / "1mm"),
+        "--inputs",
+        str(rplhr / "test" / "5mm"),
+    ]
     assert main([*words, "--output", str(tmp_path / "out"), "--report", "false"]) == 0
     with (tmp_path / "out" / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
-    (found,) = [float(row["value"]) for row in rows if row["metric"].lower() == "mae" and row["region"] == "whole"]
+    (found,) = [
+        float(row["value"])
+        for row in rows
+        if row["metric"].lower() == "mae" and row["region"] == "whole"
+    ]
     assert found == pytest.approx(error, rel=1e-3)
 
 
@@ -82,8 +123,22 @@ def test_two_folders_by_their_words(rplhr: Path, tmp_path: Path) -> None:
         "--data.train_dir.thick",
         str(tmp_path / "5mm"),
     ]
-    words += ["--data.intensity", "rplhr", "--data.cache_dir", str(tmp_path / "cache"), "--data.crop", "[32, 32]"]
-    words += ["--data.crops_per_epoch", "1", "--trainer.max_steps", "1", "--trainer.logger", "false"]
+    words += [
+        "--data.intensity",
+        "rplhr",
+        "--data.cache_dir",
+        str(tmp_path / "cache"),
+        "--data.crop",
+        "[32, 32]",
+    ]
+    words += [
+        "--data.crops_per_epoch",
+        "1",
+        "--trainer.max_steps",
+        "1",
+        "--trainer.logger",
+        "false",
+    ]
     words += ["--trainer.log_every_n_steps", "1", "--checkpoint.dirpath", str(tmp_path)]
     assert main([*words, "--trainer.default_root_dir", str(tmp_path)]) == 0
     assert (tmp_path / "last.ckpt").is_file()

@@ -19,7 +19,14 @@ from mpunet.io.thick_file import write_thick
 from mpunet.phantom.chest import phantom_image
 from mpunet.weights import Weights, read_weights, write_weights
 
-QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]
+QUIET = [
+    "--trainer.enable_progress_bar",
+    "false",
+    "--trainer.enable_model_summary",
+    "false",
+    "--trainer.accelerator",
+    "cpu",
+]
 WIDTHS = [2, 2, 2, 2, 2, 2]
 
 
@@ -29,7 +36,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     for name in ("train", "scans"):
         (root / name).mkdir()
-    nib.save(phantom_image(0, shape=(56, 40, 44), spacing=(1.0, 8.0, 8.0)), root / "train" / "case.nii.gz")
+    nib.save(
+        phantom_image(0, shape=(56, 40, 44), spacing=(1.0, 8.0, 8.0)),
+        root / "train" / "case.nii.gz",
+    )
     write_thick(root / "scans" / "case.nii.gz", root / "train" / "case.nii.gz", 5)
     return root
 
@@ -74,7 +84,17 @@ def fit(data: Path, root: Path, *extra: str) -> int:
 
 
 def predict(scans: Path, thin: Path, *extra: str) -> int:
-    return main(["predict", *QUIET, "--data.predict_dir", str(scans), "--writer.output_dir", str(thin), *extra])
+    return main(
+        [
+            "predict",
+            *QUIET,
+            "--data.predict_dir",
+            str(scans),
+            "--writer.output_dir",
+            str(thin),
+            *extra,
+        ]
+    )
 
 
 def voxels(folder: Path) -> np.ndarray:
@@ -111,7 +131,9 @@ def test_a_weights_file_predicts_what_its_checkpoint_does(
     assert predict(data / "scans", tmp_path / "c") == 0
     np.testing.assert_array_equal(voxels(tmp_path / "a"), voxels(tmp_path / "b"))
     np.testing.assert_array_equal(voxels(tmp_path / "a"), voxels(tmp_path / "c"))
-    thin = mpunet.Reconstructor.from_checkpoint(device="cpu")(nib.load(data / "scans" / "case.nii.gz"))
+    thin = mpunet.Reconstructor.from_checkpoint(device="cpu")(
+        nib.load(data / "scans" / "case.nii.gz")
+    )
     np.testing.assert_array_equal(voxels(tmp_path / "a"), np.asarray(thin.dataobj))
     hashes = [manifest(tmp_path / name)[0]["checkpoint"] for name in "abc"]
     assert hashes == [mpunet.weights.file_sha256(path) for path in (checkpoint, file, file)]
@@ -119,13 +141,27 @@ def test_a_weights_file_predicts_what_its_checkpoint_does(
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
 def test_packaged_weights_are_measured_without_a_path(
-    data: Path, file: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data: Path,
+    file: Path,
+    tmp_path: Path,
+    stage: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     figures = []
     for words in ([], ["--ckpt_path", str(file)]):
-        monkeypatch.setattr(mpunet.weights, "PACKAGED", tmp_path / "none.safetensors" if words else file)
+        monkeypatch.setattr(
+            mpunet.weights, "PACKAGED", tmp_path / "none.safetensors" if words else file
+        )
         folder = "--data.val_dir" if stage == "validate" else "--data.test_dir"
-        where = [folder, str(data / "train"), "--data.cache_dir", str(tmp_path), "--trainer.default_root_dir", str(tmp_path)]
+        where = [
+            folder,
+            str(data / "train"),
+            "--data.cache_dir",
+            str(tmp_path),
+            "--trainer.default_root_dir",
+            str(tmp_path),
+        ]
         assert main([stage, *QUIET, *where, "--trainer.logger", "false", *words]) == 0
         figures.append(capsys.readouterr().out)
     assert "psnr" in figures[0]
@@ -140,26 +176,49 @@ def test_a_scan_beside_the_training_data_is_told(
         affine = image.affine.copy()
         affine[:, 2] *= mm / 5
         (tmp_path / "scans").mkdir(exist_ok=True)
-        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), tmp_path / "scans" / f"{name}.nii.gz")
+        nib.save(
+            nib.Nifti1Image(np.asarray(image.dataobj), affine),
+            tmp_path / "scans" / f"{name}.nii.gz",
+        )
     assert predict(tmp_path / "scans", tmp_path / "thin", "--ckpt_path", str(file)) == 1
     told = capsys.readouterr().out
     assert "2 volumes written" in told
-    assert "1 with a warning:\n  near.nii.gz: slices stand 7 mm apart, and the network was trained on 5 mm" in told
+    assert (
+        "1 with a warning:\n  near.nii.gz: slices stand 7 mm apart, and the network was trained on 5 mm"
+        in told
+    )
     records = {record["file"]: record for record in manifest(tmp_path / "thin")}
     assert "refused" in str(records["far.nii.gz"]["reason"])
     assert "fine structures may be wrong" in str(records["near.nii.gz"]["warning"])
     assert records["case.nii.gz"]["warning"] is None
-    assert predict(tmp_path / "scans", tmp_path / "all", "--ckpt_path", str(file), "--inference.any_spacing", "true") == 0
+    assert (
+        predict(
+            tmp_path / "scans",
+            tmp_path / "all",
+            "--ckpt_path",
+            str(file),
+            "--inference.any_spacing",
+            "true",
+        )
+        == 0
+    )
     assert "warning" not in capsys.readouterr().out
 
 
 def test_networks_that_come_with_mpunet_go_by_name(
-    data: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data: Path,
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A scan for which another of them was made is told its name, and the name is all that ``--ckpt_path`` needs."""
     five = read_weights(file)
     three = Weights(
-        file, {**five.net, "init_args": {**five.net["init_args"], "ratio": 3}}, {}, {"training": {"thick_spacing": [3, 3]}}
+        file,
+        {**five.net, "init_args": {**five.net["init_args"], "ratio": 3}},
+        {},
+        {"training": {"thick_spacing": [3, 3]}},
     )
     three = replace(three, tensors=from_config(three.net).state_dict())
     for ratio, weights in ((5, five), (3, three)):
@@ -169,22 +228,31 @@ def test_networks_that_come_with_mpunet_go_by_name(
     image = nib.load(data / "scans" / "case.nii.gz")
     (tmp_path / "scans").mkdir()
     nib.save(
-        nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([1, 1, 0.6, 1])), tmp_path / "scans" / "case.nii.gz"
+        nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([1, 1, 0.6, 1])),
+        tmp_path / "scans" / "case.nii.gz",
     )
     assert predict(tmp_path / "scans", tmp_path / "five") == 0
     assert (
-        "fine structures may be wrong. Take --ckpt_path packaged_r3, which was trained on such scans." in capsys.readouterr().out
+        "fine structures may be wrong. Take --ckpt_path packaged_r3, which was trained on such scans."
+        in capsys.readouterr().out
     )
     assert predict(tmp_path / "scans", tmp_path / "three", "--ckpt_path", "packaged_r3") == 0
     assert "warning" not in capsys.readouterr().out
     assert voxels(tmp_path / "three").shape[2] == 3 * (image.shape[2] - 1) + 1
     spacing._packaged.cache_clear()
-    with pytest.raises(ValueError, match=r"come with mpunet \(packaged, packaged_r3, packaged_r5\), got packaged_r4"):
+    with pytest.raises(
+        ValueError,
+        match=r"come with mpunet \(packaged, packaged_r3, packaged_r5\), got packaged_r4",
+    ):
         read_weights("packaged_r4")
 
 
 def test_fit_begins_with_weights(
-    data: Path, file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    data: Path,
+    file: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(mpunet.weights, "PACKAGED", file)
     assert fit(data, tmp_path, "--init_from", "packaged", "--model.lr", "0") == 0
@@ -197,7 +265,10 @@ def test_fit_begins_with_weights(
     assert before["sha256"] == read_weights(file).sha256
     assert before["training"]["fwhm"] == [0.8, 1.0]
     # The record outlives a restart.
-    assert fit(data, tmp_path, "--ckpt_path", str(tmp_path / "last.ckpt"), "--trainer.max_steps", "3") == 0
+    assert (
+        fit(data, tmp_path, "--ckpt_path", str(tmp_path / "last.ckpt"), "--trainer.max_steps", "3")
+        == 0
+    )
     assert read_weights(tmp_path / "last.ckpt").record["training"]["began_with"] == before
 
 
@@ -216,22 +287,43 @@ def test_a_network_for_another_ratio_begins_with_what_fits(
     ("words", "message"),
     [
         (["predict", "--model.net.widths", str(WIDTHS)], "comes without weights"),
-        (["predict", "--ckpt_path", "{file}", "--model.net.ratio", "4"], "checkpoint for ratio = 5, but ratio = 4"),
+        (
+            ["predict", "--ckpt_path", "{file}", "--model.net.ratio", "4"],
+            "checkpoint for ratio = 5, but ratio = 4",
+        ),
         (["fit", "--ckpt_path", "{file}"], "begin with it by --init_from"),
         (["fit", "--ckpt_path", "{file}", "--init_from", "packaged"], "not both"),
         (["fit", "--init_from", "nowhere.safetensors"], "No weights at nowhere.safetensors"),
-        (["fit", "--init_from", "{other}", "--model.net.widths", str(WIDTHS)], "for another network"),
+        (
+            ["fit", "--init_from", "{other}", "--model.net.widths", str(WIDTHS)],
+            "for another network",
+        ),
     ],
 )
 def test_wrong_use_is_one_clear_line(
-    data: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+    data: Path,
+    file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
 ) -> None:
     others = {"unknown": torch.zeros(3)}
     write_weights(tmp_path / "other.safetensors", Weights(file, read_weights(file).net, others, {}))
     words = [word.format(file=file, other=tmp_path / "other.safetensors") for word in words]
-    folder = ["--data.predict_dir", str(data / "scans"), "--writer.output_dir", str(tmp_path / "thin")]
+    folder = [
+        "--data.predict_dir",
+        str(data / "scans"),
+        "--writer.output_dir",
+        str(tmp_path / "thin"),
+    ]
     if words[0] == "fit":
-        folder = ["--data.train_dir", str(data / "train"), "--trainer.default_root_dir", str(tmp_path)]
+        folder = [
+            "--data.train_dir",
+            str(data / "train"),
+            "--trainer.default_root_dir",
+            str(tmp_path),
+        ]
     assert main([*words, *folder, *QUIET]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("mpunet: error: ")

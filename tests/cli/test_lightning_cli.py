@@ -18,7 +18,14 @@ from mpunet.io.thick_file import write_thick
 from mpunet.phantom.chest import phantom_image
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-TINY = ["--model.net.widths", "[2,2,2,2,2,2]", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+TINY = [
+    "--model.net.widths",
+    "[2,2,2,2,2,2]",
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.devices",
+    "1",
+]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 
 
@@ -30,7 +37,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for folder in out.values():
         folder.mkdir()
     for seed, name in enumerate(("train", "val", "test")):
-        nib.save(phantom_image(seed, shape=(56, 40, 44), spacing=(1.0, 8.0, 8.0)), out[name] / f"case{seed}.nii.gz")
+        nib.save(
+            phantom_image(seed, shape=(56, 40, 44), spacing=(1.0, 8.0, 8.0)),
+            out[name] / f"case{seed}.nii.gz",
+        )
     write_thick(out["scans"] / "a.nii.gz", out["test"] / "case2.nii.gz", 5)
     image = nib.load(out["scans"] / "a.nii.gz")
     thick, affine = np.asarray(image.dataobj), image.affine
@@ -52,17 +62,49 @@ def run(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
 
 def fit(folders: dict[str, Path], root: Path, config: str, *extra: str) -> int:
     return main(
-        ["fit", "--config", str(EXAMPLES / config), *TINY, *QUIET, "--trainer.default_root_dir", str(root)]
+        [
+            "fit",
+            "--config",
+            str(EXAMPLES / config),
+            *TINY,
+            *QUIET,
+            "--trainer.default_root_dir",
+            str(root),
+        ]
         + ["--data.train_dir", str(folders["train"]), "--data.val_dir", str(folders["val"])]
-        + ["--data.cache_dir", str(root / "cache"), "--data.crop", "[32, 32]", "--trainer.log_every_n_steps", "1"]
-        + ["--trainer.max_steps", "2", "--data.crops_per_epoch", "4", "--data.batch_size", "2", "--trainer.precision", "32-true"]
+        + [
+            "--data.cache_dir",
+            str(root / "cache"),
+            "--data.crop",
+            "[32, 32]",
+            "--trainer.log_every_n_steps",
+            "1",
+        ]
+        + [
+            "--trainer.max_steps",
+            "2",
+            "--data.crops_per_epoch",
+            "4",
+            "--data.batch_size",
+            "2",
+            "--trainer.precision",
+            "32-true",
+        ]
         + ["--trainer.val_check_interval", "2", "--trainer.check_val_every_n_epoch", "null", *extra]
     )
 
 
 def predict(checkpoint: Path, scans: Path, thin: Path, *extra: str) -> int:
     return main(
-        ["predict", "--ckpt_path", str(checkpoint), "--data.predict_dir", str(scans), "--writer.output_dir", str(thin)]
+        [
+            "predict",
+            "--ckpt_path",
+            str(checkpoint),
+            "--data.predict_dir",
+            str(scans),
+            "--writer.output_dir",
+            str(thin),
+        ]
         + ["--trainer.accelerator", "cpu", *QUIET, *extra]
     )
 
@@ -76,9 +118,24 @@ def test_fit_leaves_checkpoints_config_and_pictures(run: Path) -> None:
     assert config["model"]["net"]["init_args"]["widths"] == [2, 2, 2, 2, 2, 2]
 
 
-@pytest.mark.parametrize(("muon", "groups"), [("3e-3", 2), ("null", 1)])  # as the example has it, and AdamW alone
-def test_the_other_small_example_runs(folders: dict[str, Path], tmp_path: Path, muon: str, groups: int) -> None:
-    assert fit(folders, tmp_path, "mpunet_small.yaml", "--data.batch_size", "1", "--model.muon_lr", muon) == 0
+@pytest.mark.parametrize(
+    ("muon", "groups"), [("3e-3", 2), ("null", 1)]
+)  # as the example has it, and AdamW alone
+def test_the_other_small_example_runs(
+    folders: dict[str, Path], tmp_path: Path, muon: str, groups: int
+) -> None:
+    assert (
+        fit(
+            folders,
+            tmp_path,
+            "mpunet_small.yaml",
+            "--data.batch_size",
+            "1",
+            "--model.muon_lr",
+            muon,
+        )
+        == 0
+    )
     (checkpoint,) = tmp_path.rglob("last.ckpt")
     optimizer = torch.load(checkpoint, weights_only=True)["optimizer_states"][0]
     assert len(optimizer["param_groups"]) == groups
@@ -117,11 +174,21 @@ def test_tensorboard_shows_curves_and_pictures(run: Path) -> None:
     assert tags["images"] == ["coronal/case1"]
 
 
-@pytest.mark.parametrize("source", [["--data.train_dir"], ["--data.split", "[1, 0, 0]", "--data.data_dir"]])
+@pytest.mark.parametrize(
+    "source", [["--data.train_dir"], ["--data.split", "[1, 0, 0]", "--data.data_dir"]]
+)
 def test_fit_without_validation_data_keeps_the_last_checkpoint(
     folders: dict[str, Path], tmp_path: Path, source: list[str]
 ) -> None:
-    args = ["fit", *TINY, *QUIET, *source, str(folders["train"]), "--data.cache_dir", str(tmp_path / "cache")]
+    args = [
+        "fit",
+        *TINY,
+        *QUIET,
+        *source,
+        str(folders["train"]),
+        "--data.cache_dir",
+        str(tmp_path / "cache"),
+    ]
     args += [
         "--data.crop",
         "[32, 32]",
@@ -139,47 +206,81 @@ def test_fit_without_validation_data_keeps_the_last_checkpoint(
 def test_checkpoint_is_plain_and_rebuilds_the_network(run: Path) -> None:
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["hyper_parameters"]["net"]["init_args"]["widths"] == [2] * 6
-    module = mpunet.MPUNetModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt", weights_only=True)
+    module = mpunet.MPUNetModule.load_from_checkpoint(
+        run / "checkpoints" / "last.ckpt", weights_only=True
+    )
     assert module.hparams["lr"] == 1e-3
     key = "net.backbone.encoder.stem.0.0.weight"
     torch.testing.assert_close(module.state_dict()[key], checkpoint["state_dict"][key])
 
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
-def test_measure_without_a_config(run: Path, folders: dict[str, Path], tmp_path: Path, stage: str) -> None:
+def test_measure_without_a_config(
+    run: Path, folders: dict[str, Path], tmp_path: Path, stage: str
+) -> None:
     name = "val" if stage == "validate" else "test"
-    args = [stage, "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), f"--data.{name}_dir", str(folders[name])]
-    args += ["--data.cache_dir", str(tmp_path / "cache"), "--trainer.default_root_dir", str(tmp_path), *QUIET]
+    args = [
+        stage,
+        "--ckpt_path",
+        str(run / "checkpoints" / "last.ckpt"),
+        f"--data.{name}_dir",
+        str(folders[name]),
+    ]
+    args += [
+        "--data.cache_dir",
+        str(tmp_path / "cache"),
+        "--trainer.default_root_dir",
+        str(tmp_path),
+        *QUIET,
+    ]
     assert main([*args, "--trainer.accelerator", "cpu", "--trainer.logger.class_path", "CSVLogger"]
                 + ["--trainer.logger.save_dir", str(tmp_path)]) == 0  # fmt: skip
     folder = tmp_path / "lightning_logs" / "version_0"
-    assert (folder / ("config_validate.yaml" if stage == "validate" else "config_test.yaml")).exists()
+    assert (
+        folder / ("config_validate.yaml" if stage == "validate" else "config_test.yaml")
+    ).exists()
     header, values = (folder / "metrics.csv").read_text().splitlines()[:2]
     row = dict(zip(header.split(","), values.split(","), strict=True))
     assert 0 < float(row[f"{name}/lung_mae"]) < 200
-    assert float(row[f"{name}/psnr"]) == pytest.approx(20 * np.log10(4095 / float(row[f"{name}/rmse"])), abs=1e-3)
+    assert float(row[f"{name}/psnr"]) == pytest.approx(
+        20 * np.log10(4095 / float(row[f"{name}/rmse"])), abs=1e-3
+    )
 
 
-def test_predict_keeps_names_header_and_positions(run: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_predict_keeps_names_header_and_positions(
+    run: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
     assert predict(run / "checkpoints" / "last.ckpt", folders["scans"], tmp_path) == 0
-    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.nii*")) == ["a.nii.gz", "sub/b.nii"]
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.nii*")) == [
+        "a.nii.gz",
+        "sub/b.nii",
+    ]
     for name in ("a.nii.gz", "sub/b.nii"):
         thick, thin = nib.load(folders["scans"] / name), nib.load(tmp_path / name)
         assert thin.get_data_dtype() == np.int16
         assert thin.shape == (*thick.shape[:2], (thick.shape[2] - 1) * 5 + 1)
         positions = slice_positions(thick.affine, 2, thick.shape[2])
-        np.testing.assert_allclose(slice_positions(thin.affine, 2, thin.shape[2])[::5], positions, atol=1e-4)
+        np.testing.assert_allclose(
+            slice_positions(thin.affine, 2, thin.shape[2])[::5], positions, atol=1e-4
+        )
     # The same scan stored the other way round is the same patient, but for values that lie half-way between two HU.
-    a, b = (np.asarray(nib.load(tmp_path / name).dataobj, np.int32) for name in ("a.nii.gz", "sub/b.nii"))
+    a, b = (
+        np.asarray(nib.load(tmp_path / name).dataobj, np.int32)
+        for name in ("a.nii.gz", "sub/b.nii")
+    )
     difference = np.abs(a - b[:, :, ::-1])
     assert difference.max() <= 1
     assert difference.mean() < 1e-3
 
 
-def test_reconstructor_gives_what_predict_writes(run: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_reconstructor_gives_what_predict_writes(
+    run: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
     checkpoint = run / "checkpoints" / "last.ckpt"
     assert predict(checkpoint, folders["scans"], tmp_path) == 0
-    image = mpunet.Reconstructor.from_checkpoint(checkpoint)(nib.load(folders["scans"] / "a.nii.gz"))
+    image = mpunet.Reconstructor.from_checkpoint(checkpoint)(
+        nib.load(folders["scans"] / "a.nii.gz")
+    )
     # After two steps of warm-up this is all but the interpolation, whose values lie half-way between two HU here and there.
     written = np.asarray(nib.load(tmp_path / "a.nii.gz").dataobj, np.int32)
     difference = np.abs(np.asarray(image.dataobj, np.int32) - written)
@@ -187,13 +288,19 @@ def test_reconstructor_gives_what_predict_writes(run: Path, folders: dict[str, P
     assert difference.mean() < 1e-3
 
 
-@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")  # no validation data
+@pytest.mark.filterwarnings(
+    "ignore:Total length of `list` across ranks is zero"
+)  # no validation data
 def test_checkpoint_made_in_python_predicts(folders: dict[str, Path], tmp_path: Path) -> None:
     import lightning as L
 
     module = mpunet.MPUNetModule(mpunet.MPUNet(4, 5, widths=(2, 2, 2)), lr=1e-4)
     data = mpunet.ThickThinDataModule(
-        train_dir=str(folders["train"]), crop=(16, 16), crops_per_epoch=2, cache_dir=str(tmp_path / "cache"), num_workers=0
+        train_dir=str(folders["train"]),
+        crop=(16, 16),
+        crops_per_epoch=2,
+        cache_dir=str(tmp_path / "cache"),
+        num_workers=0,
     )
     trainer = L.Trainer(
         max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_progress_bar=False,
@@ -201,7 +308,12 @@ def test_checkpoint_made_in_python_predicts(folders: dict[str, Path], tmp_path: 
     )  # fmt: skip
     trainer.fit(module, data)
     trainer.save_checkpoint(tmp_path / "python.ckpt")
-    assert torch.load(tmp_path / "python.ckpt", weights_only=True)["hyper_parameters"]["net"]["init_args"]["n_thick"] == 4
+    assert (
+        torch.load(tmp_path / "python.ckpt", weights_only=True)["hyper_parameters"]["net"][
+            "init_args"
+        ]["n_thick"]
+        == 4
+    )
     assert predict(tmp_path / "python.ckpt", folders["scans"], tmp_path / "thin") == 0
     assert nib.load(tmp_path / "thin" / "a.nii.gz").shape[2] == 56
 
@@ -286,11 +398,33 @@ def test_paper_config_runs_with_all_losses(folders: dict[str, Path], tmp_path: P
     torch.manual_seed(0)
     features = vgg16(weights=None).features[:4].state_dict()
     torch.save({f"features.{key}": value for key, value in features.items()}, tmp_path / "vgg.pth")
-    extra = ["--model.objective.feature_weights", str(tmp_path / "vgg.pth"), "--model.objective.feature_layers", "[relu1_2]"]
-    extra += ["--trainer.logger.class_path", "CSVLogger", "--trainer.logger.save_dir", str(tmp_path)]
+    extra = [
+        "--model.objective.feature_weights",
+        str(tmp_path / "vgg.pth"),
+        "--model.objective.feature_layers",
+        "[relu1_2]",
+    ]
+    extra += [
+        "--trainer.logger.class_path",
+        "CSVLogger",
+        "--trainer.logger.save_dir",
+        str(tmp_path),
+    ]
     assert fit(folders, tmp_path, "mpunet.yaml", *extra, "--trainer.callbacks", "[]") == 0
-    header = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
-    assert {"train/loss", "train/mask", "train/inner", "train/outer", "train/feature", "val/lung_psnr"} <= set(header)
+    header = (
+        (tmp_path / "lightning_logs" / "version_0" / "metrics.csv")
+        .read_text()
+        .splitlines()[0]
+        .split(",")
+    )
+    assert {
+        "train/loss",
+        "train/mask",
+        "train/inner",
+        "train/outer",
+        "train/feature",
+        "val/lung_psnr",
+    } <= set(header)
 
 
 def test_a_network_that_knows_nothing_of_mpunet(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -324,13 +458,31 @@ def test_a_network_that_knows_nothing_of_mpunet(folders: dict[str, Path], tmp_pa
         "--trainer.logger",
         "false",
     ]
-    words += ["--trainer.default_root_dir", str(tmp_path), "--checkpoint.dirpath", str(tmp_path), "--trainer.max_epochs", "1"]
+    words += [
+        "--trainer.default_root_dir",
+        str(tmp_path),
+        "--checkpoint.dirpath",
+        str(tmp_path),
+        "--trainer.max_epochs",
+        "1",
+    ]
     assert main(words) == 0
     last = tmp_path / "last.ckpt"
     hparams = torch.load(last, weights_only=True)["hyper_parameters"]
     assert hparams["net"] == {"class_path": "helpers.OthersNetwork", "init_args": {"channels": 3}}
     assert (
-        main([*words, "--ckpt_path", str(last), "--trainer.max_epochs", "2", "--checkpoint.enable_version_counter", "false"]) == 0
+        main(
+            [
+                *words,
+                "--ckpt_path",
+                str(last),
+                "--trainer.max_epochs",
+                "2",
+                "--checkpoint.enable_version_counter",
+                "false",
+            ]
+        )
+        == 0
     )
     assert torch.load(last, weights_only=True)["epoch"] == 1
     assert predict(last, folders["scans"], tmp_path / "thin") == 0
@@ -340,7 +492,16 @@ def test_a_network_that_knows_nothing_of_mpunet(folders: dict[str, Path], tmp_pa
 
 def test_another_network_keeps_its_own_defaults(folders: dict[str, Path], tmp_path: Path) -> None:
     """jsonargparse would hand on the default network's widths."""
-    words = ["fit", "--model.net", "mpunet.models.VNet", "--model.net.layers", "1", "--trainer.max_steps", "0", *QUIET]
+    words = [
+        "fit",
+        "--model.net",
+        "mpunet.models.VNet",
+        "--model.net.layers",
+        "1",
+        "--trainer.max_steps",
+        "0",
+        *QUIET,
+    ]
     words += [
         "--data.train_dir",
         str(folders["train"]),
@@ -368,21 +529,43 @@ def test_missing_vgg_weights_are_told_before_training(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = tmp_path / "vgg.pth"
-    assert fit(folders, tmp_path, "mpunet.yaml", "--model.objective.feature_weights", str(missing)) == 2
+    assert (
+        fit(folders, tmp_path, "mpunet.yaml", "--model.objective.feature_weights", str(missing))
+        == 2
+    )
     assert str(missing) in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_resume_goes_on_where_it_stopped(run: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_resume_goes_on_where_it_stopped(
+    run: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
     last = run / "checkpoints" / "last.ckpt"
-    assert fit(folders, tmp_path, "mpunet_cpu.yaml", "--ckpt_path", str(last), "--trainer.max_steps", "4") == 0
-    checkpoint = torch.load(tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (
+        fit(
+            folders,
+            tmp_path,
+            "mpunet_cpu.yaml",
+            "--ckpt_path",
+            str(last),
+            "--trainer.max_steps",
+            "4",
+        )
+        == 0
+    )
+    checkpoint = torch.load(
+        tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True
+    )
     assert checkpoint["global_step"] == 4
-    others = checkpoint["optimizer_states"][0]["param_groups"][-1]["params"]  # Muon's kernels do not count their steps
+    others = checkpoint["optimizer_states"][0]["param_groups"][-1][
+        "params"
+    ]  # Muon's kernels do not count their steps
     assert {checkpoint["optimizer_states"][0]["state"][i]["step"] for i in others} == {4}
 
 
-def test_existing_outputs(run: Path, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_outputs(
+    run: Path, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint = run / "checkpoints" / "last.ckpt"
     assert predict(checkpoint, folders["scans"], tmp_path) == 0
     (tmp_path / "a.nii.gz").write_bytes(b"mine")
@@ -394,13 +577,17 @@ def test_existing_outputs(run: Path, folders: dict[str, Path], tmp_path: Path, c
     assert nib.load(tmp_path / "a.nii.gz").shape[2] == 56
 
 
-def test_help_and_version_are_quick_and_import_nothing_heavy(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_version_are_quick_and_import_nothing_heavy(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     import subprocess
     import sys
 
     code = "import sys; from mpunet.__main__ import main; main(sys.argv[1:]); print([m for m in ('torch', 'lightning') if m in sys.modules])"
     for word, expected in (("--version", mpunet.__version__), ("--help", "usage: mpunet")):
-        out = subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True, check=True).stdout
+        out = subprocess.run(
+            [sys.executable, "-c", code, word], capture_output=True, text=True, check=True
+        ).stdout
         assert expected in out
         assert out.splitlines()[-1] == "[]"
 

@@ -46,7 +46,9 @@ def ramp_crops(transforms, seed, *, paired):
     for axis, name in enumerate("zyx"):
         ramp = (10 * np.indices(SHAPE)[axis]).astype(np.int16)
         one = crop(transforms, seed, case(ramp, paired=paired))
-        out |= {f"{key} {name}": (to_hu(one[key]) - to_hu(zero[key])) / 10 for key in ("thick", "thin")}
+        out |= {
+            f"{key} {name}": (to_hu(one[key]) - to_hu(zero[key])) / 10 for key in ("thick", "thin")
+        }
     return out
 
 
@@ -54,7 +56,13 @@ def ramp_crops(transforms, seed, *, paired):
 @pytest.mark.parametrize("name", ALL)
 def test_thick_and_thin_show_the_same_place(name, paired):
     transforms = training_transforms(
-        N_THICK, RATIO, (8, 8), lung_rate=1.0, profile=["gaussian", "triangle"], fwhm=(0.5, 1.1), augmentation=ALL[name]
+        N_THICK,
+        RATIO,
+        (8, 8),
+        lung_rate=1.0,
+        profile=["gaussian", "triangle"],
+        fwhm=(0.5, 1.1),
+        augmentation=ALL[name],
     )
     angles = set()
     for seed in range(12):
@@ -76,7 +84,9 @@ def test_thick_and_thin_show_the_same_place(name, paired):
             np.testing.assert_allclose(thin, np.broadcast_to(thin[:1], thin.shape), atol=0.01)
         # It is a rigid motion, up to what bicubic interpolation is off on a ramp, a twentieth of a voxel.
         grid = np.indices((8, 8)).reshape(2, -1).T - 3.5
-        motion = np.linalg.lstsq(grid, np.stack([y[0].ravel() - y[0].mean(), x[0].ravel() - x[0].mean()], 1), rcond=None)[0]
+        motion = np.linalg.lstsq(
+            grid, np.stack([y[0].ravel() - y[0].mean(), x[0].ravel() - x[0].mean()], 1), rcond=None
+        )[0]
         np.testing.assert_allclose(motion @ motion.T, np.eye(2), atol=0.02)
         assert np.abs(grid @ motion[:, 1] + x[0].mean() - x[0].ravel()).max() < 0.06
         angles.add(round(float(np.arctan2(motion[1, 0], motion[0, 0])), 2))
@@ -92,7 +102,10 @@ def test_rotation_about_the_centre(angle):
     """Closed form: the voxel (y, x) off the centre shows what stood at the rotated place."""
     y, x = np.indices((21, 30), dtype=np.float64) - np.array([10, 14.5])[:, None, None]
     wave = np.stack([np.cos(0.3 * y + 0.2 * x), np.sin(0.5 * x)]).astype(np.float32)
-    turned_y, turned_x = np.cos(angle) * y - np.sin(angle) * x, np.sin(angle) * y + np.cos(angle) * x
+    turned_y, turned_x = (
+        np.cos(angle) * y - np.sin(angle) * x,
+        np.sin(angle) * y + np.cos(angle) * x,
+    )
     expected = np.stack([np.cos(0.3 * turned_y + 0.2 * turned_x), np.sin(0.5 * turned_x)])
     known = (np.abs(turned_y) < 8) & (np.abs(turned_x) < 12)
     assert known.sum() > 150
@@ -108,7 +121,9 @@ def test_borders_fill_the_corners(size, degrees):
     wide = np.zeros((1, size[0] + 2 * border[0], size[1] + 2 * border[1]), np.float32)
     wide[0] = 1
     wide[0, [0, -1]] = wide[0, :, [0, -1]] = 50  # what repeats beyond the edge
-    inner = rotated(wide, np.deg2rad(degrees))[0, border[0] : -border[0] or None, border[1] : -border[1] or None]
+    inner = rotated(wide, np.deg2rad(degrees))[
+        0, border[0] : -border[0] or None, border[1] : -border[1] or None
+    ]
     assert inner.shape[0] >= size[0]
     np.testing.assert_allclose(inner[: size[0], : size[1]], 1, atol=1e-4)
 
@@ -135,7 +150,11 @@ class TestNoise:
         noise = ct_noise((30, 80, 90), 12.0, np.random.default_rng(0))
         assert noise.dtype == np.float32
         assert noise.std() == pytest.approx(12, rel=0.01)
-        for axis, lags in ((0, (0, 0, 0)), (1, (4 / 6, 1 / 6, 0)), (2, (4 / 6, 1 / 6, 0))):  # of the weights 1, 2, 1
+        for axis, lags in (
+            (0, (0, 0, 0)),
+            (1, (4 / 6, 1 / 6, 0)),
+            (2, (4 / 6, 1 / 6, 0)),
+        ):  # of the weights 1, 2, 1
             moved = np.moveaxis(noise, axis, 0)
             found = [(moved[:-lag] * moved[lag:]).mean() / 144 for lag in (1, 2, 3)]
             np.testing.assert_allclose(found, lags, atol=0.03)
@@ -145,25 +164,36 @@ class TestNoise:
         noised = RandCTNoised(N_THICK, RATIO, weights, prob=1.0, max_hu=30.0)
         stds = []
         for seed in range(8):
-            thin, thick = np.full((1, N_THIN, 40, 40), 100, np.float32), np.full((1, N_THICK, 40, 40), 100, np.float32)
+            thin, thick = (
+                np.full((1, N_THIN, 40, 40), 100, np.float32),
+                np.full((1, N_THICK, 40, 40), 100, np.float32),
+            )
             out = crop(noised, seed, {"thin": thin, "thick": thick, "lung": thin > 0})
             noise, left = out["thin"][0] - 100, out["thick"][0] - 100
             stds.append(noise.std())
             # The reach of 3 slices of the second thick slice (at 3) and the third (at 6) lies within the ten thin ones.
             for k in (1, 2):
-                np.testing.assert_allclose(left[k], np.tensordot(weights, noise[3 * k - 3 : 3 * k + 4], axes=1), atol=1e-3)
+                np.testing.assert_allclose(
+                    left[k], np.tensordot(weights, noise[3 * k - 3 : 3 * k + 4], axes=1), atol=1e-3
+                )
             ratios = left.std(axis=(1, 2)) / noise.std()
-            np.testing.assert_allclose(ratios, np.sqrt((weights**2).sum()), rtol=0.25)  # the ends too
+            np.testing.assert_allclose(
+                ratios, np.sqrt((weights**2).sum()), rtol=0.25
+            )  # the ends too
         assert 0 < min(stds) < 10 < 20 < max(stds) < 30.5
 
     def test_simulated_thick_slices_are_made_of_noisy_thin_ones(self):
-        transforms = training_transforms(N_THICK, RATIO, (8, 8), flip=False, augmentation=Augmentation(noise_prob=1.0))
+        transforms = training_transforms(
+            N_THICK, RATIO, (8, 8), flip=False, augmentation=Augmentation(noise_prob=1.0)
+        )
         out = crop(transforms, 3, case(np.zeros(SHAPE, np.int16), paired=False))
         thin, thick = to_hu(out["thin"]), to_hu(out["thick"])
         assert thin.std() > 1
         for k in (1, 2):
             np.testing.assert_allclose(
-                thick[k], np.tensordot(profile_weights(RATIO), thin[3 * k - 3 : 3 * k + 4], axes=1), atol=0.01
+                thick[k],
+                np.tensordot(profile_weights(RATIO), thin[3 * k - 3 : 3 * k + 4], axes=1),
+                atol=0.01,
             )
 
 
@@ -172,12 +202,15 @@ def test_intensities_of_thick_and_thin_change_alike(option, size):
     """Water in the first rows, air at -900 HU in the others: an offset moves both, a scaling only air."""
     thin = np.full(SHAPE, -900, np.int16)
     thin[:, :20] = 0
-    transforms = training_transforms(N_THICK, RATIO, SHAPE[1:], flip=False, augmentation=Augmentation(**{f"{option}_prob": 0.5}))
+    transforms = training_transforms(
+        N_THICK, RATIO, SHAPE[1:], flip=False, augmentation=Augmentation(**{f"{option}_prob": 0.5})
+    )
     found = []
     for seed in range(40):
         out = crop(transforms, seed, case(thin, paired=True))
         water, air = (
-            np.concatenate([to_hu(out[key])[:, rows] for key in ("thick", "thin")]) for rows in (slice(20), slice(20, 40))
+            np.concatenate([to_hu(out[key])[:, rows] for key in ("thick", "thin")])
+            for rows in (slice(20), slice(20, 40))
         )
         assert max(np.ptp(water), np.ptp(air)) < 1e-2
         found.append((air.mean() + 900) / (-900 if option == "scale" else 1))
@@ -224,7 +257,9 @@ class TestProfiles:
             out = crop(transforms, seed, case(thin, paired=False))
             matrix = thickening_matrix(N_THIN, RATIO, simulate.weights, count=N_THICK)
             reach = len(simulate.weights) // 2
-            whole = [k for k in range(N_THICK) if reach <= RATIO * k < N_THIN - reach]  # what needs no margin
+            whole = [
+                k for k in range(N_THICK) if reach <= RATIO * k < N_THIN - reach
+            ]  # what needs no margin
             expected = np.tensordot(matrix[whole], to_hu(out["thin"]), axes=1)
             np.testing.assert_allclose(to_hu(out["thick"])[whole], expected, atol=0.02)
             drawn.add(round(simulate.weights.max(), 4))
@@ -249,7 +284,10 @@ class TestProfiles:
     [
         ({"rotate_prob": 1.5}, r"probability from 0 to 1, got rotate_prob = 1.5"),
         ({"noise_prob": -0.1}, r"got noise_prob = -0.1"),
-        ({"shift_hu": -20.0}, r"largest change, 0 or more, got shift_hu = -20.0; it is drawn either way"),
+        (
+            {"shift_hu": -20.0},
+            r"largest change, 0 or more, got shift_hu = -20.0; it is drawn either way",
+        ),
         ({"scale": float("nan")}, r"got scale = nan"),
     ],
 )
@@ -291,20 +329,36 @@ class TestDataModule:
     def test_validation_keeps_to_one_profile(self, data):
         (first, *_) = data.val_dataloader()
         np.testing.assert_allclose(
-            first["thick"], thicken(position_slab((19, 8, 10)), 3, profile="triangle", fwhm=0.9), atol=1e-3
+            first["thick"],
+            thicken(position_slab((19, 8, 10)), 3, profile="triangle", fwhm=0.9),
+            atol=1e-3,
         )
 
 
 def test_crops_of_turned_cases_come_at_their_rate(thin_folder, tmp_path):
     """Two folders stand for real thin scans (values from -1000 to -997 on) and turned ones (from -990 on)."""
     save(tmp_path / "turned" / "t.nii.gz", position_slab((19, 8, 10)) + 10)
-    options = {"n_thick": 4, "ratio": 3, "crop": (4, 6), "num_workers": 0, "cache_dir": str(tmp_path / "cache")}
-    data, other = (ThickThinDataModule(train_dir=str(d), **options) for d in (thin_folder, tmp_path / "turned"))
+    options = {
+        "n_thick": 4,
+        "ratio": 3,
+        "crop": (4, 6),
+        "num_workers": 0,
+        "cache_dir": str(tmp_path / "cache"),
+    }
+    data, other = (
+        ThickThinDataModule(train_dir=str(d), **options) for d in (thin_folder, tmp_path / "turned")
+    )
     for module in (data, other):
         module.setup("fit")
     crops = data.train_dataloader().dataset
-    crops.transforms = lambda data: dict.fromkeys(("thick", "thin", "lung"), int(data["thin"][0, 0, 0]) == -990)
+    crops.transforms = lambda data: dict.fromkeys(
+        ("thick", "thin", "lung"), int(data["thin"][0, 0, 0]) == -990
+    )
     crops.transforms.set_random_state = lambda seed: None
-    for cases, rate, low, high in ((crops.cases, 0.0, 0, 0), (crops.cases, 0.3, 90, 150), ([], 0.3, 400, 400)):
+    for cases, rate, low, high in (
+        (crops.cases, 0.0, 0, 0),
+        (crops.cases, 0.3, 90, 150),
+        ([], 0.3, 400, 400),
+    ):
         crops.cases, crops.turned, crops.turned_rate = cases, other.cases["train"], rate
         assert low <= sum(crops[item]["thin"] for item in range(400)) <= high

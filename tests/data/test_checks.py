@@ -76,7 +76,10 @@ INTENSITIES = {
 @pytest.mark.parametrize("volume", ["thin", "thick"])
 @pytest.mark.parametrize("fault", INTENSITIES)
 def test_intensities(tmp_path, slabs, fault, volume):
-    pair = [INTENSITIES[fault](slab) if volume == kind else slab for kind, slab in zip(("thin", "thick"), slabs, strict=True)]
+    pair = [
+        INTENSITIES[fault](slab) if volume == kind else slab
+        for kind, slab in zip(("thin", "thick"), slabs, strict=True)
+    ]
     found = told(look(tmp_path, *pair))
     assert (volume, fault, "refused") in found
     assert {code for _, code, _ in found} <= {fault, "other scale"}
@@ -113,14 +116,19 @@ def test_files_that_cannot_be_read(tmp_path, slabs):
     broken[3, 4, 5] = np.nan
     (finding,) = look(tmp_path, broken)
     assert "got 1 NaN or infinite voxels" in finding.text
-    assert examine(Case("c", "c", tmp_path / "nowhere.nii"))[0].text == f"nowhere.nii: no such file: {tmp_path}/nowhere.nii"
+    assert (
+        examine(Case("c", "c", tmp_path / "nowhere.nii"))[0].text
+        == f"nowhere.nii: no such file: {tmp_path}/nowhere.nii"
+    )
 
 
 def test_blank_slices(tmp_path, slabs):
     thin = slabs[0].copy()
     thin[40:42] = -1024
     found = [f for f in look(tmp_path, thin) if f.verdict == "refused"]
-    assert [(f.code, f.text) for f in found] == [("blank", "slices 40, 41 of 91 are blank; cut off or restore")]
+    assert [(f.code, f.text) for f in found] == [
+        ("blank", "slices 40, 41 of 91 are blank; cut off or restore")
+    ]
 
 
 def test_doubled_slices(tmp_path, slabs):
@@ -131,18 +139,26 @@ def test_doubled_slices(tmp_path, slabs):
 
 
 def test_missing_slices_of_a_scan_alone(tmp_path, slabs):
-    (finding,) = (f for f in look(tmp_path, np.delete(slabs[0], range(40, 45), axis=0)) if f.verdict == "refused")
+    (finding,) = (
+        f
+        for f in look(tmp_path, np.delete(slabs[0], range(40, 45), axis=0))
+        if f.verdict == "refused"
+    )
     assert finding.code == "jump"
     assert finding.text.startswith("slices 39 and 40 of 86 differ ")
 
 
 @pytest.mark.parametrize(
     ("thin_cut", "thick_cut", "words"),
-    [(47, None, "by -1.0 thin slices: thin slices are missing"), (None, 9, "by +5.0 thin slices: thick slices are missing")],
+    [
+        (47, None, "by -1.0 thin slices: thin slices are missing"),
+        (None, 9, "by +5.0 thin slices: thick slices are missing"),
+    ],
 )
 def test_missing_slices_of_a_pair(tmp_path, slabs, thin_cut, thick_cut, words):
     thin, thick = (
-        slab if cut is None else np.delete(slab, cut, 0) for slab, cut in zip(slabs, (thin_cut, thick_cut), strict=True)
+        slab if cut is None else np.delete(slab, cut, 0)
+        for slab, cut in zip(slabs, (thin_cut, thick_cut), strict=True)
     )
     found = look(tmp_path, thin, thick)
     (step,) = (f for f in found if f.code == "steps")
@@ -154,7 +170,11 @@ def test_missing_slices_of_a_pair(tmp_path, slabs, thin_cut, thick_cut, words):
 
 
 def test_headers_two_slices_apart(tmp_path, slabs):
-    (finding,) = (f for f in look(tmp_path, *slabs, thick_header={**THICK, "start": 2.0}) if f.verdict == "refused")
+    (finding,) = (
+        f
+        for f in look(tmp_path, *slabs, thick_header={**THICK, "start": 2.0})
+        if f.verdict == "refused"
+    )
     assert finding.code == "registration"
     assert "0.0" in finding.text
     assert "2.00 by the headers: 2.0 thin slices apart" in finding.text
@@ -175,9 +195,13 @@ def test_a_true_offset_is_repaired(tmp_path, slabs):
     assert "thick slice 0 stands on thin slice 2; cut to the common 18 thick" in found[0].text
 
 
-@pytest.mark.parametrize(("axis", "words"), [(0, "upside down"), (1, "front to back"), (2, "left to right")])
+@pytest.mark.parametrize(
+    ("axis", "words"), [(0, "upside down"), (1, "front to back"), (2, "left to right")]
+)
 def test_turned(tmp_path, slabs, axis, words):
-    (finding,) = (f for f in look(tmp_path, slabs[0], np.flip(slabs[1], axis)) if f.verdict == "refused")
+    (finding,) = (
+        f for f in look(tmp_path, slabs[0], np.flip(slabs[1], axis)) if f.verdict == "refused"
+    )
     assert finding.code == "turned"
     assert f"turned {words}: one of the headers is wrong" in finding.text
 
@@ -195,7 +219,9 @@ def test_another_patient(tmp_path, slabs, other):
 
 def test_another_scale(tmp_path, slabs):
     (finding,) = (
-        f for f in look(tmp_path, slabs[0], ((slabs[1] + 1000) * 1.3 - 1000).astype(np.int16)) if f.verdict == "refused"
+        f
+        for f in look(tmp_path, slabs[0], ((slabs[1] + 1000) * 1.3 - 1000).astype(np.int16))
+        if f.verdict == "refused"
     )
     assert finding.code == "other scale"
     assert finding.text.startswith("thick = 1.3")
@@ -205,7 +231,12 @@ def test_grids_and_ratios(tmp_path, slabs):
     thin, thick = slabs
     for volumes, options, code, words in (
         ((thin, thick[:, :-2]), {}, "grid", "46 x 60 and 48 x 60 voxels"),
-        ((thin, thick), {"thick_header": {"spacing": (5.0, 0.8, 0.8)}}, "grid", "differ in direction or in-plane spacing"),
+        (
+            (thin, thick),
+            {"thick_header": {"spacing": (5.0, 0.8, 0.8)}},
+            "grid",
+            "differ in direction or in-plane spacing",
+        ),
         (
             (thin, thick),
             {"thick_header": {"spacing": (4.5, 0.7, 0.7)}},
@@ -236,16 +267,34 @@ def test_lung_masks(tmp_path, slabs):
         (np.ones(slabs[0].shape, np.uint8), {**THIN, "start": 1.0}, "not on the thin grid"),
         (np.ones(slabs[1].shape, np.uint8), THICK, r"mask of (19, 48, 60) voxels"),
     ):
-        (finding,) = examine(Case("c", "c", thin, lung=save(tmp_path / "lung.nii.gz", mask, **header)))
+        (finding,) = examine(
+            Case("c", "c", thin, lung=save(tmp_path / "lung.nii.gz", mask, **header))
+        )
         assert (finding.volume, finding.code, finding.verdict) == ("lung", "lung mask", "refused")
         assert words in finding.text
-    assert examine(Case("c", "c", thin, lung=save(tmp_path / "lung.nii.gz", np.ones(slabs[0].shape, np.uint8), **THIN))) == []
+    assert (
+        examine(
+            Case(
+                "c",
+                "c",
+                thin,
+                lung=save(tmp_path / "lung.nii.gz", np.ones(slabs[0].shape, np.uint8), **THIN),
+            )
+        )
+        == []
+    )
 
 
 def test_refuse_names_the_first_and_counts_the_others():
-    findings = [Finding("padding", "repaired", "p"), Finding("blank", "refused", "b", "thin"), Finding("grid", "refused", "g")]
+    findings = [
+        Finding("padding", "repaired", "p"),
+        Finding("blank", "refused", "b", "thin"),
+        Finding("grid", "refused", "g"),
+    ]
     assert verdict(findings) == "refused"
-    with pytest.raises(ValueError, match=r"case 7: thin: b \(and 1 more\)\. `mpunet check` tells all"):
+    with pytest.raises(
+        ValueError, match=r"case 7: thin: b \(and 1 more\)\. `mpunet check` tells all"
+    ):
         refuse(findings, name="case 7")
 
 
@@ -258,7 +307,10 @@ class TestCommand:
         return tmp_path / "data"
 
     def test_problems_first_and_tables(self, pairs, tmp_path, capsys):
-        assert run([str(pairs), "--ratio", "5", "--workers", "1", "--output", str(tmp_path / "out")]) == 1
+        assert (
+            run([str(pairs), "--ratio", "5", "--workers", "1", "--output", str(tmp_path / "out")])
+            == 1
+        )
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "refused   turned"
         assert lines[1].endswith("[turned]")
@@ -290,7 +342,12 @@ class TestCommand:
 
 
 def test_no_alarm_on_real_ct(shared_ct):
-    head = Case("head", "head", shared_ct / "pair" / "head_thin.nii.gz", shared_ct / "pair" / "head_thick.nii.gz")
+    head = Case(
+        "head",
+        "head",
+        shared_ct / "pair" / "head_thin.nii.gz",
+        shared_ct / "pair" / "head_thick.nii.gz",
+    )
     assert told(examine(head, ratio=5)) == {("pair", "offset", "repaired")}
     for part in ("train", "val", "thick"):
         for path in sorted((shared_ct / part).glob("*.nii.gz")):

@@ -22,8 +22,16 @@ def make(tmp_path):
     """A data module with a cache of its own, for windows of 4 at ratio 3."""
 
     def make(**options):
-        given = {"n_thick": 4, "ratio": 3, "crop": (4, 6), "num_workers": 0, "cache_dir": str(tmp_path / "cache")}
-        return ThickThinDataModule(**given | {key: str(v) if key.endswith("dir") else v for key, v in options.items()})
+        given = {
+            "n_thick": 4,
+            "ratio": 3,
+            "crop": (4, 6),
+            "num_workers": 0,
+            "cache_dir": str(tmp_path / "cache"),
+        }
+        return ThickThinDataModule(
+            **given | {key: str(v) if key.endswith("dir") else v for key, v in options.items()}
+        )
 
     return make
 
@@ -63,9 +71,22 @@ class Seen(L.LightningModule):
 def train(data, folder, steps, **options):
     """Sums of the batches that were trained on; a checkpoint after each."""
     module = Seen()
-    quiet = {"logger": False, "limit_val_batches": 0, "enable_progress_bar": False, "enable_model_summary": False}
-    saved = ModelCheckpoint(dirpath=folder, save_last=True, save_top_k=0, every_n_train_steps=1, enable_version_counter=False)
-    trainer = L.Trainer(max_steps=steps, max_epochs=-1, accelerator="cpu", callbacks=[saved], **quiet)
+    quiet = {
+        "logger": False,
+        "limit_val_batches": 0,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    saved = ModelCheckpoint(
+        dirpath=folder,
+        save_last=True,
+        save_top_k=0,
+        every_n_train_steps=1,
+        enable_version_counter=False,
+    )
+    trainer = L.Trainer(
+        max_steps=steps, max_epochs=-1, accelerator="cpu", callbacks=[saved], **quiet
+    )
     trainer.fit(module, datamodule=data, **options)
     return module.batches
 
@@ -138,7 +159,11 @@ class TestCrops:
         for trained in (0, 2, 7):
             shares = []
             for rank in (0, 1):
-                sampler = attach(data, rank=rank, world_size=2, trained=trained).train_dataloader().sampler
+                sampler = (
+                    attach(data, rank=rank, world_size=2, trained=trained)
+                    .train_dataloader()
+                    .sampler
+                )
                 assert isinstance(sampler, CropSampler)
                 assert len(sampler) == 4
                 shares.append(set(sampler))
@@ -148,13 +173,25 @@ class TestCrops:
     def test_an_epoch_without_a_batch_is_refused(self, make, thin_folder):
         data = fitted(make(train_dir=thin_folder, crops_per_epoch=7, batch_size=4))
         assert len(batches(data)) == 1
-        with pytest.raises(ValueError, match=r"at least batch_size x processes = 4 x 2, got 7: an epoch would have no batch"):
+        with pytest.raises(
+            ValueError,
+            match=r"at least batch_size x processes = 4 x 2, got 7: an epoch would have no batch",
+        ):
             attach(data, rank=0, world_size=2).train_dataloader()
 
     @pytest.mark.parametrize("workers", [0, 2])
-    @pytest.mark.parametrize("stop", [3, 4, 6])  # in the first epoch of four batches, at its end, in the second
-    def test_resumed_training_sees_the_crops_that_were_next(self, make, thin_folder, tmp_path, stop, workers):
-        options = {"train_dir": thin_folder, "crops_per_epoch": 8, "batch_size": 2, "num_workers": workers}
+    @pytest.mark.parametrize(
+        "stop", [3, 4, 6]
+    )  # in the first epoch of four batches, at its end, in the second
+    def test_resumed_training_sees_the_crops_that_were_next(
+        self, make, thin_folder, tmp_path, stop, workers
+    ):
+        options = {
+            "train_dir": thin_folder,
+            "crops_per_epoch": 8,
+            "batch_size": 2,
+            "num_workers": workers,
+        }
         whole = train(make(**options), tmp_path, 9)
         assert len(set(whole)) == 9
         assert train(make(**options), tmp_path, stop) == whole[:stop]
@@ -163,10 +200,14 @@ class TestCrops:
     def test_thick_series_are_left_out(self, make, tmp_path):
         for name, spacing in (("a", 1.0), ("b", 2.5)):
             save(tmp_path / "train" / f"{name}.nii.gz", SLAB, spacing=(spacing, 0.7, 0.7))
-        data = fitted(make(train_dir=tmp_path / "train", val_dir=tmp_path / "train", max_thin_spacing=1.5))
+        data = fitted(
+            make(train_dir=tmp_path / "train", val_dir=tmp_path / "train", max_thin_spacing=1.5)
+        )
         assert [case.name for case in data.cases["train"]] == ["a"]
         assert [case.name for case in data.cases["val"]] == ["a", "b"]
-        with pytest.raises(ValueError, match=r"at most 0.5 mm apart \(max_thin_spacing\): a 1.00 mm, b 2.50 mm"):
+        with pytest.raises(
+            ValueError, match=r"at most 0.5 mm apart \(max_thin_spacing\): a 1.00 mm, b 2.50 mm"
+        ):
             fitted(make(train_dir=tmp_path / "train", max_thin_spacing=0.5))
 
 
@@ -208,14 +249,23 @@ class TestFolders:
         data.setup("fit")
         data.setup("test")
         names = {part: [case.name for case in cases] for part, cases in data.cases.items()}
-        assert {part: len(found) for part, found in names.items()} == {"train": 2, "val": 1, "test": 1}
+        assert {part: len(found) for part, found in names.items()} == {
+            "train": 2,
+            "val": 1,
+            "test": 1,
+        }
         assert sorted(name for part in names.values() for name in part) == ["p0", "p1", "p2", "p3"]
 
     def test_patients_stay_together(self, make, tmp_path):
         for name in ("p0_a", "p0_b", "p1_a", "p2_a"):
             save(tmp_path / "scans" / f"{name}.nii.gz", SLAB)
         for seed in range(5):
-            data = make(data_dir=tmp_path / "scans", split=(0.4, 0.3, 0.3), split_seed=seed, patient_pattern="(p.)_")
+            data = make(
+                data_dir=tmp_path / "scans",
+                split=(0.4, 0.3, 0.3),
+                split_seed=seed,
+                patient_pattern="(p.)_",
+            )
             data.setup("fit")
             data.setup("test")
             parts = [{case.name[:2] for case in cases} for cases in data.cases.values()]
@@ -229,7 +279,9 @@ class TestFolders:
     def test_prepare_data_fills_the_cache(self, make, thin_folder, monkeypatch):
         data = make(train_dir=thin_folder)
         data.prepare_data()
-        monkeypatch.setattr("mpunet.data.cache.cache.read_volume", None)  # setup may read no scan again
+        monkeypatch.setattr(
+            "mpunet.data.cache.cache.read_volume", None
+        )  # setup may read no scan again
         data.setup("fit")
         assert len(data.cases["train"]) == 4
 
@@ -243,8 +295,16 @@ class TestFolders:
             ({"train_dir": "gone"}, "fit", r"found nothing at .*gone"),
             ({"train_dir": "thin_only", "val_dir": "gone"}, "fit", r"found nothing at .*gone"),
             ({"predict_dir": "gone"}, "predict", r"found nothing at .*gone"),
-            ({"data_dir": "thin_only", "split": (0.8, 0.2, 0)}, "test", r"leaves no case for test: give test a fraction"),
-            ({"data_dir": "thin_only", "split": (0.8, 0.1, 0.2)}, "fit", "fractions of at least 0 with sum 1"),
+            (
+                {"data_dir": "thin_only", "split": (0.8, 0.2, 0)},
+                "test",
+                r"leaves no case for test: give test a fraction",
+            ),
+            (
+                {"data_dir": "thin_only", "split": (0.8, 0.1, 0.2)},
+                "fit",
+                "fractions of at least 0 with sum 1",
+            ),
         ],
     )
     def test_refused(self, make, thin_folder, options, stage, reason):
@@ -259,7 +319,9 @@ class TestFolders:
             run()
 
     def test_two_ways_at_once(self, make, thin_folder):
-        with pytest.raises(ValueError, match=r"Give data_dir, which is split, or train_dir, .*not both"):
+        with pytest.raises(
+            ValueError, match=r"Give data_dir, which is split, or train_dir, .*not both"
+        ):
             make(data_dir=thin_folder, val_dir=thin_folder)
 
     def test_a_broken_scan_stops_training_with_its_name(self, make, thin_folder):
@@ -270,18 +332,27 @@ class TestFolders:
 
 class TestGeometry:
     def test_taken_from_the_network(self, make, thin_folder):
-        data = attach(make(train_dir=thin_folder, n_thick=None, ratio=None, crops_per_epoch=1), n_thick=3, ratio=2)
+        data = attach(
+            make(train_dir=thin_folder, n_thick=None, ratio=None, crops_per_epoch=1),
+            n_thick=3,
+            ratio=2,
+        )
         (batch,) = batches(fitted(data))
         assert (batch["thick"].shape[2], batch["thin"].shape[2]) == (3, 5)
 
     def test_default_is_the_papers(self, make, thin_folder):
-        (batch,) = batches(fitted(make(train_dir=thin_folder, n_thick=None, ratio=None, crops_per_epoch=1)))
+        (batch,) = batches(
+            fitted(make(train_dir=thin_folder, n_thick=None, ratio=None, crops_per_epoch=1))
+        )
         assert (batch["thick"].shape[2], batch["thin"].shape[2]) == (8, 36)
 
     @pytest.mark.parametrize("given", [{"n_thick": 8, "ratio": 3}, {"n_thick": 4, "ratio": 5}])
     def test_must_agree_with_the_network(self, make, thin_folder, given):
         data = attach(make(train_dir=thin_folder, **given), n_thick=4, ratio=3)
-        with pytest.raises(ValueError, match=r"The network has (n_thick = 4|ratio = 3), the data (n_thick = 8|ratio = 5)"):
+        with pytest.raises(
+            ValueError,
+            match=r"The network has (n_thick = 4|ratio = 3), the data (n_thick = 8|ratio = 5)",
+        ):
             fitted(data).train_dataloader()
 
 

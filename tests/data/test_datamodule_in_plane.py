@@ -13,13 +13,22 @@ SPACING = (2.5, 0.8, 0.8)
 
 @pytest.fixture
 def make(tmp_path):
-    save(tmp_path / "train" / "thin.nii.gz", np.full((19, 8, 10), -1000, np.int16) + np.arange(10, dtype=np.int16) * 50)
+    save(
+        tmp_path / "train" / "thin.nii.gz",
+        np.full((19, 8, 10), -1000, np.int16) + np.arange(10, dtype=np.int16) * 50,
+    )
     save(tmp_path / "train" / "coarse.nii.gz", COARSE, spacing=SPACING)
 
     def make(**options):
-        given = {"train_dir": str(tmp_path / "train"), "cache_dir": str(tmp_path / "cache"), "num_workers": 0}
+        given = {
+            "train_dir": str(tmp_path / "train"),
+            "cache_dir": str(tmp_path / "cache"),
+            "num_workers": 0,
+        }
         given["check_data"] = False  # noise is no scan
-        return ThickThinDataModule(**given | {"n_thick": 4, "ratio": 3, "crop": (4, 6), "crops_per_epoch": 40} | options)
+        return ThickThinDataModule(
+            **given | {"n_thick": 4, "ratio": 3, "crop": (4, 6), "crops_per_epoch": 40} | options
+        )
 
     return make
 
@@ -32,7 +41,9 @@ def test_turned_volumes_are_drawn_at_their_rate(make):
     assert [case.name for case in data.turned] == ["coarse", "coarse"]
     for case, axis in zip(data.turned, ("height", "width"), strict=True):
         expected = turned(COARSE, SPACING, COARSE > 0, axis=axis)
-        np.testing.assert_allclose(case.thin, expected.slab, atol=1)  # spacings of files are float32
+        np.testing.assert_allclose(
+            case.thin, expected.slab, atol=1
+        )  # spacings of files are float32
         np.testing.assert_allclose(case.spacing, (1.0, 0.8, 0.8), atol=1e-6)
         assert case.lung.shape == case.thin.shape
         assert case.thick is None
@@ -49,7 +60,9 @@ def test_without_real_thin_volumes_all_crops_are_turned(make, tmp_path):
     data = make(max_thin_spacing=1.5, in_plane_as_depth=0.1)
     data.setup("fit")
     assert len(list(data.train_dataloader())) == 40
-    with pytest.raises(ValueError, match=r"coarse 2.50 mm. Raise it, or have them turned \(in_plane_as_depth\)"):
+    with pytest.raises(
+        ValueError, match=r"coarse 2.50 mm. Raise it, or have them turned \(in_plane_as_depth\)"
+    ):
         make(max_thin_spacing=1.5).setup("fit")
 
 
@@ -64,5 +77,8 @@ def test_a_pairs_thick_series_is_left_aside(make, tmp_path):
 
 @pytest.mark.parametrize(("rate", "limit"), [(0.5, None), (1.5, 1.0), (-0.1, 1.0)])
 def test_refused(make, rate, limit):
-    with pytest.raises(ValueError, match=rf"above 0 with max_thin_spacing.*got {rate} with max_thin_spacing {limit}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"above 0 with max_thin_spacing.*got {rate} with max_thin_spacing {limit}",
+    ):
         make(in_plane_as_depth=rate, max_thin_spacing=limit)

@@ -19,7 +19,13 @@ def make(tmp_path):
     """A data module with a cache of its own, for windows of 4 at ratio 3."""
 
     def make(**options):
-        given = {"n_thick": 4, "ratio": 3, "crop": (4, 6), "num_workers": 0, "cache_dir": str(tmp_path / "cache")}
+        given = {
+            "n_thick": 4,
+            "ratio": 3,
+            "crop": (4, 6),
+            "num_workers": 0,
+            "cache_dir": str(tmp_path / "cache"),
+        }
         return ThickThinDataModule(**given | options)
 
     return make
@@ -77,17 +83,26 @@ class TestRplhr:
     def test_without_all_parts(self, make, tmp_path):
         root = as_rplhr(tmp_path / "rplhr", train="a")
         assert in_hu(make(data_dir=str(root)), "fit") == {"train": {"train/a": 0}}
-        with pytest.raises(ValueError, match=r"leaves no case for test: .* cases if it is the data's own split"):
+        with pytest.raises(
+            ValueError, match=r"leaves no case for test: .* cases if it is the data's own split"
+        ):
             make(data_dir=str(root)).setup("test")
-        with pytest.raises(ValueError, match=r"rplhr has a split of its own, and no case in it for val: give another val_dir"):
+        with pytest.raises(
+            ValueError,
+            match=r"rplhr has a split of its own, and no case in it for val: give another val_dir",
+        ):
             make(train_dir=str(root), val_dir=str(root)).setup("fit")
 
     def test_copied_elsewhere(self, make, tmp_path):
         as_rplhr(tmp_path / "train", x="a")
         (tmp_path / "train" / "x").rename(tmp_path / "mine")
-        with pytest.raises(ValueError, match=r"a.nii.gz: intensities of .* are not HU.*--data.intensity rplhr"):
+        with pytest.raises(
+            ValueError, match=r"a.nii.gz: intensities of .* are not HU.*--data.intensity rplhr"
+        ):
             make(train_dir=str(tmp_path / "mine")).prepare_data()
-        assert in_hu(make(train_dir=str(tmp_path / "mine"), intensity="rplhr"), "fit") == {"train": {"a": 0}}
+        assert in_hu(make(train_dir=str(tmp_path / "mine"), intensity="rplhr"), "fit") == {
+            "train": {"a": 0}
+        }
 
     def test_to_predict(self, make, tmp_path):
         root = as_rplhr(tmp_path / "rplhr", test="a")
@@ -112,9 +127,17 @@ class TestOtherSources:
         (tmp_path / "pairs.csv").write_text("\n".join(["thin,thick,split", *rows]))
         expected = {"train": {"x/b1": 1, "x/d1": 3}, "val": {"x/a1": 0}, "test": {"x/c1": 2}}
         assert in_hu(make(data_dir=str(tmp_path / "pairs.csv")), "fit", "test") == expected
-        (tmp_path / "loose.csv").write_text("\n".join(["thin,thick", *(row.rpartition(",")[0] for row in rows)]))
-        found = in_hu(make(data_dir=str(tmp_path / "loose.csv"), split=(0.5, 0.25, 0.25)), "fit", "test")
-        assert {part: len(names) for part, names in found.items()} == {"train": 2, "val": 1, "test": 1}
+        (tmp_path / "loose.csv").write_text(
+            "\n".join(["thin,thick", *(row.rpartition(",")[0] for row in rows)])
+        )
+        found = in_hu(
+            make(data_dir=str(tmp_path / "loose.csv"), split=(0.5, 0.25, 0.25)), "fit", "test"
+        )
+        assert {part: len(names) for part, names in found.items()} == {
+            "train": 2,
+            "val": 1,
+            "test": 1,
+        }
         whole = in_hu(make(train_dir=str(tmp_path / "loose.csv")), "fit")
         assert whole == {"train": {"x/a1": 0, "x/b1": 1, "x/c1": 2, "x/d1": 3}}
 
@@ -122,7 +145,9 @@ class TestOtherSources:
         thin, thick = tmp_path / "here" / "iso", tmp_path / "there"
         save(thin / "a.nii", SLAB)
         save(thick / "a.nii.gz", SLAB[::3], **THICK)
-        assert in_hu(make(train_dir={"thin": str(thin), "thick": str(thick)}), "fit") == {"train": {"a": 0}}
+        assert in_hu(make(train_dir={"thin": str(thin), "thick": str(thick)}), "fit") == {
+            "train": {"a": 0}
+        }
 
 
 class Aligned(L.LightningModule):
@@ -145,9 +170,16 @@ class Aligned(L.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.01)
 
 
-@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")  # no validation data
+@pytest.mark.filterwarnings(
+    "ignore:Total length of `list` across ranks is zero"
+)  # no validation data
 @pytest.mark.parametrize(
-    ("first", "thick", "thin"), [(2, slice(0, 6), slice(2, 18)), (-4, slice(2, 7), slice(2, 15)), (7, slice(0, 4), slice(7, 17))]
+    ("first", "thick", "thin"),
+    [
+        (2, slice(0, 6), slice(2, 18)),
+        (-4, slice(2, 7), slice(2, 15)),
+        (7, slice(0, 4), slice(7, 17)),
+    ],
 )
 def test_trained_on_what_both_series_cover(make, tmp_path, first, thick, thin):
     at = first + 3 * np.arange(7 if first < 0 else (18 - first) // 3 + 1)
@@ -155,8 +187,16 @@ def test_trained_on_what_both_series_cover(make, tmp_path, first, thick, thin):
     save(tmp_path / "pairs" / "thin" / "a.nii.gz", SLAB, codes="RAI")
     save(tmp_path / "pairs" / "thick" / "a.nii.gz", series, start=float(first), **THICK)
     # Slices past the thin series are repeats.
-    data, module = make(train_dir=str(tmp_path / "pairs"), crops_per_epoch=2, check_data=False), Aligned()
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    data, module = (
+        make(train_dir=str(tmp_path / "pairs"), crops_per_epoch=2, check_data=False),
+        Aligned(),
+    )
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
     L.Trainer(max_steps=2, accelerator="cpu", **quiet).fit(module, datamodule=data)
     assert module.steps == 2
     (case,) = data.cases["train"]
@@ -170,7 +210,8 @@ def test_another_ratio_is_told_before_any_volume_is_read(make, tmp_path):
         save(tmp_path / "thick" / f"{name}.nii", SLAB[::step], spacing=(float(step), 0.7, 0.7))
     data = make(train_dir=str(tmp_path))
     with pytest.raises(
-        ValueError, match=r"thick/b.nii and .*slices 2 and 1 mm apart have the ratio 2.000, expected 3, the network's"
+        ValueError,
+        match=r"thick/b.nii and .*slices 2 and 1 mm apart have the ratio 2.000, expected 3, the network's",
     ):
         data.prepare_data()
     assert not (tmp_path / "cache").exists()
@@ -179,7 +220,9 @@ def test_another_ratio_is_told_before_any_volume_is_read(make, tmp_path):
 def test_scanners_pair(make, shared_ct, tmp_path):
     """The 5 mm series starts 2 mm above the 1 mm one, and nobody says so."""
     pair = shared_ct / "pair"
-    (tmp_path / "pairs.csv").write_text(f"thin,thick\n{pair}/head_thin.nii.gz,{pair}/head_thick.nii.gz\n")
+    (tmp_path / "pairs.csv").write_text(
+        f"thin,thick\n{pair}/head_thin.nii.gz,{pair}/head_thick.nii.gz\n"
+    )
     data = make(train_dir=str(tmp_path / "pairs.csv"), ratio=5)
     data.prepare_data()
     data.setup("fit")
@@ -187,4 +230,6 @@ def test_scanners_pair(make, shared_ct, tmp_path):
     assert (len(case.thick), len(case.thin)) == (28, 136)
     stored = np.asarray(nib.load(pair / "head_thin.nii.gz").dataobj)
     assert stored.shape[2] == 140
-    np.testing.assert_array_equal(np.sort(case.thin[::5].ravel()), np.sort(stored[:, :, 2:138:5].ravel()))
+    np.testing.assert_array_equal(
+        np.sort(case.thin[::5].ravel()), np.sort(stored[:, :, 2:138:5].ravel())
+    )

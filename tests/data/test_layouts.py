@@ -18,7 +18,10 @@ class TestThinAlone:
     def test_at_any_depth(self, tmp_path):
         touch(tmp_path, "b.nii.gz", "a.NII", "sub/c.d.nii.gz", "notes.txt")
         cases = find_cases(str(tmp_path))
-        assert cases == [Case(n, n, tmp_path / f) for n, f in (("a", "a.NII"), ("b", "b.nii.gz"), ("sub/c.d", "sub/c.d.nii.gz"))]
+        assert cases == [
+            Case(n, n, tmp_path / f)
+            for n, f in (("a", "a.NII"), ("b", "b.nii.gz"), ("sub/c.d", "sub/c.d.nii.gz"))
+        ]
 
     @pytest.mark.parametrize("name", ["thin", "1mm"])
     def test_in_its_subfolder(self, tmp_path, name):
@@ -27,19 +30,28 @@ class TestThinAlone:
 
     def test_a_folder_named_test_is_no_split(self, tmp_path):
         touch(tmp_path, "test/1.nii", "2.nii")
-        assert [(case.name, case.part) for case in find_cases(tmp_path)] == [("2", None), ("test/1", None)]
+        assert [(case.name, case.part) for case in find_cases(tmp_path)] == [
+            ("2", None),
+            ("test/1", None),
+        ]
 
 
 class TestPairs:
     @pytest.mark.parametrize(("thin", "thick"), [("thin", "thick"), ("1mm", "5mm")])
     def test_in_subfolders(self, tmp_path, thin, thick):
         # The two of a pair need not be compressed alike.
-        touch(tmp_path, f"{thin}/x/1.nii.gz", f"{thin}/2.nii", f"{thick}/x/1.nii", f"{thick}/2.nii.gz")
+        touch(
+            tmp_path, f"{thin}/x/1.nii.gz", f"{thin}/2.nii", f"{thick}/x/1.nii", f"{thick}/2.nii.gz"
+        )
         touch(tmp_path, "lung/x/1.nii.gz", "lung/2.nii.gz")
         cases = find_cases(tmp_path)
         assert [case.name for case in cases] == ["2", "x/1"]
         assert cases[1] == Case(
-            "x/1", "x/1", tmp_path / thin / "x/1.nii.gz", tmp_path / thick / "x/1.nii", tmp_path / "lung/x/1.nii.gz"
+            "x/1",
+            "x/1",
+            tmp_path / thin / "x/1.nii.gz",
+            tmp_path / thick / "x/1.nii",
+            tmp_path / "lung/x/1.nii.gz",
         )
 
     def test_in_folders_anywhere(self, tmp_path):
@@ -54,7 +66,8 @@ class TestPairs:
     @pytest.mark.parametrize("folders", [{"thick": "a"}, {"thin": "a", "thik": "b"}, {}])
     def test_of_other_kinds(self, folders):
         with pytest.raises(
-            ValueError, match=f"'thin' and perhaps 'thick' and 'lung', got {', '.join(map(repr, folders)) or 'none'}."
+            ValueError,
+            match=f"'thin' and perhaps 'thick' and 'lung', got {', '.join(map(repr, folders)) or 'none'}.",
         ):
             find_cases(folders)
 
@@ -62,17 +75,30 @@ class TestPairs:
 class TestOwnSplit:
     def test_as_rplhr_is_published(self, tmp_path):
         for part, names in {"train": "ab", "val": "c", "test": "ad"}.items():
-            touch(tmp_path, *(f"{part}/{kind}/{name}.nii.gz" for kind in ("1mm", "5mm") for name in names))
+            touch(
+                tmp_path,
+                *(f"{part}/{kind}/{name}.nii.gz" for kind in ("1mm", "5mm") for name in names),
+            )
         touch(tmp_path, "readme.md", "tiny/1mm/e.nii.gz")
         expected = [("train", "a"), ("train", "b"), ("val", "c"), ("test", "a"), ("test", "d")]
         assert find_cases(tmp_path) == [
-            Case(f"{p}/{n}", f"{p}/{n}", tmp_path / p / "1mm" / f"{n}.nii.gz", tmp_path / p / "5mm" / f"{n}.nii.gz", None, p)
+            Case(
+                f"{p}/{n}",
+                f"{p}/{n}",
+                tmp_path / p / "1mm" / f"{n}.nii.gz",
+                tmp_path / p / "5mm" / f"{n}.nii.gz",
+                None,
+                p,
+            )
             for p, n in expected
         ]
         assert find_cases(tmp_path / "test") == [
-            Case(n, n, tmp_path / "test/1mm" / f"{n}.nii.gz", tmp_path / "test/5mm" / f"{n}.nii.gz") for n in "ad"
+            Case(n, n, tmp_path / "test/1mm" / f"{n}.nii.gz", tmp_path / "test/5mm" / f"{n}.nii.gz")
+            for n in "ad"
         ]
-        assert find_cases(tmp_path / "test" / "1mm")[1] == Case("d", "d", tmp_path / "test/1mm/d.nii.gz")
+        assert find_cases(tmp_path / "test" / "1mm")[1] == Case(
+            "d", "d", tmp_path / "test/1mm/d.nii.gz"
+        )
 
     def test_each_part_in_a_layout_of_its_own(self, tmp_path):
         touch(tmp_path, "train/sub/1.nii", "test/thin/2.nii", "test/thick/2.nii", "thick/3.nii")
@@ -85,7 +111,11 @@ class TestOwnSplit:
 
     def test_real_ct(self, shared_ct):
         cases = find_cases(shared_ct)
-        files = sorted(f"{part}/{path.name}" for part in ("train", "val", "test") for path in (shared_ct / part).glob("*.nii.gz"))
+        files = sorted(
+            f"{part}/{path.name}"
+            for part in ("train", "val", "test")
+            for path in (shared_ct / part).glob("*.nii.gz")
+        )
         assert sorted(f"{case.name}.nii.gz" for case in cases) == files
         assert all(case.part == case.name.split("/")[0] for case in cases)
 
@@ -93,7 +123,11 @@ class TestOwnSplit:
 class TestPatients:
     @pytest.mark.parametrize(
         ("pattern", "patients"),
-        [(None, ["LIDC-1_a", "LIDC-1_b", "LIDC-22_a"]), (r"\d+", ["1", "1", "22"]), ("(.*)_", ["LIDC-1", "LIDC-1", "LIDC-22"])],
+        [
+            (None, ["LIDC-1_a", "LIDC-1_b", "LIDC-22_a"]),
+            (r"\d+", ["1", "1", "22"]),
+            ("(.*)_", ["LIDC-1", "LIDC-1", "LIDC-22"]),
+        ],
     )
     def test_patients(self, tmp_path, pattern, patients):
         touch(tmp_path, "LIDC-1_a.nii", "LIDC-1_b.nii", "LIDC-22_a.nii")
@@ -101,13 +135,17 @@ class TestPatients:
 
     def test_pattern_that_does_not_match(self, tmp_path):
         touch(tmp_path, "a1.nii", "b.nii")
-        with pytest.raises(ValueError, match=r"patient_pattern '\\\\d' does not match the case 'b'"):
+        with pytest.raises(
+            ValueError, match=r"patient_pattern '\\\\d' does not match the case 'b'"
+        ):
             find_cases(tmp_path, patient_pattern=r"\d")
 
 
 def test_intensity_is_handed_on(tmp_path):
     touch(tmp_path, "a.nii")
-    assert [find_cases(tmp_path, **given)[0].intensity for given in ({}, {"intensity": "rplhr"})] == ["auto", "rplhr"]
+    assert [
+        find_cases(tmp_path, **given)[0].intensity for given in ({}, {"intensity": "rplhr"})
+    ] == ["auto", "rplhr"]
 
 
 @pytest.mark.parametrize(
@@ -117,10 +155,19 @@ def test_intensity_is_handed_on(tmp_path):
         (("thick/1.nii",), "'thick' but none named 'thin'"),
         (("5mm/1.nii",), "'5mm' but none named '1mm'"),
         (("train/5mm/1.nii", "val/1mm/1.nii"), "train has a subfolder '5mm' but none named '1mm'"),
-        (("thin/1.nii", "thin/2.nii", "thick/1.nii"), "1 cases are not both in .*/thin and in .*/thick, the first of them '2'"),
-        (("thin/1.nii", "thick/1.nii", "thick/0.nii"), "/thick, the first of them '0'.*a CSV of pairs"),
+        (
+            ("thin/1.nii", "thin/2.nii", "thick/1.nii"),
+            "1 cases are not both in .*/thin and in .*/thick, the first of them '2'",
+        ),
+        (
+            ("thin/1.nii", "thick/1.nii", "thick/0.nii"),
+            "/thick, the first of them '0'.*a CSV of pairs",
+        ),
         (("thin/1.nii", "thin/2.nii", "lung/2.nii"), "/lung, the first of them '1'"),
-        (("train/1mm/1.nii", "train/5mm/2.nii"), "2 cases are not both in .*train/1mm and in .*train/5mm"),
+        (
+            ("train/1mm/1.nii", "train/5mm/2.nii"),
+            "2 cases are not both in .*train/1mm and in .*train/5mm",
+        ),
         (("thin/1.nii", "thin/1.nii.gz"), "Two files have the name '1'"),
     ],
 )

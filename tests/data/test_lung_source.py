@@ -26,9 +26,19 @@ def no_network():
 
 def test_which():
     with_file = CASE._replace(lung=Path("lung.nii"))
-    assert [lung_source(CASE, masks) for masks in ("auto", "threshold", "lungmask")] == ["threshold", "threshold", "lungmask"]
-    assert [lung_source(with_file, masks) for masks in ("auto", "files", "threshold")] == ["files", "files", "threshold"]
-    with pytest.raises(ValueError, match=r"lung mask for each case .*none for 'a'; add it, or choose auto"):
+    assert [lung_source(CASE, masks) for masks in ("auto", "threshold", "lungmask")] == [
+        "threshold",
+        "threshold",
+        "lungmask",
+    ]
+    assert [lung_source(with_file, masks) for masks in ("auto", "files", "threshold")] == [
+        "files",
+        "files",
+        "threshold",
+    ]
+    with pytest.raises(
+        ValueError, match=r"lung mask for each case .*none for 'a'; add it, or choose auto"
+    ):
         lung_source(CASE, "files")
     with pytest.raises(ValueError, match="'threshold' and 'lungmask', got 'unet'"):
         lung_source(CASE, "unet")
@@ -50,11 +60,15 @@ def test_lungmask(monkeypatch, no_network):
 
         def apply(self, image):
             assert type(image) is np.ndarray
-            return np.where(image > 100, 2, image > 0).astype(np.uint8)  # left and right lung have labels of their own
+            return np.where(image > 100, 2, image > 0).astype(
+                np.uint8
+            )  # left and right lung have labels of their own
 
     monkeypatch.setitem(sys.modules, "lungmask", SimpleNamespace(LMInferer=LMInferer))
     for _ in range(2):
-        np.testing.assert_array_equal(find_lungs(CASE, volume(SLAB, codes="RAI"), "lungmask"), SLAB > 0)
+        np.testing.assert_array_equal(
+            find_lungs(CASE, volume(SLAB, codes="RAI"), "lungmask"), SLAB > 0
+        )
     assert made == [{"tqdm_disable": True}]
 
 
@@ -75,9 +89,16 @@ def test_lungmask_has_no_weights(monkeypatch, no_network):
 
 @pytest.mark.parametrize(
     ("shape", "options"),
-    [((19, 8, 9), {}), (SHAPE, {"start": 1.0}), (SHAPE, {"codes": "RPS"}), (SHAPE, {"spacing": (1, 0.8, 0.8)})],
+    [
+        ((19, 8, 9), {}),
+        (SHAPE, {"start": 1.0}),
+        (SHAPE, {"codes": "RPS"}),
+        (SHAPE, {"spacing": (1, 0.8, 0.8)}),
+    ],
 )
 def test_a_file_on_another_grid(tmp_path, shape, options):
     case = CASE._replace(lung=save(tmp_path / "lung.nii", np.ones(shape, np.uint8), **options))
-    with pytest.raises(ValueError, match=r"lung mask .*lung.nii of shape .* is not on the grid of a.nii"):
+    with pytest.raises(
+        ValueError, match=r"lung mask .*lung.nii of shape .* is not on the grid of a.nii"
+    ):
         find_lungs(case, volume(SLAB), "files")

@@ -34,7 +34,9 @@ def test_all_columns(listed):
     )
     root = path.parent
     assert read_pair_list(path) == [
-        Case("a/1mm", "Ann", root / "a/1mm.nii.gz", root / "a/5mm.nii", root / "a/lung.nii", "train"),
+        Case(
+            "a/1mm", "Ann", root / "a/1mm.nii.gz", root / "a/5mm.nii", root / "a/lung.nii", "train"
+        ),
         Case("b", "Ben", root / "b.nii", None, None, "val"),
         Case("c", "Cat", root / "c.NII.GZ", root / "a/5mm.nii", None, "test"),
     ]
@@ -43,7 +45,9 @@ def test_all_columns(listed):
 
 def test_thin_alone_in_the_lists_order(listed):
     path = listed("thin\nc.NII.GZ\nb.nii\n")
-    assert find_cases(str(path)) == [Case(n, n, path.parent / f) for n, f in (("c", "c.NII.GZ"), ("b", "b.nii"))]
+    assert find_cases(str(path)) == [
+        Case(n, n, path.parent / f) for n, f in (("c", "c.NII.GZ"), ("b", "b.nii"))
+    ]
 
 
 def test_patients_from_names_where_the_list_has_none(listed):
@@ -55,13 +59,18 @@ def test_patients_from_names_where_the_list_has_none(listed):
 @pytest.mark.parametrize(
     ("text", "encoding"),
     [
-        ('Thin;"Thick"\r\na/1mm.nii.gz;a/5mm.nii\r\n', "utf-8-sig"),  # as a spreadsheet in Europe writes it
+        (
+            'Thin;"Thick"\r\na/1mm.nii.gz;a/5mm.nii\r\n',
+            "utf-8-sig",
+        ),  # as a spreadsheet in Europe writes it
         ("THICK\tTHIN\na/5mm.nii\ta/1mm.nii.gz", "utf-8"),
     ],
 )
 def test_what_spreadsheets_write(listed, text, encoding):
     path = listed(text, encoding)
-    assert read_pair_list(path) == [Case("a/1mm", "", path.parent / "a/1mm.nii.gz", path.parent / "a/5mm.nii")]
+    assert read_pair_list(path) == [
+        Case("a/1mm", "", path.parent / "a/1mm.nii.gz", path.parent / "a/5mm.nii")
+    ]
 
 
 def test_files_outside_of_the_lists_folder(listed, tmp_path):
@@ -70,7 +79,10 @@ def test_files_outside_of_the_lists_folder(listed, tmp_path):
         (tmp_path / name).touch()
     absolute = tmp_path / "d.nii"
     cases = read_pair_list(listed(f"thin,thick\n../other/b.nii,b.nii\n{absolute},\n"))
-    assert [case.name for case in cases] == ["other/b", os.path.splitext(absolute.as_posix())[0].lstrip("/")]
+    assert [case.name for case in cases] == [
+        "other/b",
+        os.path.splitext(absolute.as_posix())[0].lstrip("/"),
+    ]
     assert [case.thin.resolve() for case in cases] == [tmp_path / "other/b.nii", absolute]
 
 
@@ -91,10 +103,19 @@ def test_files_outside_of_the_lists_folder(listed, tmp_path):
             "line 4: no thick file at .*scans/gone.nii; paths start from the list's folder",
         ),
         ("thin\na\n", r"line 2: expected a thin file ending in .nii or .nii.gz, got 'a'"),
-        ("thin,lung\nb.nii,mask.png\n", r"line 2: expected a lung file ending in .nii or .nii.gz, got 'mask.png'"),
+        (
+            "thin,lung\nb.nii,mask.png\n",
+            r"line 2: expected a lung file ending in .nii or .nii.gz, got 'mask.png'",
+        ),
         ("thin\nb.nii\nc.NII.GZ\n./b.nii\n", "line 4: the thin volume 'b' is in line 2 too"),
-        ("thin,split\nb.nii,training\n", "line 2: expected a split of train, val or test, got 'training'"),
-        ("thin,split\nb.nii,train\nc.NII.GZ,\n", "line 3: expected a split as in other lines, got none"),
+        (
+            "thin,split\nb.nii,training\n",
+            "line 2: expected a split of train, val or test, got 'training'",
+        ),
+        (
+            "thin,split\nb.nii,train\nc.NII.GZ,\n",
+            "line 3: expected a split as in other lines, got none",
+        ),
         (
             "thin,patient,split\nb.nii,Ann,train\nc.NII.GZ,Ann,test\n",
             "line 3: the patient 'Ann' is in test here and in train in line 2",
@@ -107,7 +128,9 @@ def test_refused(listed, text, reason):
 
 
 def test_unreadable(listed, tmp_path):
-    with pytest.raises(ValueError, match=r"gone.csv: cannot be read as a list of pairs: No such file"):
+    with pytest.raises(
+        ValueError, match=r"gone.csv: cannot be read as a list of pairs: No such file"
+    ):
         find_cases(tmp_path / "gone.csv")
     path = listed("")
     path.write_bytes(b"thin\n\xff\xfe\x00")

@@ -21,14 +21,24 @@ def cases_of(patients, scans=1):
 
 class TestSplit:
     def test_fractions_of_the_paper(self):
-        parts = split_by_patient(cases_of(f"p{i}" for i in range(880)), (600 / 880, 104 / 880, 176 / 880))
+        parts = split_by_patient(
+            cases_of(f"p{i}" for i in range(880)), (600 / 880, 104 / 880, 176 / 880)
+        )
         assert [len(part) for part in parts] == [600, 104, 176]
 
-    @pytest.mark.parametrize(("patients", "sizes"), [(3, [1, 1, 1]), (4, [2, 1, 1]), (10, [7, 1, 2]), (100, [68, 12, 20])])
+    @pytest.mark.parametrize(
+        ("patients", "sizes"),
+        [(3, [1, 1, 1]), (4, [2, 1, 1]), (10, [7, 1, 2]), (100, [68, 12, 20])],
+    )
     def test_every_part_gets_a_patient(self, patients, sizes):
-        assert [len(part) for part in split_by_patient(cases_of(map(str, range(patients))), (0.68, 0.12, 0.2))] == sizes
+        assert [
+            len(part)
+            for part in split_by_patient(cases_of(map(str, range(patients))), (0.68, 0.12, 0.2))
+        ] == sizes
 
-    @pytest.mark.parametrize("fractions", [(0.5, 0.3, 0.2), (0, 0.5, 0.5), (1, 0, 0), (0.01, 0.98, 0.01), (0.5, 0, 0.5)])
+    @pytest.mark.parametrize(
+        "fractions", [(0.5, 0.3, 0.2), (0, 0.5, 0.5), (1, 0, 0), (0.01, 0.98, 0.01), (0.5, 0, 0.5)]
+    )
     def test_disjoint_complete_and_kept_together(self, fractions):
         for patients, seed in itertools.product((3, 5, 17), range(5)):
             cases = cases_of((f"p{i}" for i in range(patients)), scans=2)
@@ -50,7 +60,11 @@ class TestSplit:
     def test_literal(self):
         """A split that changes from version to version would mix test cases into training."""
         parts = split_by_patient(cases_of("abcdef"), (0.5, 0.25, 0.25))
-        assert [[case.patient for case in part] for part in parts] == [["b", "c", "f"], ["e"], ["a", "d"]]
+        assert [[case.patient for case in part] for part in parts] == [
+            ["b", "c", "f"],
+            ["e"],
+            ["a", "d"],
+        ]
 
     @pytest.mark.parametrize(
         ("fractions", "reason"),
@@ -67,7 +81,10 @@ class TestSplit:
 
 class TestOwnSplit:
     def test_the_datas_own_comes_first(self):
-        cases = [case._replace(part=part) for case, part in zip(cases_of("abcd"), ("val", "train", "val", "test"), strict=True)]
+        cases = [
+            case._replace(part=part)
+            for case, part in zip(cases_of("abcd"), ("val", "train", "val", "test"), strict=True)
+        ]
         found = split_cases(cases, (0.4, 0.3, 0.3))
         assert {part: [case.patient for case in members] for part, members in found.items()} == {
             "train": ["b"],
@@ -78,7 +95,9 @@ class TestOwnSplit:
 
     def test_at_random_without_one(self):
         cases = cases_of("abcdef")
-        assert list(split_cases(cases, (0.5, 0.25, 0.25), seed=5).values()) == split_by_patient(cases, (0.5, 0.25, 0.25), seed=5)
+        assert list(split_cases(cases, (0.5, 0.25, 0.25), seed=5).values()) == split_by_patient(
+            cases, (0.5, 0.25, 0.25), seed=5
+        )
 
     def test_a_patient_in_two_parts(self):
         first, second = cases_of("a", scans=2)
@@ -95,7 +114,10 @@ THICK = {"spacing": (5.0, 0.7, 0.7)}
 class TestAlign:
     def test_exact(self):
         # 26 = 5 * 5 + 1: both series end together.
-        assert align_pair(volume(SLAB[::5], **THICK), volume(SLAB, **THIN), 5) == (slice(0, 6), slice(0, 26))
+        assert align_pair(volume(SLAB[::5], **THICK), volume(SLAB, **THIN), 5) == (
+            slice(0, 6),
+            slice(0, 26),
+        )
 
     @pytest.mark.parametrize(
         ("first", "count", "expected"),
@@ -111,12 +133,17 @@ class TestAlign:
     def test_offsets(self, first, count, expected):
         at = first + 5 * np.arange(count)
         thick = np.take(SLAB, at, axis=0, mode="clip")
-        used_thick, used_thin = align_pair(volume(thick, start=float(first), **THICK), volume(SLAB, **THIN), 5)
+        used_thick, used_thin = align_pair(
+            volume(thick, start=float(first), **THICK), volume(SLAB, **THIN), 5
+        )
         assert (used_thick, used_thin) == expected
         # The contract: thick slice k on thin slice 5 k, by the positions in the voxels.
         np.testing.assert_array_equal(thick[used_thick], SLAB[used_thin][::5])
 
-    @pytest.mark.parametrize(("thick_codes", "thin_codes"), [("LPI", "LPS"), ("LPS", "RAI"), ("RAS", "SPL"), ("PIR", "ASR")])
+    @pytest.mark.parametrize(
+        ("thick_codes", "thin_codes"),
+        [("LPI", "LPS"), ("LPS", "RAI"), ("RAS", "SPL"), ("PIR", "ASR")],
+    )
     def test_storage_of_either_does_not_matter(self, thick_codes, thin_codes):
         thick = volume(SLAB[2:23:5], start=2.0, codes=thick_codes, **THICK)
         thin = volume(SLAB, codes=thin_codes, **THIN)
@@ -128,40 +155,82 @@ class TestAlign:
         c, s = np.cos(0.3), np.sin(0.3)
         turn = np.array([[1, 0, 0, 3], [0, c, -s, 5], [0, s, c, 7], [0, 0, 0, 1]])
         thick, thin = nifti(SLAB[2:23:5], start=2.0, **THICK), nifti(SLAB, **THIN)
-        turned = [volume_from_image(type(i)(np.asarray(i.dataobj), turn @ i.affine), path="a.nii") for i in (thick, thin)]
+        turned = [
+            volume_from_image(type(i)(np.asarray(i.dataobj), turn @ i.affine), path="a.nii")
+            for i in (thick, thin)
+        ]
         assert align_pair(*turned, 5) == (slice(0, 5), slice(2, 23))
 
     def test_a_scanners_pair(self, shared_ct):
-        thick, thin = (read_volume(shared_ct / "pair" / f"head_{kind}.nii.gz") for kind in ("thick", "thin"))
+        thick, thin = (
+            read_volume(shared_ct / "pair" / f"head_{kind}.nii.gz") for kind in ("thick", "thin")
+        )
         assert (len(thick.slab), len(thin.slab)) == (28, 140)
-        assert align_pair(thick, thin, 5) == (slice(0, 28), slice(2, 138))  # thick slice k on thin slice 5 k + 2
+        assert align_pair(thick, thin, 5) == (
+            slice(0, 28),
+            slice(2, 138),
+        )  # thick slice k on thin slice 5 k + 2
 
     @pytest.mark.parametrize(
         ("slab", "options", "ratio", "reason"),
         [
-            (SLAB[::5, :, :-1], THICK, 5, r"\(6, 6\) against \(6, 7\) voxels in plane.*field of view"),
-            (SLAB[::5], THICK, 4, r"slices 5 and 1 mm apart have the ratio 5.000, expected 4, the network's"),
+            (
+                SLAB[::5, :, :-1],
+                THICK,
+                5,
+                r"\(6, 6\) against \(6, 7\) voxels in plane.*field of view",
+            ),
+            (
+                SLAB[::5],
+                THICK,
+                4,
+                r"slices 5 and 1 mm apart have the ratio 5.000, expected 4, the network's",
+            ),
             (SLAB, THIN, 5, r"slices 1 and 1 mm apart have the ratio 1.000, expected 5"),
             (SLAB[::5], {"spacing": (5.1, 0.7, 0.7)}, 5, "ratio 5.100, expected 5"),
-            (SLAB[::5], {"spacing": (5.0, 0.7, 0.75)}, 5, "differ in direction or in-plane spacing"),
-            (SLAB[::5], {"start": 0.5} | THICK, 5, r"first thick slice stands at thin voxel \(0.50, "),
-            (SLAB[::5], {"start": 22.0} | THICK, 5, "share 1 thick slice positions, expected at least 2"),
+            (
+                SLAB[::5],
+                {"spacing": (5.0, 0.7, 0.75)},
+                5,
+                "differ in direction or in-plane spacing",
+            ),
+            (
+                SLAB[::5],
+                {"start": 0.5} | THICK,
+                5,
+                r"first thick slice stands at thin voxel \(0.50, ",
+            ),
+            (
+                SLAB[::5],
+                {"start": 22.0} | THICK,
+                5,
+                "share 1 thick slice positions, expected at least 2",
+            ),
             (SLAB[::5], {"start": 100.0} | THICK, 5, "share 0 thick slice positions"),
             (SLAB[::5], {"start": -100.0} | THICK, 5, "share 0 thick slice positions"),
         ],
     )
     def test_mismatches(self, slab, options, ratio, reason):
-        with pytest.raises(ValueError, match=rf"scan.nii.gz and scan.nii.gz do not match.*{reason}"):
+        with pytest.raises(
+            ValueError, match=rf"scan.nii.gz and scan.nii.gz do not match.*{reason}"
+        ):
             align_pair(volume(slab, **options), volume(SLAB, **THIN), ratio)
 
     def test_shift_in_plane_and_tilt(self):
         thin = volume(SLAB, **THIN)
         thick = nifti(SLAB[::5], **THICK)
-        for row, column, value, reason in ((0, 3, 1.0, "thin voxel"), (1, 2, 0.5, "differ in direction")):
+        for row, column, value, reason in (
+            (0, 3, 1.0, "thin voxel"),
+            (1, 2, 0.5, "differ in direction"),
+        ):
             affine = thick.affine.copy()
             affine[row, column] += value
             with pytest.raises(ValueError, match=reason):
-                align_pair(volume_from_image(type(thick)(np.asarray(thick.dataobj), affine), path="a.nii"), thin, 5)
+                align_pair(
+                    volume_from_image(type(thick)(np.asarray(thick.dataobj), affine), path="a.nii"),
+                    thin,
+                    5,
+                )
 
     def test_small_differences_that_add_up(self):
         thin = position_slab((151, 3, 4))
@@ -173,14 +242,19 @@ class TestAlign:
 
 class TestCheckAlignment:
     def test_from_headers_alone(self, tmp_path):
-        thin, thick = save(tmp_path / "thin.nii", SLAB), save(tmp_path / "thick.nii", SLAB[::5], **THICK)
+        thin, thick = (
+            save(tmp_path / "thin.nii", SLAB),
+            save(tmp_path / "thick.nii", SLAB[::5], **THICK),
+        )
         cases = [Case("0", "0", tmp_path / "gone.nii"), Case("1", "1", thin, thick)]
         check_alignment(cases, ratio=5)
         for path in (thin, thick):  # what stands where the voxels stood is not looked at
             raw = path.read_bytes()
             path.write_bytes(raw[:352] + bytes(len(raw) - 352))
         check_alignment(cases, ratio=5)
-        with pytest.raises(ValueError, match=r"thick.nii and .*thin.nii do not match: .* ratio 5.000, expected 4"):
+        with pytest.raises(
+            ValueError, match=r"thick.nii and .*thin.nii do not match: .* ratio 5.000, expected 4"
+        ):
             check_alignment(cases, ratio=4)
         thick.write_bytes(b"no scan")
         with pytest.raises(ValueError, match=r"thick.nii: not a NIfTI file"):

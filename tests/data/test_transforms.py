@@ -51,14 +51,18 @@ def test_positions_stay_aligned(paired, in_plane):
         assert abs(matrix[0, 0]) == 1  # depth stays depth
         orientations.add(matrix.tobytes())
         # The mask went the same way.
-        np.testing.assert_array_equal(crop["lung"][0], np.rint(to_hu(crop["thin"])).astype(int) % 3 == 0)
+        np.testing.assert_array_equal(
+            crop["lung"][0], np.rint(to_hu(crop["thin"])).astype(int) % 3 == 0
+        )
         # Thick slice k stands on thin slice 3 k.
         thick_z = thin[::RATIO, 0, 0, 0]
         starts.add(int(thick_z.min()))
         reach = 0 if paired else len(profile_weights(RATIO)) // 2
         inside = (thick_z >= reach) & (thick_z <= SHAPE[0] - 1 - reach)
         assert inside.sum() >= N_THICK - 2
-        np.testing.assert_allclose(to_hu(crop["thick"])[inside], to_hu(crop["thin"])[::RATIO][inside], atol=1e-2)
+        np.testing.assert_allclose(
+            to_hu(crop["thick"])[inside], to_hu(crop["thin"])[::RATIO][inside], atol=1e-2
+        )
     # 8 flips, and as many with height and width exchanged where they are alike; every start that there is.
     assert len(orientations) == (16 if in_plane[0] == in_plane[1] else 8)
     assert starts <= (set(range(0, 22, 3)) if paired else set(range(22)))
@@ -76,11 +80,17 @@ def test_volumes_smaller_than_the_crop(shape, paired):
         assert set(np.abs(np.diff(thin[:, 0, 0, 0]))) == {1}
         assert np.abs(np.diff(thin, axis=1)).max() <= 1
         assert np.abs(np.diff(thin, axis=2)).max() <= 1
-        np.testing.assert_array_equal(crop["lung"][0], np.rint(to_hu(crop["thin"])).astype(int) % 3 == 0)
+        np.testing.assert_array_equal(
+            crop["lung"][0], np.rint(to_hu(crop["thin"])).astype(int) % 3 == 0
+        )
         if paired:
-            np.testing.assert_allclose(to_hu(crop["thick"]), to_hu(crop["thin"])[::RATIO], atol=1e-2)
+            np.testing.assert_allclose(
+                to_hu(crop["thick"]), to_hu(crop["thin"])[::RATIO], atol=1e-2
+            )
         elif shape[0] < N_THIN:
-            np.testing.assert_allclose(to_hu(crop["thick"]), thicken(to_hu(crop["thin"]), RATIO), atol=1e-2)
+            np.testing.assert_allclose(
+                to_hu(crop["thick"]), thicken(to_hu(crop["thin"]), RATIO), atol=1e-2
+            )
 
 
 def test_simulated_slices_are_those_of_the_whole_volume():
@@ -106,8 +116,13 @@ def test_profile_is_passed_on():
     for crop in crops(data, flip=False, profile="box", seeds=range(3)):
         thick, thin_crop = to_hu(crop["thick"]), to_hu(crop["thin"])
         for k in range(1, N_THICK - 1):
-            np.testing.assert_allclose(thick[k], thin_crop[3 * k - 1 : 3 * k + 2].mean(axis=0), atol=0.01)
-    blurred, centre = (next(crops(data, flip=False, profile="triangle", fwhm=fwhm, seeds=[0])) for fwhm in (1.0, 1 / 3))
+            np.testing.assert_allclose(
+                thick[k], thin_crop[3 * k - 1 : 3 * k + 2].mean(axis=0), atol=0.01
+            )
+    blurred, centre = (
+        next(crops(data, flip=False, profile="triangle", fwhm=fwhm, seeds=[0]))
+        for fwhm in (1.0, 1 / 3)
+    )
     np.testing.assert_allclose(to_hu(centre["thick"]), to_hu(centre["thin"])[::RATIO], atol=0.01)
     assert np.abs(to_hu(blurred["thick"]) - to_hu(blurred["thin"])[::RATIO]).max() > 10
 
@@ -116,7 +131,12 @@ def test_intensities_are_scaled_and_clipped():
     thin = np.full((31, 6, 6), -1024, np.int16)
     thin[:, :3] = 3071
     thin[:, 0] = 5000
-    data = {"thin": thin, "thick": thin[::3], "lung": thin > 0, "lung_box": np.array([(0, 31), (0, 6), (0, 6)])}
+    data = {
+        "thin": thin,
+        "thick": thin[::3],
+        "lung": thin > 0,
+        "lung_box": np.array([(0, 31), (0, 6), (0, 6)]),
+    }
     crop = next(crops(data, flip=False))
     for key in ("thick", "thin"):
         assert crop[key][0, 0, :, 0].tolist() == [1, 1, 1, 0, 0, 0]
@@ -163,9 +183,13 @@ def test_the_crop_alone_keeps_a_margin_for_the_profile():
         out = crop(case(paired=False))
         first = positions(out["thin"], SHAPE)[0, 0, 0, 0, 0]
         befores.add(out["before"])
-        assert out["thin"].shape[1] == out["before"] + N_THIN + min(3, SHAPE[0] - first - out["before"] - N_THIN)
+        assert out["thin"].shape[1] == out["before"] + N_THIN + min(
+            3, SHAPE[0] - first - out["before"] - N_THIN
+        )
     assert {0, 3} <= befores <= {0, 1, 2, 3}
-    assert SimulateThickd(N_THICK, RATIO).margin == 3  # a Gaussian of 2.7 slices reaches 3 sigma = 3.4 slices
+    assert (
+        SimulateThickd(N_THICK, RATIO).margin == 3
+    )  # a Gaussian of 2.7 slices reaches 3 sigma = 3.4 slices
 
 
 def test_memory_mapped_volumes_are_only_read_where_cut(tmp_path):

@@ -13,7 +13,14 @@ SLAB = position_slab(SHAPE)
 
 class TestMatching:
     def test_by_name_below_each_folder(self, tmp_path):
-        for path in ("ours/a.nii.gz", "ours/x/b.nii", "ours/c.nii.gz", "theirs/a.nii", "theirs/x/b.nii.gz", "theirs/d.nii.gz"):
+        for path in (
+            "ours/a.nii.gz",
+            "ours/x/b.nii",
+            "ours/c.nii.gz",
+            "theirs/a.nii",
+            "theirs/x/b.nii.gz",
+            "theirs/d.nii.gz",
+        ):
             save(tmp_path / path, SLAB)
         pairs, missing, extra = match_cases(tmp_path / "ours", tmp_path / "theirs")
         assert [(case.name, case.thin.name, path.name) for case, path in pairs] == [
@@ -24,29 +31,47 @@ class TestMatching:
 
     def test_references_as_pairs_bring_thick_and_lung(self, pair_folder):
         (case, path), _ = match_cases(pair_folder / "thin", pair_folder).pairs
-        assert (case.name, case.thick, path) == ("p0", pair_folder / "thick" / "p0.nii.gz", pair_folder / "thin" / "p0.nii.gz")
+        assert (case.name, case.thick, path) == (
+            "p0",
+            pair_folder / "thick" / "p0.nii.gz",
+            pair_folder / "thin" / "p0.nii.gz",
+        )
 
     def test_two_files_are_a_pair_whatever_their_names(self, tmp_path):
-        ours, theirs = save(tmp_path / "a" / "mine.nii.gz", SLAB), save(tmp_path / "b" / "truth.nii", SLAB)
+        ours, theirs = (
+            save(tmp_path / "a" / "mine.nii.gz", SLAB),
+            save(tmp_path / "b" / "truth.nii", SLAB),
+        )
         ((case, path),), missing, extra = match_cases(ours, theirs)
         assert (case.name, path, missing, extra) == ("truth", ours, [], [])
 
     def test_no_name_in_common(self, tmp_path):
         save(tmp_path / "a" / "x.nii.gz", SLAB)
         save(tmp_path / "b" / "y.nii.gz", SLAB)
-        with pytest.raises(ValueError, match=r"No file of .*a has the name of one of .*b: there 'x' and so on, here 'y'"):
+        with pytest.raises(
+            ValueError,
+            match=r"No file of .*a has the name of one of .*b: there 'x' and so on, here 'y'",
+        ):
             match_cases(tmp_path / "a", tmp_path / "b")
 
 
 class TestGrids:
     @pytest.mark.parametrize("codes", ["LPS", "RAS", "SPL", "ASR"])
     def test_stored_otherwise_is_the_same_grid(self, codes):
-        assert common_slices(volume(SLAB, codes=codes), volume(SLAB)) == (slice(0, 19), slice(0, 19))
+        assert common_slices(volume(SLAB, codes=codes), volume(SLAB)) == (
+            slice(0, 19),
+            slice(0, 19),
+        )
 
     @pytest.mark.parametrize(
         ("first", "count", "mine", "used"),
         [
-            (0, 16, slice(0, 16), slice(0, 16)),  # the usual case: the last thick slice stands before the last thin one
+            (
+                0,
+                16,
+                slice(0, 16),
+                slice(0, 16),
+            ),  # the usual case: the last thick slice stands before the last thin one
             (3, 10, slice(0, 10), slice(3, 13)),
             (-2, 30, slice(2, 21), slice(0, 19)),
             (-4, 9, slice(4, 9), slice(0, 5)),
@@ -60,7 +85,11 @@ class TestGrids:
     @pytest.mark.parametrize(
         ("slab", "options", "reason"),
         [
-            (SLAB, {"start": 0.5}, r"first voxel is \(0.00, 0.00, 0.50\) mm from the reference's in x, y, z"),
+            (
+                SLAB,
+                {"start": 0.5},
+                r"first voxel is \(0.00, 0.00, 0.50\) mm from the reference's in x, y, z",
+            ),
             (SLAB, {"start": 19.0}, "no slice in common"),
             (SLAB, {"start": -30.0}, "no slice in common"),
             (SLAB[:, :-1], {}, "19 x 7 x 10 voxels against the reference's 19 x 8 x 10"),
@@ -90,7 +119,9 @@ class TestGrids:
         moved = volume(SLAB)
         moved.affine = moved.affine.copy()
         moved.affine[0, 3] += 0.7
-        with pytest.raises(ValueError, match=r"\(0.70, 0.00, 0.00\) mm from the reference's in x, y, z"):
+        with pytest.raises(
+            ValueError, match=r"\(0.70, 0.00, 0.00\) mm from the reference's in x, y, z"
+        ):
             common_slices(moved, volume(SLAB))
 
 
@@ -112,7 +143,9 @@ class TestMisplaced:
         found = misplaced(np.roll(chest, -shift, axis=0), chest)
         assert found == f"shifted by {shift} slice{'s' if abs(shift) > 1 else ''}"
 
-    @pytest.mark.parametrize(("axis", "name"), [(0, "upside down"), (1, "front to back"), (2, "left to right")])
+    @pytest.mark.parametrize(
+        ("axis", "name"), [(0, "upside down"), (1, "front to back"), (2, "left to right")]
+    )
     def test_turned(self, chest, axis, name):
         assert misplaced(np.flip(chest, axis), chest) == f"turned {name}"
 

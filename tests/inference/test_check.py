@@ -21,11 +21,20 @@ from mpunet.phantom.chest import chest_phantom
 from mpunet.slices.simulate import thicken
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),  # Lightning's own, with recent torch
+    pytest.mark.filterwarnings(
+        "ignore:.*isinstance.treespec, LeafSpec:FutureWarning"
+    ),  # Lightning's own, with recent torch
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),  # these volumes are tiny
 ]
 
-QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+QUIET = [
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--trainer.enable_model_summary",
+    "false",
+]
 
 
 class CubicPlus(torch.nn.Module):
@@ -59,20 +68,40 @@ def chest(seed):
 
 
 def new_module():
-    return mpunet.MPUNetModule({"class_path": f"{__name__}.CubicPlus", "init_args": {}}, Objective(image=1.0))
+    return mpunet.MPUNetModule(
+        {"class_path": f"{__name__}.CubicPlus", "init_args": {}}, Objective(image=1.0)
+    )
 
 
 def data(scans, tmp_path, **options):
     folder = str(scans / "val")
     cache = str(tmp_path / "cache")
     return mpunet.ThickThinDataModule(
-        train_dir=folder, val_dir=folder, cache_dir=cache, crop=(32, 32), crops_per_epoch=2, **options
+        train_dir=folder,
+        val_dir=folder,
+        cache_dir=cache,
+        crop=(32, 32),
+        crops_per_epoch=2,
+        **options,
     )
 
 
 def trainer(tmp_path, **options):
-    common = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return L.Trainer(**{"accelerator": "cpu", "default_root_dir": tmp_path, "log_every_n_steps": 1, **common, **options})
+    common = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    return L.Trainer(
+        **{
+            "accelerator": "cpu",
+            "default_root_dir": tmp_path,
+            "log_every_n_steps": 1,
+            **common,
+            **options,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +146,9 @@ def test_validation_leaves_its_range_in_the_checkpoint(validated, scans):
     errors = []
     for seed in range(3):
         thick = thicken(chest(seed), 5)
-        errors.append(consistency(mpunet.Reconstructor(CubicPlus(), n_thick=8, ratio=5)(thick), thick).mae)
+        errors.append(
+            consistency(mpunet.Reconstructor(CubicPlus(), n_thick=8, ratio=5)(thick), thick).mae
+        )
     assert known == {
         "low": pytest.approx(min(errors), rel=1e-4), "high": pytest.approx(max(errors), rel=1e-4), "cases": 3,
         "profile": "gaussian", "fwhm": None,
@@ -149,7 +180,9 @@ def test_a_network_that_adds_density_is_told(validated, scans, tmp_path, capsys)
     assert records["a.nii.gz"]["bias"] == pytest.approx(before["bias"] + 50, abs=1)
     lines = capsys.readouterr().out.splitlines()
     [at] = [
-        i for i, line in enumerate(lines) if line.startswith("Warning: 3 volumes, thickened again, differ from their scans by")
+        i
+        for i, line in enumerate(lines)
+        if line.startswith("Warning: 3 volumes, thickened again, differ from their scans by")
     ]
     assert f"more than {before['limit']:.1f} HU" in lines[at]
     assert lines[at + 2] == f"  b.nii.gz: {records['b.nii.gz']['mae']:.1f} HU"
@@ -159,7 +192,9 @@ def test_without_a_range_nothing_is_judged(validated, scans, tmp_path, capsys):
     unknown = changed(validated, tmp_path / "unknown.ckpt", hu=50, known=False)
     records = predict(unknown, scans, tmp_path / "thin", "--check")
     assert records["a.nii.gz"]["bias"] > 40
-    assert {(record["limit"], record["out_of_range"]) for record in records.values()} == {(None, None)}
+    assert {(record["limit"], record["out_of_range"]) for record in records.values()} == {
+        (None, None)
+    }
     out = capsys.readouterr().out
     assert out.count("The checkpoint knows no range of consistency") == 1
     assert "Warning" not in out
@@ -176,7 +211,15 @@ def test_older_manifests_are_read(validated, scans, tmp_path, capsys):
     for record in records:
         del record["consistency"]
     manifest.write_text("".join(json.dumps(record) + "\n" for record in records))
-    words = ["predict", "--ckpt_path", str(validated), "--data.predict_dir", str(scans / "scans"), "--check", *QUIET]
+    words = [
+        "predict",
+        "--ckpt_path",
+        str(validated),
+        "--data.predict_dir",
+        str(scans / "scans"),
+        "--check",
+        *QUIET,
+    ]
     assert main([*words, "--writer.output_dir", str(tmp_path)]) == 0
     assert "3 of 3 volumes are already in" in capsys.readouterr().out
 
@@ -187,23 +230,39 @@ def test_the_profile_of_the_training_data_is_used(scans, tmp_path):
     assert (module.consistency_range.profile, module.consistency_range.fwhm) == ("box", 0.6)
     run.save_checkpoint(tmp_path / "box.ckpt", weights_only=True)
     record = predict(tmp_path / "box.ckpt", scans, tmp_path / "thin", "--check")["a.nii.gz"]
-    thin, thick = (read_volume(folder / "a.nii.gz").slab for folder in (tmp_path / "thin", scans / "scans"))
-    assert record["mae"] == pytest.approx(consistency(thin, thick, profile="box", fwhm=0.6).mae, abs=6e-4)
+    thin, thick = (
+        read_volume(folder / "a.nii.gz").slab for folder in (tmp_path / "thin", scans / "scans")
+    )
+    assert record["mae"] == pytest.approx(
+        consistency(thin, thick, profile="box", fwhm=0.6).mae, abs=6e-4
+    )
     assert record["mae"] != pytest.approx(consistency(thin, thick).mae, rel=0.05)
 
 
-@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")  # the second run saves by hand
+@pytest.mark.filterwarnings(
+    "ignore:.*callbacks used to create the checkpoint"
+)  # the second run saves by hand
 def test_every_checkpoint_has_the_last_validations_range(scans, tmp_path):
     """Those that fit saves at the end of it, and later ones, of a run that goes on without validation too; not the sanity check's."""
-    saver = L.pytorch.callbacks.ModelCheckpoint(dirpath=tmp_path / "saved", monitor="val/consistency", save_last=True)
+    saver = L.pytorch.callbacks.ModelCheckpoint(
+        dirpath=tmp_path / "saved", monitor="val/consistency", save_last=True
+    )
     module, run = (
         new_module(),
-        trainer(tmp_path, max_epochs=1, callbacks=[saver], enable_checkpointing=True, num_sanity_val_steps=1),
+        trainer(
+            tmp_path,
+            max_epochs=1,
+            callbacks=[saver],
+            enable_checkpointing=True,
+            num_sanity_val_steps=1,
+        ),
     )
     run.fit(module, data(scans, tmp_path, num_workers=0))
     known = module.consistency_range
     assert known.cases == 3
-    assert float(run.callback_metrics["val/consistency"]) == pytest.approx(float(saver.best_model_score))
+    assert float(run.callback_metrics["val/consistency"]) == pytest.approx(
+        float(saver.best_model_score)
+    )
     assert known.low <= float(saver.best_model_score) <= known.high
     for path in (saver.best_model_path, saver.last_model_path):
         assert torch.load(path, weights_only=True)["consistency"] == known._asdict()
@@ -225,9 +284,14 @@ def test_help_shows_the_flag_for_predict_only(capsys):
 
 
 def test_summary_of_many_volumes_on_two_ranks():
-    ranks = [CheckSummary([(f"{i:02}.nii", 30.0 + i, 20.0) for i in range(start, 26, 2)], 0) for start in (0, 1)]
+    ranks = [
+        CheckSummary([(f"{i:02}.nii", 30.0 + i, 20.0) for i in range(start, 26, 2)], 0)
+        for start in (0, 1)
+    ]
     lines = summary_lines(ranks)
-    assert lines[0].startswith("Warning: 26 volumes, thickened again, differ from their scans by more than 20.0 HU")
+    assert lines[0].startswith(
+        "Warning: 26 volumes, thickened again, differ from their scans by more than 20.0 HU"
+    )
     assert lines[1] == "  00.nii: 30.0 HU"
     assert lines[21:] == ["  ... and 6 more, see manifest.jsonl"]
     assert summary_lines([CheckSummary([], 0)]) == []
@@ -235,7 +299,15 @@ def test_summary_of_many_volumes_on_two_ranks():
 
 def test_real_scan(shared_ct: Path, untrained, tmp_path):
     """Next to cubic interpolation: the number is that of a second look at the file."""
-    words = ["predict", "--ckpt_path", str(untrained), "--data.predict_dir", str(shared_ct / "thick"), "--inference.stride", "7"]
+    words = [
+        "predict",
+        "--ckpt_path",
+        str(untrained),
+        "--data.predict_dir",
+        str(shared_ct / "thick"),
+        "--inference.stride",
+        "7",
+    ]
     assert main([*words, "--writer.output_dir", str(tmp_path), "--check", *QUIET]) == 0
     record = json.loads((tmp_path / "manifest.jsonl").read_text())["consistency"]
     name = "Lung_Dx-A0001-B.nii.gz"
@@ -248,7 +320,9 @@ def test_real_scan(shared_ct: Path, untrained, tmp_path):
 def test_slices_of_another_spacing(validated, scans, tmp_path, capsys):
     """Judged as the network's own are; a scan that is finer than what was asked for fails alone."""
     own = predict(validated, scans, tmp_path / "own", "--check")
-    records = predict(validated, scans, tmp_path / "thin", "--check", "--inference.thin_spacing", "2")
+    records = predict(
+        validated, scans, tmp_path / "thin", "--check", "--inference.thin_spacing", "2"
+    )
     for name, record in records.items():
         assert not record["out_of_range"]
         assert record["mae"] == pytest.approx(own[name]["mae"], rel=0.1)
@@ -256,10 +330,28 @@ def test_slices_of_another_spacing(validated, scans, tmp_path, capsys):
 
     save(tmp_path / "scans" / "fine.nii.gz", chest(3)[:20], spacing=(1.5, 8.0, 8.0))
     save(tmp_path / "scans" / "thick.nii.gz", chest(3)[:20], spacing=(5.0, 8.0, 8.0))
-    words = ["predict", "--ckpt_path", str(validated), "--data.predict_dir", str(tmp_path / "scans"), *QUIET]
-    words += ["--writer.output_dir", str(tmp_path / "two"), "--inference.any_spacing", "true", "--inference.thin_spacing", "2"]
+    words = [
+        "predict",
+        "--ckpt_path",
+        str(validated),
+        "--data.predict_dir",
+        str(tmp_path / "scans"),
+        *QUIET,
+    ]
+    words += [
+        "--writer.output_dir",
+        str(tmp_path / "two"),
+        "--inference.any_spacing",
+        "true",
+        "--inference.thin_spacing",
+        "2",
+    ]
     assert main(words) == 1
-    fine, thick = (json.loads(line) for line in (tmp_path / "two" / "manifest.jsonl").read_text().splitlines())
-    assert fine["reason"].startswith("slices stand 1.5 mm apart, which is no more than the thin_spacing of 2 mm")
+    fine, thick = (
+        json.loads(line) for line in (tmp_path / "two" / "manifest.jsonl").read_text().splitlines()
+    )
+    assert fine["reason"].startswith(
+        "slices stand 1.5 mm apart, which is no more than the thin_spacing of 2 mm"
+    )
     assert (thick["file"], thick["status"]) == ("thick.nii.gz", "written")
     assert (thick["spacing"], thick["thin_spacing"]) == ([8.0, 8.0, 2.0], 2.0)

@@ -50,15 +50,29 @@ def test_equals_brute_force(depth):
         network = random_network(n_thick, ratio)
         for stride in range(1, n_thick):
             expected = brute_force(network, thick, n_thick, ratio, stride)
-            chosen = every if depth in (5, 13, 24) else [every[(depth + 7 * stride + n_thick) % len(every)]]
+            chosen = (
+                every
+                if depth in (5, 13, 24)
+                else [every[(depth + 7 * stride + n_thick) % len(every)]]
+            )
             for tile, batch_size, last_first in chosen:
                 engine = StreamingEngine(
-                    network, n_thick=n_thick, ratio=ratio, stride=stride, multiple=1, tile=tile, batch_size=batch_size
+                    network,
+                    n_thick=n_thick,
+                    ratio=ratio,
+                    stride=stride,
+                    multiple=1,
+                    tile=tile,
+                    batch_size=batch_size,
                 )
                 planes = iter(thick[::-1] if last_first else thick)
-                thin = torch.cat(list(engine.stream(planes, shape=thick.shape, last_first=last_first)))
+                thin = torch.cat(
+                    list(engine.stream(planes, shape=thick.shape, last_first=last_first))
+                )
                 assert thin.dtype == torch.float32
-                np.testing.assert_allclose(thin.flip(0) if last_first else thin, expected, atol=1e-5)
+                np.testing.assert_allclose(
+                    thin.flip(0) if last_first else thin, expected, atol=1e-5
+                )
 
 
 def test_tiles_of_a_network_that_sees_neighbours_equal_brute_force():
@@ -75,15 +89,21 @@ def test_tiles_of_a_network_that_sees_neighbours_equal_brute_force():
         for rows, columns, weight in plan_tiles(*size, (16, 12), torch.device("cpu")):
             part = thick[start : start + 3, rows, columns]
             h, w = part.shape[1:]
-            padded = nn.functional.pad(part[None, None], (0, -w % 4, 0, -h % 4, 0, 0), mode="replicate")
+            padded = nn.functional.pad(
+                part[None, None], (0, -w % 4, 0, -h % 4, 0, 0), mode="replicate"
+            )
             with torch.no_grad():
-                sums[2 * start : 2 * start + 5, rows, columns] += weight * expand(padded)[0, 0, :, :h, :w].double()
+                sums[2 * start : 2 * start + 5, rows, columns] += (
+                    weight * expand(padded)[0, 0, :, :h, :w].double()
+                )
         counts[2 * start : 2 * start + 5] += 1
     options = {"n_thick": 3, "ratio": 2, "multiple": 4}
     tiled = reconstruct_slab(expand, thick, tile=(13, 12), **options)
     np.testing.assert_allclose(tiled, sums / counts, atol=1e-5)
     whole = reconstruct_slab(expand, thick, **options)
-    assert (tiled - whole).abs().max() > 1e-3  # so that the comparison above says something about tiles
+    assert (
+        tiled - whole
+    ).abs().max() > 1e-3  # so that the comparison above says something about tiles
     assert reconstruct_slab(expand, thick, tile=40, **options).equal(whole)
 
 
@@ -91,9 +111,15 @@ def test_tensors_arrays_and_integers_are_the_same():
     thick = np.random.default_rng(0).integers(-5, 5, (11, 3, 4))
     options = {"n_thick": 4, "ratio": 2, "multiple": 1}
     expected = reconstruct_slab(random_network(4, 2), thick.astype(np.float32), **options)
-    variants = (thick.astype(np.int16), thick.astype(">i2"), thick[::-1, ::-1].astype(np.float64)[::-1, ::-1])
+    variants = (
+        thick.astype(np.int16),
+        thick.astype(">i2"),
+        thick[::-1, ::-1].astype(np.float64)[::-1, ::-1],
+    )
     for variant in (*variants, *map(torch.from_numpy, (thick, thick.astype(np.int16)))):
-        torch.testing.assert_close(reconstruct_slab(random_network(4, 2), variant, **options), expected)
+        torch.testing.assert_close(
+            reconstruct_slab(random_network(4, 2), variant, **options), expected
+        )
 
 
 def test_slices_come_as_soon_as_no_window_is_missing():
@@ -106,7 +132,9 @@ def test_slices_come_as_soon_as_no_window_is_missing():
     taken = []
     planes = (taken.append(i) or torch.rand(2, 2) for i in range(20))
     engine = StreamingEngine(network, n_thick=8, ratio=5, stride=3, multiple=1)
-    sizes = [(len(chunk), len(calls), len(taken)) for chunk in engine.stream(planes, shape=(20, 2, 2))]
+    sizes = [
+        (len(chunk), len(calls), len(taken)) for chunk in engine.stream(planes, shape=(20, 2, 2))
+    ]
     # Windows at 0, 3, 6, 9, 12: each new one closes the slices before its start; the last chunk is all that is open.
     assert sizes == [(15, 2, 11), (15, 3, 14), (15, 4, 17), (15, 5, 20), (36, 5, 20)]
 
@@ -154,7 +182,10 @@ def test_inference_mode_and_autocast_are_the_networks_only():
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (lambda x: x, r"map windows \(1, 1, 8, 32, 32\) to \(1, 1, 36, 32, 32\), got \(1, 1, 8, 32, 32\); check that n_thick"),
+        (
+            lambda x: x,
+            r"map windows \(1, 1, 8, 32, 32\) to \(1, 1, 36, 32, 32\), got \(1, 1, 8, 32, 32\); check that n_thick",
+        ),
         (lambda x: random_network(8, 4)(x), r"got \(1, 1, 29, 32, 32\)"),
         (lambda x: [x], "got list"),
     ],
@@ -171,7 +202,11 @@ def test_wrong_output(network, message):
         (torch.rand(1, 4, 4), {}, "at least 2 slices along depth, got 1"),
         (torch.rand(9, 4, 4), {"stride": 8}, "stride of 1 to 7"),
         (torch.rand(9, 4, 4), {"tile": 0}, "tiles of at least 1 pixel, got tile = 0"),
-        (torch.rand(9, 4, 4), {"batch_size": 0}, "at least 1 window in a batch, got batch_size = 0"),
+        (
+            torch.rand(9, 4, 4),
+            {"batch_size": 0},
+            "at least 1 window in a batch, got batch_size = 0",
+        ),
     ],
 )
 def test_refused(thick, options, message):
@@ -239,7 +274,9 @@ class TestOutOfMemory:
             try:
                 return network(windows)
             except torch.OutOfMemoryError:
-                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.") from None
+                raise RuntimeError(
+                    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+                ) from None
 
         engine = StreamingEngine(on_cpu, batch_size=2, **self.options)
         assert len(torch.cat(list(engine.stream(self.thick)))) == 17
@@ -247,7 +284,8 @@ class TestOutOfMemory:
 
     def test_nothing_left_to_try(self):
         with pytest.raises(
-            MemoryError, match=r"Not enough memory on cpu even for a tile of 1 × 4 × 4 × 4 voxels: CUDA out of memory"
+            MemoryError,
+            match=r"Not enough memory on cpu even for a tile of 1 × 4 × 4 × 4 voxels: CUDA out of memory",
         ):
             reconstruct_slab(Small(0), self.thick, **self.options)
 
@@ -267,7 +305,10 @@ def test_windows_are_flipped_in_turns_and_their_results_back(depth):
     uneven = lambda windows: network(windows * torch.linspace(0, 1, windows.shape[3])[:, None])  # noqa: E731 - and not the same upside down
     ways = [(), (0, 1, 2), (1,), (0, 2), (2,), (0, 1), (1, 2), (0,)]
     window = np.pad(thick, ((0, max(0, 8 - depth)), (0, 0), (0, 0)), mode="reflect")
-    sums, counts = np.zeros(((len(window) - 1) * 5 + 1, 4, 6)), np.zeros(((len(window) - 1) * 5 + 1, 1, 1))
+    sums, counts = (
+        np.zeros(((len(window) - 1) * 5 + 1, 4, 6)),
+        np.zeros(((len(window) - 1) * 5 + 1, 1, 1)),
+    )
     for start in range(len(window) - 7):
         axes = ways[start % 8]
         mirrored = torch.from_numpy(np.flip(window[start : start + 8], axes).copy())
@@ -275,12 +316,18 @@ def test_windows_are_flipped_in_turns_and_their_results_back(depth):
         counts[start * 5 :][:36] += 1
     expected = (sums / counts)[: (depth - 1) * 5 + 1]
     for batch_size, last_first in itertools.product((1, 3), (False, True)):
-        engine = StreamingEngine(uneven, n_thick=8, ratio=5, multiple=1, batch_size=batch_size, flips=True)
+        engine = StreamingEngine(
+            uneven, n_thick=8, ratio=5, multiple=1, batch_size=batch_size, flips=True
+        )
         planes = iter(thick[::-1] if last_first else thick)
         thin = torch.cat(list(engine.stream(planes, shape=thick.shape, last_first=last_first)))
-        np.testing.assert_allclose(thin.numpy()[::-1] if last_first else thin.numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(
+            thin.numpy()[::-1] if last_first else thin.numpy(), expected, atol=1e-6
+        )
     # A network that has the symmetry itself gives the same, in tiles too.
     mean = lambda windows: windows.mean(dim=2, keepdim=True).expand(-1, -1, 36, -1, -1)  # noqa: E731
     options = {"n_thick": 8, "ratio": 5, "multiple": 1, "tile": 3}
-    plain, turned = (reconstruct_slab(mean, thick, flips=flips, **options) for flips in (False, True))
+    plain, turned = (
+        reconstruct_slab(mean, thick, flips=flips, **options) for flips in (False, True)
+    )
     torch.testing.assert_close(plain, turned)

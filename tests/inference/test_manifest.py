@@ -10,7 +10,14 @@ from mpunet.inference.manifest import Manifest, read_manifest
 
 def record(file, **fields):
     base = dict.fromkeys(["reason", "shape", "spacing", "seconds", "checkpoint", "stride", "tile"])
-    return {"file": file, "status": "written", **base, "version": "1", "time": "2026-01-01T00:00:00+00:00", **fields}
+    return {
+        "file": file,
+        "status": "written",
+        **base,
+        "version": "1",
+        "time": "2026-01-01T00:00:00+00:00",
+        **fields,
+    }
 
 
 def test_lines_and_the_last_of_a_file(tmp_path):
@@ -20,7 +27,10 @@ def test_lines_and_the_last_of_a_file(tmp_path):
     manifest.add(record("a.nii", shape=[4, 5, 6]))
     lines = (tmp_path / "manifest.jsonl").read_text().splitlines()
     assert [json.loads(line)["file"] for line in lines] == ["a.nii", "sub/b.nii", "a.nii"]
-    assert read_manifest(tmp_path) == {"a.nii": record("a.nii", shape=[4, 5, 6]), "sub/b.nii": record("sub/b.nii")}
+    assert read_manifest(tmp_path) == {
+        "a.nii": record("a.nii", shape=[4, 5, 6]),
+        "sub/b.nii": record("sub/b.nii"),
+    }
 
 
 def test_no_manifest(tmp_path):
@@ -85,6 +95,8 @@ def test_nothing_stays_of_a_line_that_does_not_fit(tmp_path):
         print(manifest.flush())
     """
     assert resource.RLIMIT_FSIZE is not None
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert out.strip() == "False"
     assert path.read_bytes() == b"x" * 99 + b"\n"

@@ -23,11 +23,21 @@ class Linear(nn.Module):
 
     def forward(self, windows):
         size = ((self.n_thick - 1) * self.ratio + 1, *windows.shape[3:])
-        return self.gain * nn.functional.interpolate(windows, size=size, mode="trilinear", align_corners=True)
+        return self.gain * nn.functional.interpolate(
+            windows, size=size, mode="trilinear", align_corners=True
+        )
 
 
 def reconstructor(ratio=5, **options):
-    return Reconstructor(Linear(8, ratio), n_thick=8, ratio=ratio, multiple=1, precision="float32", device="cpu", **options)
+    return Reconstructor(
+        Linear(8, ratio),
+        n_thick=8,
+        ratio=ratio,
+        multiple=1,
+        precision="float32",
+        device="cpu",
+        **options,
+    )
 
 
 def rotation(x, y, z):
@@ -69,12 +79,16 @@ def check_world_positions(folder, directions, axis, depth, ratio, **options):
         hu = (positions[..., world] - centre[world]) * hu_per_mm
         nib.save(nib.Nifti1Image(hu.astype(np.float32), affine), folder / "thick.nii")
         # Coordinates along an axis in the slices span a few HU only, so they are no CT.
-        reconstruct = reconstructor(ratio, stride=1 + (depth + 2 * world) % 7, check_hu=False, **options)
+        reconstruct = reconstructor(
+            ratio, stride=1 + (depth + 2 * world) % 7, check_hu=False, **options
+        )
         reconstruct.file(folder / "thick.nii", folder / "thin.nii", dtype="float32")
 
         image = nib.load(folder / "thin.nii")
         thin = voxel_positions(image.affine, image.shape)
-        np.testing.assert_allclose(image.get_fdata() / hu_per_mm + centre[world], thin[..., world], atol=1e-3)
+        np.testing.assert_allclose(
+            image.get_fdata() / hu_per_mm + centre[world], thin[..., world], atol=1e-3
+        )
         yield image, thin, positions
 
 
@@ -83,9 +97,13 @@ def test_world_positions_are_reproduced_from_file_to_file(tmp_path, depth):
     for ratio in range(2, 7):
         directions, axis = GRIDS[(depth + ratio) % len(GRIDS)]
         options = {"batch_size": 4, "tile": (None, 2, 3)[depth % 3]}
-        for image, thin, thick in check_world_positions(tmp_path, directions, axis, depth, ratio, **options):
+        for image, thin, thick in check_world_positions(
+            tmp_path, directions, axis, depth, ratio, **options
+        ):
             assert image.shape[axis] == (depth - 1) * ratio + 1
-            np.testing.assert_allclose(thin.take([0, -1], axis), thick.take([0, -1], axis), atol=1e-3)
+            np.testing.assert_allclose(
+                thin.take([0, -1], axis), thick.take([0, -1], axis), atol=1e-3
+            )
 
 
 class TestKinds:
@@ -100,7 +118,10 @@ class TestKinds:
             np.testing.assert_allclose(result[:, 1, 2], self.thin, atol=1e-3)
 
     def test_tensor(self):
-        for thick in (torch.from_numpy(self.thick).requires_grad_(), torch.from_numpy(self.thick).short()):
+        for thick in (
+            torch.from_numpy(self.thick).requires_grad_(),
+            torch.from_numpy(self.thick).short(),
+        ):
             result = reconstructor()(thick)
             assert isinstance(result, torch.Tensor)
             assert result.dtype == torch.float32
@@ -140,16 +161,26 @@ class TestKinds:
             reconstructor()(image)
 
     @pytest.mark.parametrize(
-        "kind", [np.asarray, lambda thick: nib.Nifti1Image(thick.transpose(2, 1, 0), np.diag([-0.8, -0.8, 5, 1]))]
+        "kind",
+        [
+            np.asarray,
+            lambda thick: nib.Nifti1Image(thick.transpose(2, 1, 0), np.diag([-0.8, -0.8, 5, 1])),
+        ],
     )
     def test_nan_of_a_network_is_refused(self, kind):
         broken = nn.Sequential(Linear(), nn.Threshold(0.9, float("nan")))
-        reconstruct = Reconstructor(broken, n_thick=8, ratio=5, multiple=1, precision="float32", device="cpu")
-        with pytest.raises(ValueError, match="The network returned NaN; with precision fp16 or bf16, try float32"):
+        reconstruct = Reconstructor(
+            broken, n_thick=8, ratio=5, multiple=1, precision="float32", device="cpu"
+        )
+        with pytest.raises(
+            ValueError, match="The network returned NaN; with precision fp16 or bf16, try float32"
+        ):
             reconstruct(kind(self.thick))
 
     def test_check_hu_can_be_off(self):
-        assert reconstructor(check_hu=False)(self.thick / 2000)[0, 0, 0] == pytest.approx(-0.5, abs=1e-3)
+        assert reconstructor(check_hu=False)(self.thick / 2000)[0, 0, 0] == pytest.approx(
+            -0.5, abs=1e-3
+        )
 
 
 def volume_of_column(column):
@@ -160,14 +191,19 @@ def volume_of_column(column):
 def test_module_is_evaluated():
     network = nn.Sequential(nn.Dropout(0.5), Linear())
     network.train()
-    result = Reconstructor(network, n_thick=8, ratio=5, multiple=1, precision="float32", device="cpu")(TestKinds.thick)
+    result = Reconstructor(
+        network, n_thick=8, ratio=5, multiple=1, precision="float32", device="cpu"
+    )(TestKinds.thick)
     np.testing.assert_allclose(result[:, 0, 0], TestKinds.thin, atol=1e-3)
 
 
 def test_from_checkpoint(tmp_path):
     net = mpunet.MPUNet(4, 3, widths=(2, 2, 2))
     training = {"thick_spacing": [3.0, 3.0]}
-    write_weights(tmp_path / "x.safetensors", Weights(tmp_path, to_config(net), net.state_dict(), {"training": training}))
+    write_weights(
+        tmp_path / "x.safetensors",
+        Weights(tmp_path, to_config(net), net.state_dict(), {"training": training}),
+    )
     reconstruct = Reconstructor.from_checkpoint(tmp_path / "x.safetensors", stride=2, device="cpu")
     engine = reconstruct.engine
     assert (engine.n_thick, engine.ratio, engine.multiple, engine.stride) == (4, 3, 4, 2)
@@ -193,7 +229,10 @@ class TestPrecision:
         assert autocast_dtype(self.cpu, "bf16") == torch.bfloat16
         assert autocast_dtype(self.cpu, "fp16") == torch.float16
 
-    @pytest.mark.parametrize(("capabilities", "expected"), [({"avx512_bf16": True}, torch.bfloat16), ({"avx512_f": True}, None)])
+    @pytest.mark.parametrize(
+        ("capabilities", "expected"),
+        [({"avx512_bf16": True}, torch.bfloat16), ({"avx512_f": True}, None)],
+    )
     def test_auto_on_cpu_follows_the_processor(self, monkeypatch, capabilities, expected):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
         assert autocast_dtype(self.cpu) == expected

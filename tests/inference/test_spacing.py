@@ -17,11 +17,15 @@ KNOWN = SliceSpacing(5.0, 6.25)
 
 
 def linear(windows: Tensor) -> Tensor:
-    return nn.functional.interpolate(windows, size=(36, *windows.shape[3:]), mode="trilinear", align_corners=True)
+    return nn.functional.interpolate(
+        windows, size=(36, *windows.shape[3:]), mode="trilinear", align_corners=True
+    )
 
 
 def scan(mm: float) -> nib.Nifti1Image:
-    return nib.Nifti1Image(np.full((4, 4, 9), [-1000, -800, 0] * 3, np.int16), np.diag([0.7, 0.7, mm, 1.0]))
+    return nib.Nifti1Image(
+        np.full((4, 4, 9), [-1000, -800, 0] * 3, np.int16), np.diag([0.7, 0.7, mm, 1.0])
+    )
 
 
 @pytest.mark.parametrize("mm", [4.5, 5.0, 5.5, 6.25, 6.87])
@@ -31,7 +35,9 @@ def test_what_was_trained_on_is_taken_without_a_word(mm: float) -> None:
 
 @pytest.mark.parametrize("mm", [2.5, 3.0, 4.4, 7.0, 12.5])
 def test_beside_it_is_a_warning(mm: float) -> None:
-    assert f"slices stand {mm:g} mm apart, and the network was trained on 5 to 6.25 mm" in str(KNOWN.warning(mm))
+    assert f"slices stand {mm:g} mm apart, and the network was trained on 5 to 6.25 mm" in str(
+        KNOWN.warning(mm)
+    )
 
 
 @pytest.mark.parametrize("mm", [1.0, 2.4, 12.6])

@@ -17,10 +17,14 @@ from mpunet.inference.writer import ThinVolumeWriter
 from mpunet.io.scans import PredictLoader, find_scans, share_out
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),  # Lightning's own, with recent torch
+    pytest.mark.filterwarnings(
+        "ignore:.*isinstance.treespec, LeafSpec:FutureWarning"
+    ),  # Lightning's own, with recent torch
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),  # these scans are tiny
     pytest.mark.filterwarnings("ignore:predict returned None"),  # on purpose: a case that failed
-    pytest.mark.filterwarnings("ignore:Total length of `PredictLoader` across ranks is zero"),  # on purpose: nothing left to do
+    pytest.mark.filterwarnings(
+        "ignore:Total length of `PredictLoader` across ranks is zero"
+    ),  # on purpose: nothing left to do
 ]
 
 AFFINE = np.diag([-0.8, -0.8, 4.0, 1])
@@ -43,7 +47,9 @@ class Scans(pl.LightningDataModule):
         self.predict_scans = find_scans(self.folder)
 
     def predict_dataloader(self):
-        return PredictLoader(share_out(self.predict_scans, self.trainer.world_size)[self.trainer.global_rank])
+        return PredictLoader(
+            share_out(self.predict_scans, self.trainer.world_size)[self.trainer.global_rank]
+        )
 
 
 def save(folder, name, seed=0):
@@ -97,7 +103,9 @@ def test_names_subfolders_and_values(scans, output, capsys, precision):
     assert writer.failures == []
     assert f"3 volumes written to {output}\n" in capsys.readouterr().out
     thick, thin = nib.load(scans / "sub/b.nii"), nib.load(output / "sub/b.nii")
-    np.testing.assert_array_equal(np.asanyarray(thin.dataobj), np.asanyarray(thick.dataobj).repeat(2, axis=2)[..., :-1])
+    np.testing.assert_array_equal(
+        np.asanyarray(thin.dataobj), np.asanyarray(thick.dataobj).repeat(2, axis=2)[..., :-1]
+    )
     np.testing.assert_allclose(thin.affine, np.diag([-0.8, -0.8, 2, 1]), atol=1e-6)
 
 
@@ -149,21 +157,32 @@ def test_a_failing_network_does_not_stop_the_others(scans, output):
     writer = ThinVolumeWriter(str(output))
     predict(scans, writer, model=Broken())
     assert names(output) == ["a.nii.gz", "sub/deep/c.nii.gz"]
-    assert [failure.reason for failure in writer.failures] == ["RuntimeError: CUDA error: an illegal memory access"]
+    assert [failure.reason for failure in writer.failures] == [
+        "RuntimeError: CUDA error: an illegal memory access"
+    ]
 
 
 class TestFullDisk:
-    @pytest.mark.parametrize(("free", "expected"), [(100, ["a.nii.gz"]), (10**9, ["a.nii.gz", "sub/deep/c.nii.gz"])])
+    @pytest.mark.parametrize(
+        ("free", "expected"), [(100, ["a.nii.gz"]), (10**9, ["a.nii.gz", "sub/deep/c.nii.gz"])]
+    )
     def test_nothing_is_computed_for_a_full_disk(self, scans, output, monkeypatch, free, expected):
         failing(monkeypatch, "b.nii", OSError(errno.ENOSPC, "No space left on device"))
         usage = writer_module.shutil.disk_usage(scans)
-        monkeypatch.setattr(writer_module.shutil, "disk_usage", lambda path: usage._replace(free=free))
+        monkeypatch.setattr(
+            writer_module.shutil, "disk_usage", lambda path: usage._replace(free=free)
+        )
         writer = ThinVolumeWriter(str(output))
         predict(scans, writer)
         assert names(output) == expected
         reasons = [failure.reason for failure in writer.failures]
-        assert reasons[0].endswith("b.nii: No space left on device; free space and start again, finished volumes are skipped")
-        assert reasons[1:] == [f"[Errno 28] not tried: the disk of {output} is full"][: 3 - 1 - len(expected)]
+        assert reasons[0].endswith(
+            "b.nii: No space left on device; free space and start again, finished volumes are skipped"
+        )
+        assert (
+            reasons[1:]
+            == [f"[Errno 28] not tried: the disk of {output} is full"][: 3 - 1 - len(expected)]
+        )
 
 
 class TestManifest:
@@ -171,7 +190,12 @@ class TestManifest:
         (scans / "z.nii").write_bytes(b"hello")
         predict(scans, ThinVolumeWriter(str(output)))
         records = manifest(output)
-        assert [record["file"] for record in records] == ["a.nii.gz", "sub/b.nii", "sub/deep/c.nii.gz", "z.nii"]
+        assert [record["file"] for record in records] == [
+            "a.nii.gz",
+            "sub/b.nii",
+            "sub/deep/c.nii.gz",
+            "z.nii",
+        ]
         assert [record["status"] for record in records] == ["written"] * 3 + ["failed"]
         assert records[0]["shape"] == [4, 5, 5]
         assert records[0]["spacing"] == [0.8, 0.8, 2]
@@ -194,14 +218,19 @@ class TestManifest:
         class Strided(Repeat):
             def __init__(self, stride):
                 super().__init__()
-                self.reconstructor = SimpleNamespace(engine=SimpleNamespace(stride=stride, tile=(64, 64)))
+                self.reconstructor = SimpleNamespace(
+                    engine=SimpleNamespace(stride=stride, tile=(64, 64))
+                )
 
         predict(scans, ThinVolumeWriter(str(output)), model=Strided(1))
         assert {(record["stride"], *record["tile"]) for record in manifest(output)} == {(1, 64, 64)}
         predict(scans, ThinVolumeWriter(str(output)), model=Strided(1))
         assert "another" not in capsys.readouterr().out
         predict(scans, ThinVolumeWriter(str(output)), model=Strided(7))
-        assert "3 of the skipped volumes were made with another checkpoint, stride or thin_spacing" in capsys.readouterr().out
+        assert (
+            "3 of the skipped volumes were made with another checkpoint, stride or thin_spacing"
+            in capsys.readouterr().out
+        )
 
     def test_results_of_another_thin_spacing_are_told(self, scans, output, capsys):
         class Spaced(Repeat):
@@ -256,14 +285,19 @@ class TestExisting:
         assert nib.load(output / "a.nii.gz").shape == (4, 5, 5)
 
     def test_error(self, scans, output):
-        with pytest.raises(ValueError, match=r"1 of 3 outputs are already there, such as .*a.nii.gz; use --writer.existing"):
+        with pytest.raises(
+            ValueError,
+            match=r"1 of 3 outputs are already there, such as .*a.nii.gz; use --writer.existing",
+        ):
             predict(scans, ThinVolumeWriter(str(output), existing="error"))
         assert names(output) == ["a.nii.gz"]
 
 
 class TestRefused:
     def test_no_folder(self, scans):
-        with pytest.raises(ValueError, match=r"output folder for predict, got none; give --writer.output_dir"):
+        with pytest.raises(
+            ValueError, match=r"output folder for predict, got none; give --writer.output_dir"
+        ):
             predict(scans, ThinVolumeWriter())
 
     def test_onto_the_scans(self, scans):
@@ -287,7 +321,10 @@ class TestRefused:
 
     def test_without_a_datamodule(self, scans, output):
         trainer = pl.Trainer(
-            accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[ThinVolumeWriter(str(output))]
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            callbacks=[ThinVolumeWriter(str(output))],
         )
         loader = PredictLoader(find_scans(scans))
         with pytest.raises(ValueError, match="needs a datamodule with predict_scans"):
@@ -296,7 +333,9 @@ class TestRefused:
 
 def test_no_op_outside_predict(scans, output):
     writer = ThinVolumeWriter()
-    writer.setup(pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False), Repeat(), "fit")
+    writer.setup(
+        pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False), Repeat(), "fit"
+    )
 
 
 class Report(pl.Callback):
@@ -306,7 +345,9 @@ class Report(pl.Callback):
         self.folder = folder
 
     def teardown(self, trainer, pl_module, stage):
-        [writer] = [callback for callback in trainer.callbacks if isinstance(callback, ThinVolumeWriter)]
+        [writer] = [
+            callback for callback in trainer.callbacks if isinstance(callback, ThinVolumeWriter)
+        ]
         (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(writer.failures))
 
 
@@ -314,13 +355,19 @@ class TestTwoProcesses:
     @pytest.fixture(autouse=True)
     def can_fork(self):
         # Forked processes need no second import of Lightning, which takes longer than all these tests.
-        if not torch.distributed.is_available() or not hasattr(os, "fork") or torch.cuda.is_initialized():
+        if (
+            not torch.distributed.is_available()
+            or not hasattr(os, "fork")
+            or torch.cuda.is_initialized()
+        ):
             pytest.skip("needs torch.distributed, os.fork and CUDA not yet in use in this process")
 
     def test_each_scan_once_and_failures_on_every_rank(self, scans, output, tmp_path):
         (scans / "z.nii").write_bytes(b"hello")
         (scans / "sub" / "y.nii").write_bytes(b"hello")
-        predict(scans, ThinVolumeWriter(str(output)), Report(tmp_path), strategy="ddp_fork", devices=2)
+        predict(
+            scans, ThinVolumeWriter(str(output)), Report(tmp_path), strategy="ddp_fork", devices=2
+        )
         assert names(output) == ["a.nii.gz", "sub/b.nii", "sub/deep/c.nii.gz"]
         assert sorted(record["file"] for record in manifest(output)) == names(scans)
         for rank in (0, 1):
@@ -328,11 +375,19 @@ class TestTwoProcesses:
             assert [relative for relative, _ in failures] == ["sub/y.nii", "z.nii"]
 
     def test_fewer_scans_than_devices(self, scans, output, tmp_path):
-        predict(scans / "a.nii.gz", ThinVolumeWriter(str(output)), Report(tmp_path), strategy="ddp_fork", devices=2)
+        predict(
+            scans / "a.nii.gz",
+            ThinVolumeWriter(str(output)),
+            Report(tmp_path),
+            strategy="ddp_fork",
+            devices=2,
+        )
         assert names(output) == ["a.nii.gz"]
         assert [record["file"] for record in manifest(output)] == ["a.nii.gz"]
 
     def test_nothing_left_to_do(self, scans, output, tmp_path):
         predict(scans, ThinVolumeWriter(str(output)))
-        predict(scans, ThinVolumeWriter(str(output)), Report(tmp_path), strategy="ddp_fork", devices=2)
+        predict(
+            scans, ThinVolumeWriter(str(output)), Report(tmp_path), strategy="ddp_fork", devices=2
+        )
         assert json.loads((tmp_path / "1.json").read_text()) == []

@@ -10,7 +10,12 @@ from mpunet.io.read_ahead import read_ahead
 def test_same_items_in_order():
     for size in (1, 3, 200):
         assert list(read_ahead((i * i for i in range(50)), size)) == [i * i for i in range(50)]
-    assert list(read_ahead([None, 0, False, []], 2)) == [None, 0, False, []]  # nothing that could be taken for the end
+    assert list(read_ahead([None, 0, False, []], 2)) == [
+        None,
+        0,
+        False,
+        [],
+    ]  # nothing that could be taken for the end
     assert list(read_ahead([], 2)) == []
 
 

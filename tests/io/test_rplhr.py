@@ -87,7 +87,10 @@ class TestRead:
 
     def test_scaled_integers(self, tmp_path, read):
         """[0, 1] kept in 15 bits by the header's slope."""
-        image = nib.Nifti1Image(np.rint(unit(SLAB) * 32767).astype(np.int16).transpose(2, 1, 0), np.diag([-0.7, -0.7, 1, 1]))
+        image = nib.Nifti1Image(
+            np.rint(unit(SLAB) * 32767).astype(np.int16).transpose(2, 1, 0),
+            np.diag([-0.7, -0.7, 1, 1]),
+        )
         image.header.set_slope_inter(1 / 32767, 0)
         (tmp_path / THERE).parent.mkdir(parents=True)
         nib.save(image, tmp_path / THERE)
@@ -95,7 +98,10 @@ class TestRead:
 
     def test_refused_elsewhere_unless_told(self, tmp_path, read):
         path = save(tmp_path / "a.nii.gz", unit(SLAB))
-        with pytest.raises(ValueError, match=r"intensities of 0.0078125 to .* are not HU.*RPLHR-CT.*--data.intensity rplhr"):
+        with pytest.raises(
+            ValueError,
+            match=r"intensities of 0.0078125 to .* are not HU.*RPLHR-CT.*--data.intensity rplhr",
+        ):
             read(path)
         np.testing.assert_allclose(read(path, intensity="rplhr"), SLAB, rtol=0, atol=1e-3)
         np.testing.assert_array_equal(read(path, check_hu=False), unit(SLAB))
@@ -129,7 +135,9 @@ class TestRead:
 
     def test_masks_stay_masks(self, tmp_path, read):
         mask = (SLAB % 3 == 0).astype(np.float32)
-        np.testing.assert_array_equal(read(save(tmp_path / THERE, mask), check_hu=False, intensity="rplhr"), mask)
+        np.testing.assert_array_equal(
+            read(save(tmp_path / THERE, mask), check_hu=False, intensity="rplhr"), mask
+        )
 
     def test_resampled_by_a_hair_too_far(self, tmp_path, read):
         hu = np.where(SLAB < -900, -1026, SLAB)
@@ -148,13 +156,17 @@ class TestRead:
         expected = volume_from_image(image).slab.clip(-1024, 2048)
         path = tmp_path / "train" / "1mm" / "0.nii.gz"
         path.parent.mkdir(parents=True)
-        nib.save(nib.Nifti1Image(unit(np.asarray(image.dataobj).clip(-1024, 2048)), image.affine), path)
+        nib.save(
+            nib.Nifti1Image(unit(np.asarray(image.dataobj).clip(-1024, 2048)), image.affine), path
+        )
         np.testing.assert_array_equal(np.rint(read(path)), expected)
 
 
 def test_image_keeps_its_own_voxels(tmp_path):
     image = nifti(unit(SLAB))
-    np.testing.assert_allclose(volume_from_image(image, intensity="rplhr").slab, SLAB, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(
+        volume_from_image(image, intensity="rplhr").slab, SLAB, rtol=0, atol=1e-3
+    )
     np.testing.assert_array_equal(np.asarray(image.dataobj).max(), unit(SLAB).max())
 
 
@@ -194,7 +206,11 @@ def test_scans_to_predict(tmp_path):
 
 def test_what_was_seen_in_parts():
     seen = IntensityRange()
-    for part in (np.zeros(3), np.ones(2), np.array([0.25, 1])):  # the first two alone would be a mask
+    for part in (
+        np.zeros(3),
+        np.ones(2),
+        np.array([0.25, 1]),
+    ):  # the first two alone would be a mask
         seen.add(part)
     assert seen.unit
     assert (seen.in_hu().low, seen.in_hu().high, seen.in_hu().voxels) == (-1024, 2048, 7)

@@ -17,10 +17,24 @@ def touch(folder, *names):
 
 
 def test_recursive_sorted_and_without_what_is_hidden(tmp_path):
-    touch(tmp_path, "b.nii", "a.nii.gz", "sub/deep/c.NII.GZ", "notes.txt", "d.nii.bak", ".hidden/e.nii", ".a.1234.partial.nii.gz")
+    touch(
+        tmp_path,
+        "b.nii",
+        "a.nii.gz",
+        "sub/deep/c.NII.GZ",
+        "notes.txt",
+        "d.nii.bak",
+        ".hidden/e.nii",
+        ".a.1234.partial.nii.gz",
+    )
     (tmp_path / "broken.nii").symlink_to(tmp_path / "gone")
     scans = find_scans(tmp_path)
-    assert [scan.relative.as_posix() for scan in scans] == ["a.nii.gz", "b.nii", "broken.nii", "sub/deep/c.NII.GZ"]
+    assert [scan.relative.as_posix() for scan in scans] == [
+        "a.nii.gz",
+        "b.nii",
+        "broken.nii",
+        "sub/deep/c.NII.GZ",
+    ]
     assert all(scan.path == tmp_path / scan.relative for scan in scans)
 
 
@@ -40,7 +54,9 @@ def test_refused(tmp_path):
     touch(tmp_path, "notes.txt")
     with pytest.raises(ValueError, match=r"Expected .nii or .nii.gz files in .*, found none"):
         find_scans(tmp_path)
-    with pytest.raises(ValueError, match=r"a folder or a file ending in .nii or .nii.gz, got .*notes.txt"):
+    with pytest.raises(
+        ValueError, match=r"a folder or a file ending in .nii or .nii.gz, got .*notes.txt"
+    ):
         find_scans(tmp_path / "notes.txt")
 
 
@@ -90,7 +106,10 @@ class TestShareOut:
             save(tmp_path / f"{name}.nii.gz", (4, 5, depth))
         shares = share_out(find_scans(tmp_path), 2)
         # 9 | 5, 4 | then 3 and 2 to whoever has less: 9 + 2 and 5 + 4 + 3, or the like.
-        assert [[scan.path.name[0] for scan in share] for share in shares] == [["b", "e"], ["c", "d", "a"]]
+        assert [[scan.path.name[0] for scan in share] for share in shares] == [
+            ["b", "e"],
+            ["c", "d", "a"],
+        ]
 
     def test_all_once_and_balanced(self, tmp_path):
         rng = np.random.default_rng(0)

@@ -22,7 +22,13 @@ def test_thick_slices_stand_where_they_show(tmp_path, codes, start, suffix):
     """The position that voxels tell, which symmetric profiles keep, is the one that the affine gives them."""
     source = nifti(position_slab(SHAPE), codes=codes, start=-30.0)
     nib.save(source, tmp_path / "thin.nii")
-    write_thick(tmp_path / f"thick{suffix}", tmp_path / "thin.nii", 3, start=start, weights=np.array([0.25, 0.5, 0.25]))
+    write_thick(
+        tmp_path / f"thick{suffix}",
+        tmp_path / "thin.nii",
+        3,
+        start=start,
+        weights=np.array([0.25, 0.5, 0.25]),
+    )
 
     image = nib.load(tmp_path / f"thick{suffix}")
     assert image.get_data_dtype() == np.int16
@@ -31,7 +37,9 @@ def test_thick_slices_stand_where_they_show(tmp_path, codes, start, suffix):
     count = (19 - 1 - start) // 3 + 1
     assert thick.slab.shape == (count, 8, 10)
     thin = read_volume(tmp_path / "thin.nii")
-    inner = slice(0 if start else 1, count if start else count - 1)  # at the ends the profile is cut
+    inner = slice(
+        0 if start else 1, count if start else count - 1
+    )  # at the ends the profile is cut
     for k in range(count)[inner]:
         assert (positions(thick.slab[k], SHAPE)[..., 0] == start + 3 * k).all()
         world = thick.slab_affine @ (k, 1, 2, 1)
@@ -42,7 +50,9 @@ def test_values_are_those_of_thicken_rounded(tmp_path):
     slab = np.random.default_rng(0).normal(0, 400, (26, 6, 7)).clip(-1024, 3071).astype(np.int16)
     save(tmp_path / "thin.nii.gz", slab, codes="LPI")
     write_thick(tmp_path / "thick.nii.gz", tmp_path / "thin.nii.gz", 5)
-    np.testing.assert_array_equal(read_volume(tmp_path / "thick.nii.gz").slab, np.rint(thicken(slab, 5)).astype(np.int16))
+    np.testing.assert_array_equal(
+        read_volume(tmp_path / "thick.nii.gz").slab, np.rint(thicken(slab, 5)).astype(np.int16)
+    )
 
 
 def test_both_transforms_of_the_header_and_the_rest_are_kept(tmp_path):
@@ -63,7 +73,11 @@ def test_both_transforms_of_the_header_and_the_rest_are_kept(tmp_path):
 def test_streamed_slices_from_either_end_are_a_matrix_product():
     thin = np.random.default_rng(1).normal(size=(23, 3, 4))
     # A zero in the middle, and one that lets a slice begin before the one below it.
-    for weights in (profile_weights(4), np.array([0.2, 0.0, 0.3, 0.0, 0.3, 0.0, 0.2]), np.array([0, 0, 1.0, 0, 0])):
+    for weights in (
+        profile_weights(4),
+        np.array([0.2, 0.0, 0.3, 0.0, 0.3, 0.0, 0.2]),
+        np.array([0, 0, 1.0, 0, 0]),
+    ):
         matrix = thickening_matrix(23, 4, weights, start=1)
         expected = np.tensordot(matrix, thin, axes=1)
         np.testing.assert_allclose(np.stack(list(thick_slices(thin, matrix))), expected, atol=1e-5)
@@ -92,7 +106,11 @@ class TestSampledProfile:
     def test_round_trip_with_a_comment(self, tmp_path):
         profile = SampledProfile(np.array([-1.25, 0, 1.25]), np.array([0.25, 0.5, 0.25]))
         write_profile(tmp_path / "p.csv", profile, "two\nlines")
-        assert (tmp_path / "p.csv").read_text().splitlines()[:3] == ["# two", "# lines", "mm,weight"]
+        assert (tmp_path / "p.csv").read_text().splitlines()[:3] == [
+            "# two",
+            "# lines",
+            "mm,weight",
+        ]
         for got, expected in zip(read_profile(tmp_path / "p.csv"), profile, strict=True):
             np.testing.assert_allclose(got, expected)
 
@@ -124,9 +142,25 @@ class TestCommand:
         save(tmp_path / "in" / "a.nii.gz", slab)
         save(tmp_path / "in" / "sub" / "b.nii", slab)
         (tmp_path / "in" / "c.nii").write_bytes(b"no volume")
-        assert run([str(tmp_path / "in"), str(tmp_path / "out"), "--ratio", "3", "--profile", "box", "--offset", "1"]) == 1
+        assert (
+            run(
+                [
+                    str(tmp_path / "in"),
+                    str(tmp_path / "out"),
+                    "--ratio",
+                    "3",
+                    "--profile",
+                    "box",
+                    "--offset",
+                    "1",
+                ]
+            )
+            == 1
+        )
         out, err = capsys.readouterr()
-        assert sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.nii*")) == [
+        assert sorted(
+            p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.nii*")
+        ) == [
             "a.nii.gz",
             "sub/b.nii",
         ]
@@ -134,7 +168,9 @@ class TestCommand:
         assert "1 failed" in out
         assert "c.nii: c.nii: not a NIfTI file" in err
         thick = read_volume(tmp_path / "out" / "a.nii.gz")
-        np.testing.assert_array_equal(thick.slab, slab[1::3])  # the mean of three on a ramp is the middle one; none is cut here
+        np.testing.assert_array_equal(
+            thick.slab, slab[1::3]
+        )  # the mean of three on a ramp is the middle one; none is cut here
         np.testing.assert_allclose(thick.slab_affine[2, 3], 1.0)
         np.testing.assert_allclose(grid_spacing(thick.slab_affine), (3, 0.7, 0.7), rtol=1e-6)
 
@@ -142,7 +178,16 @@ class TestCommand:
         save(tmp_path / "thin.nii.gz", position_slab(SHAPE))
         (tmp_path / "p.csv").write_text("mm,weight\n-1,1\n0,2\n1,1\n")
         assert (
-            run([str(tmp_path / "thin.nii.gz"), str(tmp_path / "x.nii"), "--ratio", "3", "--profile", str(tmp_path / "p.csv")])
+            run(
+                [
+                    str(tmp_path / "thin.nii.gz"),
+                    str(tmp_path / "x.nii"),
+                    "--ratio",
+                    "3",
+                    "--profile",
+                    str(tmp_path / "p.csv"),
+                ]
+            )
             == 0
         )
         matrix = thickening_matrix(19, 3, np.array([0.25, 0.5, 0.25]))
@@ -166,13 +211,18 @@ class TestCommand:
         thin = save(tmp_path / "in" / "a.nii.gz", position_slab(SHAPE))
         before = thin.read_bytes()
         args = [str(tmp_path / "in"), str(tmp_path / "out"), "--ratio"]
-        with pytest.raises(ValueError, match="profile among gaussian, box, triangle, or a CSV file of one, got sinc"):
+        with pytest.raises(
+            ValueError,
+            match="profile among gaussian, box, triangle, or a CSV file of one, got sinc",
+        ):
             run([*args, "3", "--profile", "sinc"])
         with pytest.raises(ValueError, match="positive width"):
             run([*args, "3", "--fwhm", "0"])
         with pytest.raises(ValueError, match="would be overwritten"):
             run([str(tmp_path / "in"), str(tmp_path / "in"), "--ratio", "3"])
         assert run([*args, "19"]) == 1
-        assert "at least 20 thin slices to make two thick ones at ratio 19" in capsys.readouterr().err
+        assert (
+            "at least 20 thin slices to make two thick ones at ratio 19" in capsys.readouterr().err
+        )
         assert not list((tmp_path / "out").iterdir())
         assert thin.read_bytes() == before

@@ -64,7 +64,9 @@ class TestWrite:
             thick_index = np.array(corner) * (np.array(voxels.shape) - 1)
             thin_index = np.array(corner) * (np.array(image.shape) - 1)
             expected = nib.affines.apply_affine(affine, thick_index)
-            np.testing.assert_allclose(nib.affines.apply_affine(image.affine, thin_index), expected, atol=1e-4)
+            np.testing.assert_allclose(
+                nib.affines.apply_affine(image.affine, thin_index), expected, atol=1e-4
+            )
 
     @pytest.mark.parametrize("codes", [(1, 1), (0, 1), (1, 0), (4, 2), (0, 0)])
     def test_header_is_kept(self, tmp_path, codes):
@@ -81,7 +83,10 @@ class TestWrite:
 
         volume = read_volume(tmp_path / "thick.nii.gz")
         write_volume(tmp_path / "thin.nii.gz", thin(volume), volume, RATIO)
-        thick_image, thinned = nib.load(tmp_path / "thick.nii.gz"), nib.load(tmp_path / "thin.nii.gz")
+        thick_image, thinned = (
+            nib.load(tmp_path / "thick.nii.gz"),
+            nib.load(tmp_path / "thin.nii.gz"),
+        )
         assert (thinned.header["sform_code"], thinned.header["qform_code"]) == codes
         assert thinned.header.get_xyzt_units() == ("mm", "sec")
         assert thinned.header["descrip"] == b"kernel B31f"
@@ -93,7 +98,10 @@ class TestWrite:
         finer = np.diag([1, 1, 1 / RATIO, 1])
         np.testing.assert_allclose(thinned.affine, thick_image.affine @ finer, atol=1e-4)
         for get in ("get_sform", "get_qform"):
-            before, after = getattr(thick_image, get)(coded=True)[0], getattr(thinned, get)(coded=True)[0]
+            before, after = (
+                getattr(thick_image, get)(coded=True)[0],
+                getattr(thinned, get)(coded=True)[0],
+            )
             assert (before is None) == (after is None)
             if before is not None:
                 np.testing.assert_allclose(after, before @ finer, atol=1e-4)
@@ -109,7 +117,9 @@ class TestWrite:
         for name in ("a.nii", "b.nii"):
             written = nib.load(tmp_path / name)
             assert (written.header["sform_code"], written.header["qform_code"]) == (0, 1)
-            np.testing.assert_allclose(written.affine, turn @ AXIAL @ np.diag([1, 1, 1 / RATIO, 1]), atol=1e-4)
+            np.testing.assert_allclose(
+                written.affine, turn @ AXIAL @ np.diag([1, 1, 1 / RATIO, 1]), atol=1e-4
+            )
 
     def test_given_slice_axis_goes_both_ways(self, tmp_path):
         volume = read_volume(save(tmp_path / "thick.nii"), slice_axis=0)
@@ -120,7 +130,10 @@ class TestWrite:
 
     @pytest.mark.parametrize("dtype", ["int16", "float32"])
     def test_big_endian_nifti2(self, tmp_path, dtype):
-        nib.save(nib.Nifti2Image(ct().astype(">i2"), AXIAL, nib.Nifti2Header(endianness=">")), tmp_path / "thick.nii")
+        nib.save(
+            nib.Nifti2Image(ct().astype(">i2"), AXIAL, nib.Nifti2Header(endianness=">")),
+            tmp_path / "thick.nii",
+        )
         volume = read_volume(tmp_path / "thick.nii")
         write_volume(tmp_path / "thin.nii.gz", thin(volume), volume, RATIO, dtype=dtype)
         written = nib.load(tmp_path / "thin.nii.gz")
@@ -131,7 +144,9 @@ class TestWrite:
     def test_int16_rounds_and_clips_float32_does_not(self, volume):
         slab = np.zeros((9, 6, 4), np.float32)
         slab[0, 0] = [-2000, -3.5, 41.6, 5000]
-        np.testing.assert_array_equal(thin_image(slab, volume, 4).dataobj[:, 0, 0], [-1024, -4, 42, 3071])
+        np.testing.assert_array_equal(
+            thin_image(slab, volume, 4).dataobj[:, 0, 0], [-1024, -4, 42, 3071]
+        )
         exact = thin_image(slab, volume, 4, dtype="float32")
         np.testing.assert_array_equal(exact.dataobj[:, 0, 0], slab[0, 0])
         assert exact.get_data_dtype() == np.float32
@@ -141,7 +156,10 @@ class TestWrite:
         image.header.set_slope_inter(2, -1024)
         volume = volume_from_image(image)
         write_volume(tmp_path / "a.nii", thin(volume), volume, RATIO)
-        assert np.frombuffer((tmp_path / "a.nii").read_bytes()[112:120], np.float32).tolist() == [1, 0]  # scl_slope, scl_inter
+        assert np.frombuffer((tmp_path / "a.nii").read_bytes()[112:120], np.float32).tolist() == [
+            1,
+            0,
+        ]  # scl_slope, scl_inter
 
     def test_same_bytes_each_time(self, tmp_path, volume):
         for name in ("a.nii.gz", "b.nii.gz"):
@@ -151,9 +169,13 @@ class TestWrite:
         assert raw[:8] == bytes([0x1F, 0x8B, 8, 0, 0, 0, 0, 0])  # gzip, DEFLATE, no name, no time
 
     def test_refused(self, tmp_path, volume):
-        with pytest.raises(ValueError, match=r"Expected \(9, 6, 4\) thin slices .* at ratio 4, got \(10, 6, 4\)"):
+        with pytest.raises(
+            ValueError, match=r"Expected \(9, 6, 4\) thin slices .* at ratio 4, got \(10, 6, 4\)"
+        ):
             write_volume(tmp_path / "a.nii", np.zeros((10, 6, 4)), volume, RATIO)
-        with pytest.raises(ValueError, match=r"Expected \(9, 6, 4\) thin slices .* at ratio 4, got \(9, 4, 6\)"):
+        with pytest.raises(
+            ValueError, match=r"Expected \(9, 6, 4\) thin slices .* at ratio 4, got \(9, 4, 6\)"
+        ):
             thin_image(np.zeros((9, 4, 6)), volume, RATIO)
         with pytest.raises(ValueError, match=r"ending in .nii or .nii.gz, got a.mha"):
             write_volume(tmp_path / "a.mha", thin(volume), volume, RATIO)
@@ -163,30 +185,48 @@ class TestWrite:
 class TestSlices:
     @pytest.mark.parametrize("dtype", ["int16", "float32"])
     @pytest.mark.parametrize("order", ["".join(axes) for axes in itertools.permutations("LPS")])
-    def test_any_orientation_order_and_chunks_give_the_file_that_nibabel_writes(self, tmp_path, order, dtype):
+    def test_any_orientation_order_and_chunks_give_the_file_that_nibabel_writes(
+        self, tmp_path, order, dtype
+    ):
         slab = position_slab((9, 6, 4)) + (0.3 if dtype == "float32" else np.int16(0))
         sizes = itertools.cycle([(9,), (1,) * 9, (4, 0, 3, 2)])
         for flips in itertools.product((False, True), repeat=3):
-            codes = "".join("RAI"["LPS".index(c)] if flip else c for c, flip in zip(order, flips, strict=True))
-            volume = volume_from_image(nifti(slab[::RATIO], spacing=(5, 0.8, 0.7), codes=codes), check_hu=False)
+            codes = "".join(
+                "RAI"["LPS".index(c)] if flip else c for c, flip in zip(order, flips, strict=True)
+            )
+            volume = volume_from_image(
+                nifti(slab[::RATIO], spacing=(5, 0.8, 0.7), codes=codes), check_hu=False
+            )
             nib.save(thin_image(slab, volume, RATIO, dtype=dtype), tmp_path / "whole.nii")
             np.testing.assert_array_equal(
-                read_volume(tmp_path / "whole.nii", slice_axis=volume.slice_axis, check_hu=False).slab, slab.astype(dtype)
+                read_volume(
+                    tmp_path / "whole.nii", slice_axis=volume.slice_axis, check_hu=False
+                ).slab,
+                slab.astype(dtype),
             )
             for last_first in (False, True):
                 bounds = np.cumsum([0, *next(sizes)])
                 coming = slab[::-1] if last_first else slab
                 chunks = [coming[start:stop] for start, stop in itertools.pairwise(bounds)]
                 for name in ("slices.nii", "slices.nii.gz"):
-                    write_slices(tmp_path / name, chunks, volume, RATIO, dtype=dtype, last_first=last_first)
-                assert (tmp_path / "slices.nii").read_bytes() == (tmp_path / "whole.nii").read_bytes()
-                assert nib.load(tmp_path / "slices.nii.gz").to_bytes() == nib.load(tmp_path / "whole.nii").to_bytes()
+                    write_slices(
+                        tmp_path / name, chunks, volume, RATIO, dtype=dtype, last_first=last_first
+                    )
+                assert (tmp_path / "slices.nii").read_bytes() == (
+                    tmp_path / "whole.nii"
+                ).read_bytes()
+                assert (
+                    nib.load(tmp_path / "slices.nii.gz").to_bytes()
+                    == nib.load(tmp_path / "whole.nii").to_bytes()
+                )
 
     @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
     @pytest.mark.parametrize("last_first", [False, True])
     def test_memory_is_that_of_a_few_chunks(self, tmp_path, suffix, last_first):
         affine = AXIAL @ np.diag([1, 1, -1 if last_first else 1, 1])
-        volume = volume_from_image(nib.Nifti1Image(np.zeros((128, 128, 101), np.int16), affine), check_hu=False)
+        volume = volume_from_image(
+            nib.Nifti1Image(np.zeros((128, 128, 101), np.int16), affine), check_hu=False
+        )
 
         def chunks():
             for _ in range(100):
@@ -199,10 +239,14 @@ class TestSlices:
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-        assert peak < 12 * 4 * 128 * 128 * 4  # of 100: four wait, one is made, one is rounded, with its copies, and written
+        assert (
+            peak < 12 * 4 * 128 * 128 * 4
+        )  # of 100: four wait, one is made, one is rounded, with its copies, and written
 
     def test_slices_are_on_disk_before_the_last_is_made(self, tmp_path):
-        volume = volume_from_image(nib.Nifti1Image(np.zeros((64, 64, 31), np.int16), AXIAL), check_hu=False)
+        volume = volume_from_image(
+            nib.Nifti1Image(np.zeros((64, 64, 31), np.int16), AXIAL), check_hu=False
+        )
         sizes = []
 
         def chunks():
@@ -211,7 +255,9 @@ class TestSlices:
                 yield np.zeros((11, 64, 64), np.int16)
 
         write_slices(tmp_path / "a.nii", chunks(), volume, RATIO)
-        assert sizes[-1] >= 5 * 11 * 64 * 64 * 2  # ten came before, of which four may wait and one be in the buffer
+        assert (
+            sizes[-1] >= 5 * 11 * 64 * 64 * 2
+        )  # ten came before, of which four may wait and one be in the buffer
 
     @pytest.mark.parametrize(
         ("shapes", "got"),
@@ -225,9 +271,13 @@ class TestSlices:
     )
     @pytest.mark.parametrize("last_first", [False, True])
     def test_wrong_slices(self, tmp_path, volume, shapes, got, last_first):
-        message = f"Expected (9, 6, 4) thin slices for a thick slab of (3, 6, 4) at ratio 4, got {got}."
+        message = (
+            f"Expected (9, 6, 4) thin slices for a thick slab of (3, 6, 4) at ratio 4, got {got}."
+        )
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-            write_slices(tmp_path / "a.nii.gz", map(np.zeros, shapes), volume, RATIO, last_first=last_first)
+            write_slices(
+                tmp_path / "a.nii.gz", map(np.zeros, shapes), volume, RATIO, last_first=last_first
+            )
         assert not list(tmp_path.iterdir())
 
 
@@ -250,7 +300,9 @@ class TestAtomic:
     @pytest.mark.parametrize("limit", [100, 30_000, 100_000])
     def test_disk_full(self, tmp_path, suffix, limit):
         resource = pytest.importorskip("resource", reason="needs a limit on the size of files")
-        volume = volume_from_image(nib.Nifti1Image(np.zeros((64, 64, 8), np.int16), AXIAL), check_hu=False)
+        volume = volume_from_image(
+            nib.Nifti1Image(np.zeros((64, 64, 8), np.int16), AXIAL), check_hu=False
+        )
         noise = np.random.default_rng(0).integers(-1000, 1000, (29, 64, 64)).astype(np.int16)
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
@@ -298,7 +350,9 @@ class TestRemovePartials:
     def test_killed_process(self, tmp_path):
         (tmp_path / "sub").mkdir()
         target = tmp_path / "sub" / "a.nii.gz"
-        with subprocess.Popen([sys.executable, "-c", WRITER, target], stdout=subprocess.PIPE) as process:
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, target], stdout=subprocess.PIPE
+        ) as process:
             try:
                 assert process.stdout.readline().strip() == b"writing"
                 (partial,) = target.parent.iterdir()
@@ -311,14 +365,26 @@ class TestRemovePartials:
         assert list(target.parent.iterdir()) == []
 
     def test_only_what_has_the_name(self, tmp_path):
-        left = [".a.0123abcd.partial.nii.gz", ".b c.v2.00000000.partial.nii", ".a.0123abcd.partial.NII.GZ"]
-        others = ["a.nii.gz", ".a.nii", "a.0123abcd.partial.nii.gz", ".a.0123abc.partial.nii.gz", ".a.0123abcx.partial.nii"]
+        left = [
+            ".a.0123abcd.partial.nii.gz",
+            ".b c.v2.00000000.partial.nii",
+            ".a.0123abcd.partial.NII.GZ",
+        ]
+        others = [
+            "a.nii.gz",
+            ".a.nii",
+            "a.0123abcd.partial.nii.gz",
+            ".a.0123abc.partial.nii.gz",
+            ".a.0123abcx.partial.nii",
+        ]
         others += [".a.0123abcd.partial.nii.gz.txt", ".a.0123abcd.partial.mha", ".a.partial.nii.gz"]
         for name in left + others:
             (tmp_path / name).write_bytes(b"")
         (tmp_path / ".folder.0123abcd.partial.nii").mkdir()
         assert sorted(path.name for path in remove_partials(tmp_path)) == sorted(left)
-        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, ".folder.0123abcd.partial.nii"])
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+            [*others, ".folder.0123abcd.partial.nii"]
+        )
         assert remove_partials(tmp_path / "missing") == []
 
     @pytest.mark.skipif(sys.platform == "win32", reason="Windows needs no locks")

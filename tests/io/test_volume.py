@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from helpers import nifti, position_slab
 
-from mpunet.io.volume import IntensityRange, check_voxels, nifti_suffix, one_line_errors, volume_from_image, volume_info
+from mpunet.io.volume import (
+    IntensityRange,
+    check_voxels,
+    nifti_suffix,
+    one_line_errors,
+    volume_from_image,
+    volume_info,
+)
 
 
 class TestInfo:
@@ -22,7 +29,9 @@ class TestInfo:
         assert info.slice_axis == 1
         # The slab's axes run towards S, P and L, and its first voxel is the first of the LPS image.
         np.testing.assert_allclose(
-            info.slab_affine, [[0, 0, -0.7, 80], [0, -0.8, 0, 60], [5, 0, 0, -100], [0, 0, 0, 1]], rtol=1e-6
+            info.slab_affine,
+            [[0, 0, -0.7, 80], [0, -0.8, 0, 60], [5, 0, 0, -100], [0, 0, 0, 1]],
+            rtol=1e-6,
         )
 
     def test_image_without_file(self):
@@ -36,7 +45,13 @@ class TestFromImage:
 
     @pytest.mark.parametrize(
         ("dtype", "expected"),
-        [(np.int16, np.int16), (">i2", np.int16), (np.int8, np.int16), (np.uint8, np.int16), (np.uint16, np.float32)]
+        [
+            (np.int16, np.int16),
+            (">i2", np.int16),
+            (np.int8, np.int16),
+            (np.uint8, np.int16),
+            (np.uint16, np.float32),
+        ]
         + [(np.int32, np.float32), (np.float32, np.float32), (">f8", np.float32)],
     )
     def test_types(self, dtype, expected):
@@ -47,7 +62,10 @@ class TestFromImage:
         np.testing.assert_array_equal(volume.slab, slab)
 
     def test_other_image_class(self):
-        with pytest.raises(ValueError, match=r"expected a NIfTI image, got MGHImage; nibabel.Nifti1Image.from_image converts"):
+        with pytest.raises(
+            ValueError,
+            match=r"expected a NIfTI image, got MGHImage; nibabel.Nifti1Image.from_image converts",
+        ):
             volume_from_image(nib.MGHImage(position_slab((3, 6, 4)), np.eye(4)))
 
 
@@ -62,8 +80,14 @@ class TestIntensities:
             seen.check(name="a")
         seen.check(name="a", check_hu=False)
         for extra, message in [
-            (np.array([np.nan, 3, np.inf]), "a: expected finite intensities, got 2 NaN or infinite voxels of 75."),
-            (np.array([-np.inf]), "a: expected finite intensities, got 3 NaN or infinite voxels of 76."),
+            (
+                np.array([np.nan, 3, np.inf]),
+                "a: expected finite intensities, got 2 NaN or infinite voxels of 75.",
+            ),
+            (
+                np.array([-np.inf]),
+                "a: expected finite intensities, got 3 NaN or infinite voxels of 76.",
+            ),
         ]:
             seen.add(extra)
             with pytest.raises(ValueError, match=message):
@@ -75,7 +99,9 @@ class TestIntensities:
 
     @pytest.mark.parametrize(("low", "high"), [(-199, 3000), (-1024, -925), (0, 4095)])
     def test_not_hu(self, low, high):
-        with pytest.raises(ValueError, match=f"a: intensities of {low} to {high} are not HU, where air is -1000"):
+        with pytest.raises(
+            ValueError, match=f"a: intensities of {low} to {high} are not HU, where air is -1000"
+        ):
             check_voxels(np.array([low, high]), name="a")
 
     def test_int16_range_does_not_overflow(self):
@@ -85,15 +111,27 @@ class TestIntensities:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (FileNotFoundError(errno.ENOENT, "No such file or directory", "in/a.nii"), "a.nii: no such file: in/a.nii"),
-        (PermissionError(errno.EACCES, "Permission denied", "in/a.nii"), "a.nii: cannot be read: permission denied"),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "in/a.nii"),
+            "a.nii: no such file: in/a.nii",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "in/a.nii"),
+            "a.nii: cannot be read: permission denied",
+        ),
         (OSError(errno.EIO, "Input/output error"), "a.nii: cannot be read: input/output error"),
-        (gzip.BadGzipFile("CRC check\n failed"), "a.nii: not a scan, damaged or cut short: CRC check failed"),
+        (
+            gzip.BadGzipFile("CRC check\n failed"),
+            "a.nii: not a scan, damaged or cut short: CRC check failed",
+        ),
         (EOFError(), "a.nii: not a scan, damaged or cut short: EOFError"),
     ],
 )
 def test_errors_in_one_line(error, message):
-    with pytest.raises(ValueError, match=f"^{message}$") as caught, one_line_errors("a.nii", "not a scan"):
+    with (
+        pytest.raises(ValueError, match=f"^{message}$") as caught,
+        one_line_errors("a.nii", "not a scan"),
+    ):
         raise error
     assert caught.value.__cause__ is error
 
@@ -105,4 +143,11 @@ def test_other_errors_pass():
 
 def test_suffix():
     names = ["a.nii", "a.nii.gz", "a.b.NII.GZ", "a.gz", "nii", "a.nii.bz2"]
-    assert [nifti_suffix(Path(name)) for name in names] == [".nii", ".nii.gz", ".NII.GZ", None, None, None]
+    assert [nifti_suffix(Path(name)) for name in names] == [
+        ".nii",
+        ".nii.gz",
+        ".NII.GZ",
+        None,
+        None,
+        None,
+    ]

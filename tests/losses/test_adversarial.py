@@ -35,7 +35,9 @@ def test_linear_critic_has_the_closed_form(scale: float) -> None:
     penalty = gradient_penalty(lambda x: (a * x).flatten(1).sum(1), real, fake)
     assert penalty.item() == pytest.approx((scale - 1) ** 2, abs=1e-12)
     (gradient,) = torch.autograd.grad(penalty, a)
-    torch.testing.assert_close(gradient, 2 * (scale - 1) * a.detach() / scale, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        gradient, 2 * (scale - 1) * a.detach() / scale, rtol=1e-10, atol=1e-12
+    )
 
 
 def test_interpolation_is_uniform_and_one_for_each_sample() -> None:
@@ -52,10 +54,14 @@ def test_interpolation_is_uniform_and_one_for_each_sample() -> None:
     torch.testing.assert_close(e[:, 0], e[:, 1])
     assert penalty.item() == pytest.approx((e.norm(dim=1) - 1).square().mean().item(), rel=1e-5)
     quantiles = torch.quantile(e[:, 0], torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
-    torch.testing.assert_close(quantiles, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]), rtol=0, atol=0.03)
+    torch.testing.assert_close(
+        quantiles, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]), rtol=0, atol=0.03
+    )
     gradient_penalty(critic, real, fake, generator=seeded())
     torch.testing.assert_close(taken[1], taken[0], rtol=0, atol=0)
-    gradient_penalty(critic, real + 1, fake + 1, generator=seeded())  # between both, not only a share of the real one
+    gradient_penalty(
+        critic, real + 1, fake + 1, generator=seeded()
+    )  # between both, not only a share of the real one
     torch.testing.assert_close(taken[2], taken[0] + 1)
 
 
@@ -75,7 +81,9 @@ def test_a_flat_critic_has_a_finite_gradient() -> None:
 
 def test_gradcheck_of_the_second_derivative() -> None:
     torch.manual_seed(0)
-    critic = nn.Sequential(nn.Conv3d(1, 2, 2), nn.Softplus(), nn.Flatten(), nn.Linear(12, 1)).double()
+    critic = nn.Sequential(
+        nn.Conv3d(1, 2, 2), nn.Softplus(), nn.Flatten(), nn.Linear(12, 1)
+    ).double()
     real, fake = images()
     weight = critic[0].weight.detach().clone().requires_grad_()
 
@@ -104,10 +112,15 @@ def test_no_gradient_reaches_the_images() -> None:
     real, fake = (image.requires_grad_() for image in images())
     a = torch.ones(SHAPE[1:], dtype=torch.float64, requires_grad=True)
     penalty = gradient_penalty(lambda x: (a * x.square()).flatten(1).sum(1), real, fake)
-    assert torch.autograd.grad(penalty, (real, fake), allow_unused=True, retain_graph=True) == (None, None)
+    assert torch.autograd.grad(penalty, (real, fake), allow_unused=True, retain_graph=True) == (
+        None,
+        None,
+    )
     assert torch.autograd.grad(penalty, a)[0].abs().sum() > 0
 
 
 def test_refused() -> None:
-    with pytest.raises(ValueError, match=r"real and fake of one shape.*\(3, 1, 2, 3, 4\) and \(1, 1, 2, 3, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"real and fake of one shape.*\(3, 1, 2, 3, 4\) and \(1, 1, 2, 3, 4\)"
+    ):
         gradient_penalty(lambda x: x.flatten(1).sum(1), images()[0], images()[1][:1])

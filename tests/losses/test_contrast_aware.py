@@ -26,10 +26,16 @@ def test_literals() -> None:
     # 0.04 / (0.5 + 0.5) = 0.04, root 0.2, times 5 = 1; and 0.16 / (0.14 + 0.5) = 0.25, root 0.5, times 5 = 2.5.
     prediction = torch.tensor([0.54, 0.30, 0.7]).view(1, 1, 1, 1, 3)
     target = torch.tensor([0.50, 0.14, 0.7]).view(1, 1, 1, 1, 3)
-    torch.testing.assert_close(contrast_aware_weight(prediction, target).flatten(), torch.tensor([1.0, 2.5, 0.0]))
-    assert contrast_aware_loss(prediction, target).item() == pytest.approx((0.04 * 1 + 0.16 * 2.5) / 3, rel=1e-5)
+    torch.testing.assert_close(
+        contrast_aware_weight(prediction, target).flatten(), torch.tensor([1.0, 2.5, 0.0])
+    )
+    assert contrast_aware_loss(prediction, target).item() == pytest.approx(
+        (0.04 * 1 + 0.16 * 2.5) / 3, rel=1e-5
+    )
     second_only = torch.tensor([False, True, False]).view(1, 1, 1, 1, 3)
-    assert contrast_aware_loss(prediction, target, second_only).item() == pytest.approx(0.16 * 2.5 / 3, rel=1e-5)
+    assert contrast_aware_loss(prediction, target, second_only).item() == pytest.approx(
+        0.16 * 2.5 / 3, rel=1e-5
+    )
 
 
 def test_closed_form_with_other_parameters() -> None:
@@ -37,9 +43,13 @@ def test_closed_form_with_other_parameters() -> None:
     parameters: dict[str, Any] = {"alpha": 0.2, "gamma": 0.8, "beta": 3.0}
     error = np.abs(prediction.numpy() - target.numpy())
     weight = (error / (target.numpy() + 0.2)) ** 0.8 * 3.0
-    np.testing.assert_allclose(contrast_aware_weight(prediction, target, **parameters).numpy(), weight, rtol=1e-12)
+    np.testing.assert_allclose(
+        contrast_aware_weight(prediction, target, **parameters).numpy(), weight, rtol=1e-12
+    )
     expected = (region.numpy() * error * weight).sum() / error.size
-    assert contrast_aware_loss(prediction, target, region, **parameters).item() == pytest.approx(expected, rel=1e-12)
+    assert contrast_aware_loss(prediction, target, region, **parameters).item() == pytest.approx(
+        expected, rel=1e-12
+    )
     module = ContrastAware(alpha=0.2, gamma=0.8, beta=3.0)
     assert module(prediction, target, region).item() == pytest.approx(expected, rel=1e-12)
     np.testing.assert_allclose(module.weight(prediction, target).numpy(), weight, rtol=1e-12)
@@ -48,7 +58,10 @@ def test_closed_form_with_other_parameters() -> None:
 def test_gamma_zero_is_beta_times_l1_even_where_the_error_is_zero() -> None:
     prediction, target, region = random_pair()
     prediction[..., 0] = target[..., 0]
-    assert torch.equal(contrast_aware_weight(prediction, target, gamma=0.0), torch.full(SHAPE, 5.0, dtype=torch.float64))
+    assert torch.equal(
+        contrast_aware_weight(prediction, target, gamma=0.0),
+        torch.full(SHAPE, 5.0, dtype=torch.float64),
+    )
     loss = contrast_aware_loss(prediction, target, region, gamma=0.0)
     assert loss.item() == pytest.approx(5 * region_l1(prediction, target, region).item(), rel=1e-12)
 
@@ -73,10 +86,14 @@ def test_gradient_is_zero_at_zero_error_and_right_beside_it() -> None:
     prediction = (target + torch.tensor([0.0, 0.04, 0.0])).requires_grad_()
     (gradient,) = torch.autograd.grad(contrast_aware_loss(prediction, target), prediction)
     # d/de of 5 e**1.5 / 3 = 7.5 e**0.5 / 3
-    torch.testing.assert_close(gradient.flatten(), torch.tensor([0.0, 7.5 * 0.2 / 3, 0.0]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        gradient.flatten(), torch.tensor([0.0, 7.5 * 0.2 / 3, 0.0]), rtol=1e-5, atol=0
+    )
     (gradient,) = torch.autograd.grad(contrast_aware_weight(prediction, target).sum(), prediction)
     # d/de of 5 e**0.5 = 2.5 / e**0.5, infinite at 0
-    torch.testing.assert_close(gradient.flatten(), torch.tensor([0.0, 12.5, 0.0]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        gradient.flatten(), torch.tensor([0.0, 12.5, 0.0]), rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("sigma", [0.0, 1.0])
@@ -114,7 +131,9 @@ def test_smoothing_agrees_with_scipy_and_keeps_constants(sigma: float) -> None:
     np.testing.assert_allclose(masked, inside * blur(raw * inside) / blur(inside), rtol=1e-10)
 
     constant = contrast_aware_weight(target + 0.04 * (target + 0.5), target, region, sigma=sigma)
-    torch.testing.assert_close(constant, region, rtol=1e-10, atol=1e-12)  # 0.04 ** 0.5 * 5 = 1 in the region, 0 outside
+    torch.testing.assert_close(
+        constant, region, rtol=1e-10, atol=1e-12
+    )  # 0.04 ** 0.5 * 5 = 1 in the region, 0 outside
 
 
 def test_what_a_stream_returns_outside_its_region_has_no_influence() -> None:
@@ -143,7 +162,10 @@ def test_autocast_computes_in_float32(dtype: torch.dtype) -> None:
     assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("bad", [{"alpha": 0.0}, {"gamma": -0.1}, {"beta": 0.0}, {"sigma": -1.0}, {"alpha": float("nan")}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"alpha": 0.0}, {"gamma": -0.1}, {"beta": 0.0}, {"sigma": -1.0}, {"alpha": float("nan")}],
+)
 def test_parameters_out_of_range(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"alpha > 0, gamma >= 0.*{next(iter(bad))} = "):
         ContrastAware(**bad)

@@ -39,12 +39,18 @@ def state() -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def weights(state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vgg") / "vgg16.pth"
-    torch.save({f"features.{name}": value for name, value in state.items()} | {"classifier.0.bias": torch.zeros(3)}, path)
+    torch.save(
+        {f"features.{name}": value for name, value in state.items()}
+        | {"classifier.0.bias": torch.zeros(3)},
+        path,
+    )
     return path
 
 
 def images(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    prediction, target = torch.rand(2, *SHAPE, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    prediction, target = torch.rand(
+        2, *SHAPE, dtype=dtype, generator=torch.Generator().manual_seed(1)
+    )
     return prediction, target
 
 
@@ -64,11 +70,16 @@ def test_layer_names_point_to_the_right_relus() -> None:
     assert tuple(found) == get_args(VGGLayer)
 
 
-def test_features_are_torchvisions_on_normalised_replicated_slices(state: dict[str, Tensor], weights: Path) -> None:
+def test_features_are_torchvisions_on_normalised_replicated_slices(
+    state: dict[str, Tensor], weights: Path
+) -> None:
     reference = torchvision_features()[:7]
     reference.load_state_dict(state, assign=True)
     slices = torch.rand(2, 1, 8, 10, generator=torch.Generator().manual_seed(2))
-    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    mean, std = (
+        torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1),
+        torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
+    )
     x = (torch.cat([slices, slices, slices], dim=1) - mean) / std
     maps = VGG16Features(("relu2_1", "relu1_2"), weights)(slices)  # given from deep to shallow
     torch.testing.assert_close(maps[0], reference[:4](x))
@@ -90,16 +101,22 @@ def test_module_against_a_loop_over_slices(weights: Path) -> None:
     expected = 0.0
     for b in range(SHAPE[0]):
         for n in range(SHAPE[2]):
-            for p, t in zip(features(prediction[b, None, :, n]), features(target[b, None, :, n]), strict=True):
+            for p, t in zip(
+                features(prediction[b, None, :, n]), features(target[b, None, :, n]), strict=True
+            ):
                 expected += torch.nn.functional.mse_loss(p, t).item() / (SHAPE[0] * SHAPE[2])
-    assert FeatureMatching(LAYERS, weights)(prediction, target).item() == pytest.approx(expected, rel=1e-5)
+    assert FeatureMatching(LAYERS, weights)(prediction, target).item() == pytest.approx(
+        expected, rel=1e-5
+    )
     assert FeatureMatching(LAYERS, weights)(target, target).item() == 0
 
 
 def test_gradcheck_and_no_gradient_into_the_target() -> None:
     prediction, target = images(torch.float64)
     prediction.requires_grad_()
-    assert torch.autograd.gradcheck(lambda p: feature_matching_loss(p, target, two_layers, chunk=4), prediction)
+    assert torch.autograd.gradcheck(
+        lambda p: feature_matching_loss(p, target, two_layers, chunk=4), prediction
+    )
     target.requires_grad_()
     feature_matching_loss(prediction, target, two_layers).backward()  # type: ignore[no-untyped-call]
     assert target.grad is None
@@ -110,11 +127,15 @@ def test_chunks_change_neither_value_nor_gradient(weights: Path, chunk: int) -> 
     features = VGG16Features(LAYERS, weights)
     prediction, target = images()
     prediction.requires_grad_()
-    maps = zip(*(features(volume.flatten(0, 2)[:, None]) for volume in (prediction, target)), strict=True)
+    maps = zip(
+        *(features(volume.flatten(0, 2)[:, None]) for volume in (prediction, target)), strict=True
+    )
     expected = torch.stack([(p - t).square().mean() for p, t in maps]).sum()
     loss = feature_matching_loss(prediction, target, features, chunk=chunk)
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(torch.autograd.grad(loss, prediction), torch.autograd.grad(expected, prediction))
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, prediction), torch.autograd.grad(expected, prediction)
+    )
 
 
 def test_maps_of_one_chunk_only_are_kept() -> None:
@@ -137,7 +158,9 @@ def test_maps_of_one_chunk_only_are_kept() -> None:
             return grad
 
     def features(slices: Tensor) -> list[Tensor]:
-        return [Probe.apply(slices)] if slices.requires_grad and torch.is_grad_enabled() else [slices]
+        return (
+            [Probe.apply(slices)] if slices.requires_grad and torch.is_grad_enabled() else [slices]
+        )
 
     prediction, target = images()
     loss = feature_matching_loss(prediction.requires_grad_(), target, features, chunk=1)
@@ -169,17 +192,23 @@ def test_the_network_is_hidden_but_moves(weights: Path) -> None:
     assert module.to("meta").features(slices.to("meta"))[0].device.type == "meta"
 
 
-def test_files_of_each_kind_give_the_same_features(state: dict[str, Tensor], weights: Path, tmp_path: Path) -> None:
+def test_files_of_each_kind_give_the_same_features(
+    state: dict[str, Tensor], weights: Path, tmp_path: Path
+) -> None:
     save_file(state, tmp_path / "features.safetensors")
     torch.save({name: value.double() for name, value in state.items()}, tmp_path / "features.pth")
     slices = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(3))
     expected = VGG16Features(LAYERS, weights)(slices)
     for name in ("features.safetensors", "features.pth"):
-        for one, other in zip(VGG16Features(LAYERS, str(tmp_path / name))(slices), expected, strict=True):
+        for one, other in zip(
+            VGG16Features(LAYERS, str(tmp_path / name))(slices), expected, strict=True
+        ):
             torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_torch_hubs_cache_is_used(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_hubs_cache_is_used(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
@@ -208,7 +237,9 @@ def test_wrong_files(state: dict[str, Tensor], tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"No file .*absent\.pth"):
         VGG16Features(LAYERS, tmp_path / "absent.pth")
     with pytest.raises(ValueError, match=r"missing are 5\.weight, 5\.bias\."):
-        VGG16Features(LAYERS, save({name: value for name, value in state.items() if not name.startswith("5")}))
+        VGG16Features(
+            LAYERS, save({name: value for name, value in state.items() if not name.startswith("5")})
+        )
     with pytest.raises(ValueError, match=r"2\.bias has \(3,\) instead of \(64,\)"):
         VGG16Features(LAYERS, save(state | {"2.bias": torch.zeros(3)}))
     with pytest.raises(ValueError, match=r"wrong\.pth does not hold a state dict"):

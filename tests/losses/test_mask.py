@@ -33,7 +33,9 @@ def test_closed_form() -> None:
 def test_limits_certain_and_right_or_wrong() -> None:
     lung = torch.zeros(SHAPE)  # an empty mask is a mask like another
     assert mask_cross_entropy(torch.full(SHAPE, -200.0), lung).item() == 0
-    assert mask_cross_entropy(torch.full(SHAPE, 200.0), lung).item() == 200  # finite, where log(1 - sigmoid) would be -inf
+    assert (
+        mask_cross_entropy(torch.full(SHAPE, 200.0), lung).item() == 200
+    )  # finite, where log(1 - sigmoid) would be -inf
 
 
 def test_gradcheck() -> None:

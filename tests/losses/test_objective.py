@@ -10,7 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mpunet.losses import FeatureMatching, Objective, contrast_aware_loss, mask_cross_entropy, region_l1
+from mpunet.losses import (
+    FeatureMatching,
+    Objective,
+    contrast_aware_loss,
+    mask_cross_entropy,
+    region_l1,
+)
 
 SHAPE = (1, 1, 3, 8, 8)
 
@@ -56,18 +62,24 @@ def test_literal() -> None:
 
 
 def test_each_stream_has_its_own_region(output: Output, thin: Tensor, lung: Tensor) -> None:
-    losses = Objective(alpha=0.3, gamma=0.7, beta=2.0, sigma=0.5, image=0.1)(output, thin, lung.bool())
+    losses = Objective(alpha=0.3, gamma=0.7, beta=2.0, sigma=0.5, image=0.1)(
+        output, thin, lung.bool()
+    )
     assert output.mask_logits is not None
     assert output.inner is not None
     assert output.outer is not None
     parts = {
         "mask": mask_cross_entropy(output.mask_logits, lung),
-        "inner": contrast_aware_loss(output.inner, thin, lung, alpha=0.3, gamma=0.7, beta=2.0, sigma=0.5),
+        "inner": contrast_aware_loss(
+            output.inner, thin, lung, alpha=0.3, gamma=0.7, beta=2.0, sigma=0.5
+        ),
         "outer": region_l1(output.outer, thin, 1 - lung),
         "image": region_l1(output.image, thin),
     }
     torch.testing.assert_close({name: losses[name] for name in parts}, parts)
-    torch.testing.assert_close(losses["loss"], parts["mask"] + parts["inner"] + parts["outer"] + 0.1 * parts["image"])
+    torch.testing.assert_close(
+        losses["loss"], parts["mask"] + parts["inner"] + parts["outer"] + 0.1 * parts["image"]
+    )
 
 
 def test_l1_in_place_of_the_contrast_aware_loss(output: Output, thin: Tensor, lung: Tensor) -> None:
@@ -80,9 +92,13 @@ def test_a_single_stream_is_the_image(output: Output, thin: Tensor, lung: Tensor
     assert output.inner is not None
     assert output.outer is not None
     losses = Objective()(Output(output.inner, inner=output.inner), thin, lung)
-    torch.testing.assert_close(losses, dict.fromkeys(("loss", "inner"), contrast_aware_loss(output.inner, thin)))
+    torch.testing.assert_close(
+        losses, dict.fromkeys(("loss", "inner"), contrast_aware_loss(output.inner, thin))
+    )
     losses = Objective()(Output(output.outer, outer=output.outer), thin, lung)
-    torch.testing.assert_close(losses, dict.fromkeys(("loss", "outer"), region_l1(output.outer, thin)))
+    torch.testing.assert_close(
+        losses, dict.fromkeys(("loss", "outer"), region_l1(output.outer, thin))
+    )
 
 
 def test_a_weight_of_zero_leaves_the_part_out(output: Output, thin: Tensor, lung: Tensor) -> None:
@@ -98,7 +114,9 @@ def test_an_empty_lung_is_all_outer(output: Output, thin: Tensor) -> None:
 
 def test_gradcheck(thin: Tensor, lung: Tensor) -> None:
     objective = Objective(image=0.5)
-    streams = torch.rand(3, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).unbind()
+    streams = torch.rand(
+        3, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    ).unbind()
 
     def loss(logits: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
         mask = torch.sigmoid(logits)
@@ -108,13 +126,22 @@ def test_gradcheck(thin: Tensor, lung: Tensor) -> None:
     assert torch.autograd.gradcheck(loss, [stream.requires_grad_() for stream in streams])
 
 
-def test_feature_matching_on_the_image_and_out_of_checkpoints(output: Output, thin: Tensor, lung: Tensor, tmp_path: Path) -> None:
-    state = {"0.weight": torch.randn(64, 3, 3, 3, generator=torch.Generator().manual_seed(3)), "0.bias": torch.zeros(64)}
+def test_feature_matching_on_the_image_and_out_of_checkpoints(
+    output: Output, thin: Tensor, lung: Tensor, tmp_path: Path
+) -> None:
+    state = {
+        "0.weight": torch.randn(64, 3, 3, 3, generator=torch.Generator().manual_seed(3)),
+        "0.bias": torch.zeros(64),
+    }
     torch.save(state, tmp_path / "vgg16.pth")
     path = str(tmp_path / "vgg16.pth")
-    objective = Objective(feature=0.25, feature_layers=["relu1_1"], feature_weights=path, feature_chunk=2)
+    objective = Objective(
+        feature=0.25, feature_layers=["relu1_1"], feature_weights=path, feature_chunk=2
+    )
     losses = objective(output, thin, lung)
-    torch.testing.assert_close(losses["feature"], FeatureMatching(["relu1_1"], path)(output.image, thin))
+    torch.testing.assert_close(
+        losses["feature"], FeatureMatching(["relu1_1"], path)(output.image, thin)
+    )
     without = Objective()(output, thin, lung)
     torch.testing.assert_close(losses["loss"], without["loss"] + 0.25 * losses["feature"])
 
@@ -124,7 +151,9 @@ def test_feature_matching_on_the_image_and_out_of_checkpoints(output: Output, th
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_is_not_hidden(output: Output, thin: Tensor, lung: Tensor, value: float) -> None:
+def test_a_loss_that_is_not_finite_is_not_hidden(
+    output: Output, thin: Tensor, lung: Tensor, value: float
+) -> None:
     assert output.inner is not None
     output.inner[(0, 0, *lung[0, 0].nonzero()[0].tolist())] = value
     losses = Objective()(output, thin, lung)
@@ -134,7 +163,13 @@ def test_a_loss_that_is_not_finite_is_not_hidden(output: Output, thin: Tensor, l
 
 
 @pytest.mark.parametrize(
-    "weights", [dict.fromkeys(("mask", "inner", "outer"), 0.0), {"mask": -1.0}, {"image": math.nan}, {"outer": math.inf}]
+    "weights",
+    [
+        dict.fromkeys(("mask", "inner", "outer"), 0.0),
+        {"mask": -1.0},
+        {"image": math.nan},
+        {"outer": math.inf},
+    ],
 )
 def test_wrong_weights(weights: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="weights of losses of at least 0, and one above 0, got"):
@@ -147,7 +182,10 @@ def test_wrong_inner_loss() -> None:
 
 
 def test_no_part_for_this_network(thin: Tensor, lung: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"only mask, inner, outer have a weight above 0.*weight of image or feature"):
+    with pytest.raises(
+        ValueError,
+        match=r"only mask, inner, outer have a weight above 0.*weight of image or feature",
+    ):
         Objective()(Output(thin), thin, lung)
 
 

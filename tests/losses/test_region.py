@@ -24,7 +24,9 @@ def test_a_region_and_its_complement_add_up_to_the_whole() -> None:
     prediction, target = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0))
     lung = (target > 0.5).float()
     parts = region_l1(prediction, target, lung) + region_l1(prediction, target, 1 - lung)
-    assert parts.item() == pytest.approx(torch.nn.functional.l1_loss(prediction, target).item(), rel=1e-6)
+    assert parts.item() == pytest.approx(
+        torch.nn.functional.l1_loss(prediction, target).item(), rel=1e-6
+    )
 
 
 def test_limits_perfect_input_and_empty_region() -> None:
@@ -52,7 +54,10 @@ def test_half_precision_is_averaged_in_float32(dtype: torch.dtype) -> None:
 
 
 def test_nothing_is_broadcast() -> None:
-    with pytest.raises(ValueError, match=r"prediction and target of one shape.*\(2, 1, 3, 4, 5\) and \(2, 1, 1, 4, 5\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"prediction and target of one shape.*\(2, 1, 3, 4, 5\) and \(2, 1, 1, 4, 5\)",
+    ):
         region_l1(torch.zeros(SHAPE), torch.zeros(2, 1, 1, 4, 5))
     with pytest.raises(ValueError, match=r"values and region of one shape"):
         region_l1(torch.zeros(SHAPE), torch.zeros(SHAPE), torch.ones(1, 1, 3, 4, 5))

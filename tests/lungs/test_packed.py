@@ -40,5 +40,7 @@ def test_refused():
             packed[index]
     with pytest.raises(ValueError, match="slices of step 1"):
         packed[:, :, ::2]
-    with pytest.raises(ValueError, match=r"bits \(D, H, 2\) of a mask 13 voxels wide, got shape \(3, 4, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"bits \(D, H, 2\) of a mask 13 voxels wide, got shape \(3, 4, 3\)"
+    ):
         PackedMask(np.zeros((3, 4, 3), np.uint8), 13)

@@ -18,9 +18,13 @@ CT = Path(__file__).resolve().parents[2] / ".." / "shared" / "ct"
 MM = (2.0, 2.0, 2.0)
 
 
-def ball(shape: tuple[int, ...], centre: tuple[float, ...], radius: tuple[float, ...]) -> npt.NDArray[np.bool_]:
+def ball(
+    shape: tuple[int, ...], centre: tuple[float, ...], radius: tuple[float, ...]
+) -> npt.NDArray[np.bool_]:
     grid = np.indices(shape)
-    return np.asarray(sum(((g - c) / r) ** 2 for g, c, r in zip(grid, centre, radius, strict=True)) < 1)
+    return np.asarray(
+        sum(((g - c) / r) ** 2 for g, c, r in zip(grid, centre, radius, strict=True)) < 1
+    )
 
 
 @pytest.fixture
@@ -60,7 +64,9 @@ def test_noise_changes_little(body: Any) -> None:
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_flipped_volume_gives_the_flipped_mask(body: Any, axis: int) -> None:
     hu, _ = body
-    np.testing.assert_array_equal(lung_mask(np.flip(hu, axis), MM), np.flip(lung_mask(hu, MM), axis))
+    np.testing.assert_array_equal(
+        lung_mask(np.flip(hu, axis), MM), np.flip(lung_mask(hu, MM), axis)
+    )
 
 
 def test_slices_may_cut_the_lungs(body: Any) -> None:
@@ -80,7 +86,9 @@ def chest() -> Any:
     return chest_phantom(1, shape=(59, 80, 104), spacing=(3, 3.2, 3.2))
 
 
-@pytest.mark.parametrize("columns", [slice(18, None), slice(None, 84), slice(20, 84)], ids=["right", "left", "both"])
+@pytest.mark.parametrize(
+    "columns", [slice(18, None), slice(None, 84), slice(20, 84)], ids=["right", "left", "both"]
+)
 def test_field_of_view_may_cut_the_body(chest: Any, columns: slice) -> None:
     """Lung, chest wall and outside all end at the edge: there they can be one space."""
     hu, lung = chest.thin[:, :, columns], chest.lung[:, :, columns]
@@ -102,7 +110,9 @@ def test_round_field_of_view_may_cut_the_lungs(chest: Any, padding: int) -> None
     y, x = np.ogrid[:80, :104]
     unseen = (y - 40) ** 2 + (x - 52) ** 2 > 33**2
     hu, lung = np.where(unseen, padding, chest.thin), chest.lung & ~unseen
-    assert (chest.lung & unseen).sum() > 0.05 * chest.lung.sum(), "the circle runs through the lungs"
+    assert (chest.lung & unseen).sum() > 0.05 * chest.lung.sum(), (
+        "the circle runs through the lungs"
+    )
     assert dice(lung_mask(hu, (3, 3.2, 3.2)), lung) > 0.97
 
 
@@ -121,7 +131,9 @@ def test_corner_with_foam_outside_is_not_lung(body: Any) -> None:
 def test_spacing_in_mm_not_voxels(body: Any) -> None:
     hu, lungs = body
     fine = hu.repeat(2, axis=1).repeat(3, axis=2)
-    assert dice(lung_mask(fine, (2.0, 1.0, 2 / 3)), lungs.repeat(2, axis=1).repeat(3, axis=2)) > 0.995
+    assert (
+        dice(lung_mask(fine, (2.0, 1.0, 2 / 3)), lungs.repeat(2, axis=1).repeat(3, axis=2)) > 0.995
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,7 +174,9 @@ def real_ct(name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
         pytest.skip(f"needs real CT, and {CT / name} is not there")
     image = nib.load(CT / name)
     frame = SlabFrame.from_affine(image.affine, axis=2)
-    return frame.to_slab(np.asarray(image.dataobj)), grid_spacing(frame.slab_affine(image.affine, image.shape))
+    return frame.to_slab(np.asarray(image.dataobj)), grid_spacing(
+        frame.slab_affine(image.affine, image.shape)
+    )
 
 
 @pytest.mark.parametrize(
@@ -192,7 +206,9 @@ def test_real_lungs(name: str, litres: float) -> None:
 def test_real_lungs_of_unequal_size() -> None:
     """The right upper lobe of LIDC-IDRI-0314 is small."""
     hu, mm = real_ct("train/LIDC-IDRI-0314.nii.gz")
-    right, left = (half.sum() * mm.prod() / 1e6 for half in np.array_split(lung_mask(hu, mm), 2, axis=2))
+    right, left = (
+        half.sum() * mm.prod() / 1e6 for half in np.array_split(lung_mask(hu, mm), 2, axis=2)
+    )
     assert (right, left) == pytest.approx((0.93, 1.92), rel=0.05)
 
 

@@ -8,7 +8,12 @@ import pytest
 from helpers import save
 
 from mpunet.io.scan_file import open_scan, read_volume
-from mpunet.metrics.consistency import ConsistencyMeter, ConsistencyRange, consistency, consistency_map
+from mpunet.metrics.consistency import (
+    ConsistencyMeter,
+    ConsistencyRange,
+    consistency,
+    consistency_map,
+)
 from mpunet.phantom.chest import chest_phantom
 from mpunet.slices.simulate import thicken
 
@@ -18,9 +23,9 @@ PROFILES = [("gaussian", None), ("gaussian", 1.3), ("box", None), ("box", 0.3), 
 def volumes(ratio=5, depth=7, shape=(6, 5), seed=0):
     """Thin and thick slices that have nothing to do with each other."""
     rng = np.random.default_rng(seed)
-    return rng.uniform(-1000, 2000, ((depth - 1) * ratio + 1, *shape)), rng.integers(-1000, 2000, (depth, *shape)).astype(
-        np.int16
-    )
+    return rng.uniform(-1000, 2000, ((depth - 1) * ratio + 1, *shape)), rng.integers(
+        -1000, 2000, (depth, *shape)
+    ).astype(np.int16)
 
 
 @pytest.mark.parametrize(("profile", "fwhm"), PROFILES)
@@ -54,7 +59,9 @@ def test_limits():
     perfect = consistency(thin, thicken(thin, 5))
     assert (perfect.mae, perfect.bias, perfect.lungs) == (0, 0, None)
     # A constant is added whole, whatever the profile.
-    assert consistency(thin[:, :3] + 50, thicken(thin[:, :3], 5)).bias == pytest.approx(50, abs=1e-3)
+    assert consistency(thin[:, :3] + 50, thicken(thin[:, :3], 5)).bias == pytest.approx(
+        50, abs=1e-3
+    )
     nowhere = consistency(thin, thicken(thin, 5), lung=np.zeros(thin.shape)).lungs
     assert math.isnan(nowhere.mae)
     assert nowhere.worst_slice == -1
@@ -73,7 +80,9 @@ def test_chunks_in_either_order(chunks, last_first, profile, fwhm):
     thin, thick = volumes()
     expected = consistency(thin, thick, profile=profile, fwhm=fwhm)
     order = slice(None, None, -1 if last_first else 1)
-    meter = ConsistencyMeter(thick[order], thick.shape, 5, profile=profile, fwhm=fwhm, last_first=last_first)
+    meter = ConsistencyMeter(
+        thick[order], thick.shape, 5, profile=profile, fwhm=fwhm, last_first=last_first
+    )
     parts = np.split(thin[order], np.cumsum(chunks)[:-1])
     np.testing.assert_array_equal(np.concatenate(list(meter.watch(parts))), thin[order])
     found = meter.result()
@@ -84,7 +93,9 @@ def test_chunks_in_either_order(chunks, last_first, profile, fwhm):
 @pytest.mark.parametrize("codes", ["LPS", "LPI", "SPL"])
 def test_scan_files_are_read_slice_by_slice_in_their_order(tmp_path, codes):
     thin, thick = volumes()
-    scan = open_scan(save(tmp_path / "scan.nii", thick, spacing=(5.0, 0.7, 0.7), codes=codes), slice_axis=None)
+    scan = open_scan(
+        save(tmp_path / "scan.nii", thick, spacing=(5.0, 0.7, 0.7), codes=codes), slice_axis=None
+    )
     assert scan.last_first == (codes == "LPI")
     meter = ConsistencyMeter(scan, scan.shape, 5, last_first=scan.last_first)
     meter.add(thin[::-1] if scan.last_first else thin)
@@ -105,7 +116,9 @@ def test_holds_a_few_rows_only():
 
 def test_errors():
     thin, thick = volumes()
-    with pytest.raises(ValueError, match=r"got \(30, 6, 5\) thin and \(7, 6, 5\) thick; cut both to the range"):
+    with pytest.raises(
+        ValueError, match=r"got \(30, 6, 5\) thin and \(7, 6, 5\) thick; cut both to the range"
+    ):
         consistency(thin[:-1], thick)
     with pytest.raises(ValueError, match=r"got \(31, 6, 4\) thin and \(7, 6, 5\) thick"):
         list(consistency_map(thin[..., :4], thick))
@@ -119,21 +132,28 @@ def test_errors():
 
 def test_range():
     assert ConsistencyRange(1, 8, 2).limit == 12
-    assert ConsistencyRange(**ConsistencyRange(1, 8, 2, "box", 0.5)._asdict()) == ConsistencyRange(1, 8, 2, "box", 0.5)
+    assert ConsistencyRange(**ConsistencyRange(1, 8, 2, "box", 0.5)._asdict()) == ConsistencyRange(
+        1, 8, 2, "box", 0.5
+    )
 
 
 def test_interpolation_is_less_consistent_than_the_truth_and_a_shift_still_less():
     chest = chest_phantom(0, shape=(71, 60, 76), spacing=(1.0, 4.0, 4.0))
     thick = thicken(chest.thin, 5)
     nearest = thick.repeat(5, axis=0)[2:-2]
-    errors = [consistency(thin, thick).mae for thin in (chest.thin, nearest, np.roll(chest.thin, 1, axis=0))]
+    errors = [
+        consistency(thin, thick).mae
+        for thin in (chest.thin, nearest, np.roll(chest.thin, 1, axis=0))
+    ]
     assert errors == sorted(errors)
     assert errors[0] < 1e-3 < 2 < errors[1]
 
 
 def test_the_genuine_pair(shared_ct):
     """A scanner's thin slices, thickened by the default profile, are its thick ones to a few HU."""
-    thin, thick = (read_volume(shared_ct / "pair" / f"head_{kind}.nii.gz").slab for kind in ("thin", "thick"))
+    thin, thick = (
+        read_volume(shared_ct / "pair" / f"head_{kind}.nii.gz").slab for kind in ("thin", "thick")
+    )
     first, last = 1, len(thick) - 2  # thick slice k stands at thin slice 5 k + 2
     start, end = (5 * k + 2 for k in (first, last))
     slices = np.stack(list(consistency_map(thin[start : end + 1], thick[first : last + 1])))
@@ -145,7 +165,8 @@ def test_the_genuine_pair(shared_ct):
 
 @pytest.mark.parametrize("ratio", [1.2, 2.5, 3.0000002, 6.1])
 @pytest.mark.parametrize(
-    ("profile", "fwhm"), [("gaussian", None), ("gaussian", 0.3), ("box", None), ("box", 0.4), ("triangle", None)]
+    ("profile", "fwhm"),
+    [("gaussian", None), ("gaussian", 0.3), ("box", None), ("box", 0.4), ("triangle", None)],
 )
 def test_slices_at_any_spacing(ratio, profile, fwhm):
     """A ramp thickened is the ramp, but for the ends, where the profile is cut, and for profiles narrower than the slices' distance."""

@@ -29,7 +29,16 @@ class TestBias:
 
     def test_edges_belong_to_the_bin_above_and_the_last_to_the_last(self):
         reference = np.array([-1024, -950, -850, 300, 3071], np.int16).reshape(1, 1, 5)
-        assert [part.voxels for part in hu_bias(reference, reference).bins] == [1, 1, 1, 0, 0, 0, 0, 2]
+        assert [part.voxels for part in hu_bias(reference, reference).bins] == [
+            1,
+            1,
+            1,
+            0,
+            0,
+            0,
+            0,
+            2,
+        ]
         inner = hu_bias(reference + 1, reference, edges=(-950, -850))
         assert inner.bins == ((-950, -850, 1.0, 2),)
         assert inner.whole == pytest.approx(0.8)  # 3071 is clipped
@@ -39,7 +48,10 @@ class TestBias:
         assert hu_bias(np.full((1, 2, 2), -1024.0), reference).whole == 0
 
     def test_no_mask_empty_mask_empty_bin(self):
-        without, empty = hu_bias(PREDICTION, REFERENCE), hu_bias(PREDICTION, REFERENCE, np.zeros(REFERENCE.shape))
+        without, empty = (
+            hu_bias(PREDICTION, REFERENCE),
+            hu_bias(PREDICTION, REFERENCE, np.zeros(REFERENCE.shape)),
+        )
         assert math.isnan(without.lungs)
         assert math.isnan(without.outside)
         assert math.isnan(empty.lungs)

@@ -12,7 +12,10 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 from torchmetrics.functional import mean_absolute_error, mean_squared_error
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
 
 from mpunet.metrics.quality import PROTOCOLS, REGIONS, Protocol, Quality, quality
 from mpunet.metrics.ssim import ssim_map
@@ -20,7 +23,9 @@ from mpunet.metrics.ssim import ssim_map
 HU = npt.NDArray[np.int16]
 Floats = npt.NDArray[np.float64]
 SHAPE = (13, 30, 37)
-SOFT_TISSUE = Protocol("soft tissue", -160.0, 240.0, 1, "narrow, so that much is clipped and SSIM is low")
+SOFT_TISSUE = Protocol(
+    "soft tissue", -160.0, 240.0, 1, "narrow, so that much is clipped and SSIM is low"
+)
 EACH = [*PROTOCOLS.values(), SOFT_TISSUE]
 
 
@@ -40,7 +45,9 @@ def intensities(protocol: Protocol) -> tuple[Floats, Floats]:
     prediction, reference, _ = volumes()
     kept = slice(protocol.trim, SHAPE[0] - protocol.trim)
     low, high = protocol.low, protocol.high
-    return prediction[kept].clip(low, high).astype(np.float64) - low, reference[kept].clip(low, high).astype(np.float64) - low
+    return prediction[kept].clip(low, high).astype(np.float64) - low, reference[kept].clip(
+        low, high
+    ).astype(np.float64) - low
 
 
 def regions(protocol: Protocol) -> dict[str, npt.NDArray[np.bool_]]:
@@ -50,13 +57,24 @@ def regions(protocol: Protocol) -> dict[str, npt.NDArray[np.bool_]]:
 
 def padded(volume: Floats, protocol: Protocol) -> Floats:
     """Slices with what the window sees beyond them."""
-    return np.pad(volume, ((0, 0), (5, 5), (5, 5)), mode="constant" if protocol.border == "zeros" else "reflect")
+    return np.pad(
+        volume,
+        ((0, 0), (5, 5), (5, 5)),
+        mode="constant" if protocol.border == "zeros" else "reflect",
+    )
 
 
 def skimage_map(prediction: Floats, reference: Floats, data_range: float) -> Floats:
-    options: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "full": True}
+    options: dict[str, Any] = {
+        "gaussian_weights": True,
+        "sigma": 1.5,
+        "use_sample_covariance": False,
+        "full": True,
+    }
     pairs = zip(prediction, reference, strict=True)
-    return np.stack([structural_similarity(p, r, data_range=data_range, **options)[1] for p, r in pairs])
+    return np.stack(
+        [structural_similarity(p, r, data_range=data_range, **options)[1] for p, r in pairs]
+    )
 
 
 @pytest.mark.parametrize("region", REGIONS)
@@ -66,7 +84,9 @@ def test_regions_agree_with_numpy_and_scikit_image(protocol: Protocol, region: s
     prediction, reference = intensities(protocol)
     mask, width = regions(protocol)[region], protocol.high - protocol.low
     error = (prediction - reference)[mask]
-    full = skimage_map(padded(prediction, protocol), padded(reference, protocol), width)[:, 5:-5, 5:-5]
+    full = skimage_map(padded(prediction, protocol), padded(reference, protocol), width)[
+        :, 5:-5, 5:-5
+    ]
     if region == "whole" and protocol.border == "exclude":
         full, mask = full[:, 5:-5, 5:-5], mask[:, 5:-5, 5:-5]
     rmse = np.sqrt(np.mean(error**2))
@@ -81,8 +101,13 @@ def test_regions_agree_with_numpy_and_scikit_image(protocol: Protocol, region: s
 def test_whole_volumes_agree_with_torchmetrics(protocol: Protocol) -> None:
     prediction, reference = (torch.from_numpy(volume) for volume in intensities(protocol))
     width = protocol.high - protocol.low
-    pads = [torch.from_numpy(padded(volume.numpy(), protocol))[:, None] for volume in (prediction, reference)]
-    _, full = structural_similarity_index_measure(*pads, sigma=1.5, data_range=width, return_full_image=True)
+    pads = [
+        torch.from_numpy(padded(volume.numpy(), protocol))[:, None]
+        for volume in (prediction, reference)
+    ]
+    _, full = structural_similarity_index_measure(
+        *pads, sigma=1.5, data_range=width, return_full_image=True
+    )
     border = 5 if protocol.border == "zeros" else 10
     expected = Quality(
         mean_absolute_error(prediction, reference).item(),
@@ -98,7 +123,12 @@ def test_whole_volumes_agree_with_monai(protocol: Protocol) -> None:
     pair = [torch.from_numpy(volume)[None, None] for volume in intensities(protocol)]
     width = protocol.high - protocol.low
     # MONAI takes the map where the window lies inside, in single precision.
-    slices = [padded(volume[0, 0].numpy(), protocol) if protocol.border == "zeros" else volume[0, 0].numpy() for volume in pair]
+    slices = [
+        padded(volume[0, 0].numpy(), protocol)
+        if protocol.border == "zeros"
+        else volume[0, 0].numpy()
+        for volume in pair
+    ]
     ssim = monai.metrics.SSIMMetric(spatial_dims=2, data_range=1.0)
     expected = Quality(
         monai.metrics.MAEMetric()(*pair).item(),
@@ -122,7 +152,9 @@ def test_constant_volumes_have_a_closed_form(name: str, width: int) -> None:
     assert found[:3] == pytest.approx((1000, 1000, 20 * math.log10(width / 1000)))
     if name == "paper":  # 1124 and 124 above the window's end; only the luminance term is left
         c1 = (0.01 * width) ** 2
-        assert found.ssim == pytest.approx((2 * 1124 * 124 + c1) / (1124**2 + 124**2 + c1), abs=1e-6)
+        assert found.ssim == pytest.approx(
+            (2 * 1124 * 124 + c1) / (1124**2 + 124**2 + c1), abs=1e-6
+        )
 
 
 def test_trimmed_slices_do_not_count() -> None:
@@ -132,7 +164,10 @@ def test_trimmed_slices_do_not_count() -> None:
     lung[:5], lung[-5:] = True, True
     assert quality(prediction, reference, lung, protocol=PROTOCOLS["rplhr"]) == expected
     prediction[5] = 2000
-    assert quality(prediction, reference, lung, protocol=PROTOCOLS["rplhr"])["whole"].mae > expected["whole"].mae + 100
+    assert (
+        quality(prediction, reference, lung, protocol=PROTOCOLS["rplhr"])["whole"].mae
+        > expected["whole"].mae + 100
+    )
 
 
 def test_regions_without_a_mask_and_with_an_empty_one() -> None:
@@ -165,9 +200,13 @@ def test_perfect_prediction_is_perfect_to_the_last_digit() -> None:
 def test_single_precision_suffices_for_faint_contrast(level: int) -> None:
     """Noise of a few steps upon a large constant, where the textbook's E[x^2] - E[x]^2 cancels."""
     rng = np.random.default_rng(level)
-    prediction, reference = (level + rng.integers(0, 95, (1, 60, 60)).astype(np.float64) for _ in range(2))
+    prediction, reference = (
+        level + rng.integers(0, 95, (1, 60, 60)).astype(np.float64) for _ in range(2)
+    )
     expected = skimage_map(prediction, reference, 4095)[0, 5:-5, 5:-5]
-    found = ssim_map(torch.from_numpy(prediction).float(), torch.from_numpy(reference).float(), window=(0, 4095))
+    found = ssim_map(
+        torch.from_numpy(prediction).float(), torch.from_numpy(reference).float(), window=(0, 4095)
+    )
     assert found.double().mean().item() == pytest.approx(expected.mean(), abs=1e-6)
     assert found[0].numpy() == pytest.approx(expected, abs=1e-4)
 
@@ -182,7 +221,10 @@ def test_inputs_are_left_alone_and_gradients_do_not_matter() -> None:
 
 def test_unfit_depth_and_protocol() -> None:
     prediction, reference, _ = volumes()
-    with pytest.raises(ValueError, match=r"more than 10 slices, as the protocol rplhr leaves out 5 at each end, got 10"):
+    with pytest.raises(
+        ValueError,
+        match=r"more than 10 slices, as the protocol rplhr leaves out 5 at each end, got 10",
+    ):
         quality(prediction[:10], reference[:10], protocol=PROTOCOLS["rplhr"])
     assert quality(prediction[:11], reference[:11], protocol=PROTOCOLS["rplhr"])["whole"].mae > 0
     with pytest.raises(ValueError, match=r"low < high"):

@@ -25,8 +25,12 @@ Values = list[float]
 def test_two_values_have_a_closed_form() -> None:
     """Resamples of 0 and 4 have means 0, 2, 4 with probabilities 1/4, 1/2, 1/4; the widened percentiles are the outer ones."""
     assert bootstrap_mean([0.0, 4.0]) == Interval(2, 0, 4)
-    assert bootstrap_mean([0.0, 4.0], level=0.5) == Interval(2, 0, 4)  # t of 1 degree is 1.0; tail ndtr(-sqrt(2)) = 0.08 < 1/4
-    assert bootstrap_mean([0.0, 4.0], level=0.2) == Interval(2, 2, 2)  # t is 0.32; tail ndtr(-0.46) = 0.32 > 1/4
+    assert bootstrap_mean([0.0, 4.0], level=0.5) == Interval(
+        2, 0, 4
+    )  # t of 1 degree is 1.0; tail ndtr(-sqrt(2)) = 0.08 < 1/4
+    assert bootstrap_mean([0.0, 4.0], level=0.2) == Interval(
+        2, 2, 2
+    )  # t is 0.32; tail ndtr(-0.46) = 0.32 > 1/4
 
 
 def test_a_mean_against_scipy() -> None:
@@ -53,7 +57,9 @@ def test_levels_nest_and_seeds_repeat() -> None:
     values = np.random.default_rng(2).normal(0, 1, 30)
     wide, narrow = bootstrap_mean(values, level=0.99), bootstrap_mean(values, level=0.8)
     assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
-    assert bootstrap_mean(values) == bootstrap_mean(values, seed=0) != bootstrap_mean(values, seed=1)
+    assert (
+        bootstrap_mean(values) == bootstrap_mean(values, seed=0) != bootstrap_mean(values, seed=1)
+    )
 
 
 def test_parts_of_resamples_are_all_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +73,9 @@ def test_parts_of_resamples_are_all_drawn(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_nan_is_left_out_and_too_few_values_have_no_bounds() -> None:
     assert bootstrap_mean([1.0, math.nan, 3.0, 8.0]) == bootstrap_mean([1.0, 3.0, 8.0])
-    assert bootstrap_mean([1.0, math.nan, 3.0, 8.0], groups=["a", "b", "c", "c"]) == bootstrap_mean([1, 3, 8], groups=[0, 1, 1])
+    assert bootstrap_mean([1.0, math.nan, 3.0, 8.0], groups=["a", "b", "c", "c"]) == bootstrap_mean(
+        [1, 3, 8], groups=[0, 1, 1]
+    )
     for nothing in ([], [math.nan]):
         assert all(map(math.isnan, bootstrap_mean(nothing)))
     single = bootstrap_mean([5.0])
@@ -86,7 +94,9 @@ def test_infinite_values_have_no_bounds() -> None:
 def test_clusters_are_resampled_whole() -> None:
     """Copies of a case say nothing new: the interval is that of one value each."""
     values = list(np.random.default_rng(4).normal(0, 1, 10))
-    assert bootstrap_mean(values * 3, groups=[*range(10)] * 3) == pytest.approx(bootstrap_mean(values))
+    assert bootstrap_mean(values * 3, groups=[*range(10)] * 3) == pytest.approx(
+        bootstrap_mean(values)
+    )
     assert bootstrap_mean(values * 3).high < bootstrap_mean(values).high
 
 
@@ -94,7 +104,9 @@ def test_a_value_weighs_the_same_in_every_cluster() -> None:
     assert bootstrap_mean([1, 1, 1, 5], groups=["a", "a", "a", "b"]) == Interval(2, 1, 5)
 
 
-def coverage(truth: float, one: Callable[[np.random.Generator], Interval], data_sets: int = 300) -> float:
+def coverage(
+    truth: float, one: Callable[[np.random.Generator], Interval], data_sets: int = 300
+) -> float:
     """Share of simulated data sets whose interval holds the truth."""
     rng = np.random.default_rng(0)
     intervals = [one(rng) for _ in range(data_sets)]
@@ -103,8 +115,14 @@ def coverage(truth: float, one: Callable[[np.random.Generator], Interval], data_
 
 @pytest.mark.parametrize("n", [6, 10, 30])
 def test_intervals_of_means_cover_what_they_promise(n: int) -> None:
-    assert 0.90 <= coverage(40, lambda rng: bootstrap_mean(rng.normal(40, 2, n), resamples=2000)) <= 0.98
-    share = coverage(40, lambda rng: bootstrap_mean(rng.normal(40, 2, n), resamples=2000, level=0.8))
+    assert (
+        0.90
+        <= coverage(40, lambda rng: bootstrap_mean(rng.normal(40, 2, n), resamples=2000))
+        <= 0.98
+    )
+    share = coverage(
+        40, lambda rng: bootstrap_mean(rng.normal(40, 2, n), resamples=2000, level=0.8)
+    )
     assert 0.73 <= share <= 0.87
 
 
@@ -114,12 +132,18 @@ def test_intervals_of_clustered_values_cover_what_they_promise() -> None:
     def values(rng: np.random.Generator) -> np.ndarray:
         return rng.normal(0, 1, 20)[groups] + rng.normal(0, 0.5, 80)
 
-    assert 0.90 <= coverage(0, lambda rng: bootstrap_mean(values(rng), groups=list(groups), resamples=2000)) <= 0.98
+    assert (
+        0.90
+        <= coverage(0, lambda rng: bootstrap_mean(values(rng), groups=list(groups), resamples=2000))
+        <= 0.98
+    )
     # As if the values of a case were independent:
     assert coverage(0, lambda rng: bootstrap_mean(values(rng), resamples=2000)) < 0.8
 
 
-def found_nodules(rng: np.random.Generator, cases: int, rate: float) -> tuple[np.ndarray, np.ndarray]:
+def found_nodules(
+    rng: np.random.Generator, cases: int, rate: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Found and existing nodules by case; cases differ in how hard they are, mean sensitivity ``rate``."""
     existing = rng.poisson(3, cases)
     return rng.binomial(existing, rng.beta(5 * rate, 5 * (1 - rate), cases)), existing
@@ -127,27 +151,40 @@ def found_nodules(rng: np.random.Generator, cases: int, rate: float) -> tuple[np
 
 @pytest.mark.parametrize("cases", [10, 30])
 def test_intervals_of_clustered_proportions_cover_what_they_promise(cases: int) -> None:
-    assert 0.90 <= coverage(0.6, lambda rng: bootstrap_ratio(*found_nodules(rng, cases, 0.6), resamples=2000)) <= 0.98
+    assert (
+        0.90
+        <= coverage(
+            0.6, lambda rng: bootstrap_ratio(*found_nodules(rng, cases, 0.6), resamples=2000)
+        )
+        <= 0.98
+    )
 
 
 def test_intervals_of_differences_cover_what_they_promise() -> None:
     def one(rng: np.random.Generator) -> Interval:
         found_a, existing = found_nodules(rng, 25, 0.7)
         found_b = rng.binomial(existing, 0.5)
-        return Interval(*bootstrap_ratio_difference(found_a, existing, found_b, existing, resamples=2000)[:3])
+        return Interval(
+            *bootstrap_ratio_difference(found_a, existing, found_b, existing, resamples=2000)[:3]
+        )
 
     assert 0.90 <= coverage(0.2, one) <= 0.98
 
 
-@pytest.mark.parametrize("differences", [[1.0, 2, 3, 4, 5], [3.0, -1, 4, 2, 7, -5, 6.5], [0.5, -0.25]])
+@pytest.mark.parametrize(
+    "differences", [[1.0, 2, 3, 4, 5], [3.0, -1, 4, 2, 7, -5, 6.5], [0.5, -0.25]]
+)
 def test_wilcoxon_against_all_signs(differences: Values) -> None:
     """Two-sided: twice the share of the 2 ** n signs with a rank sum at least as far out."""
     ranks = scipy.stats.rankdata(np.abs(differences))
     signed = [
-        sum(r for r, sign in zip(ranks, signs, strict=True) if sign) for signs in itertools.product([0, 1], repeat=len(ranks))
+        sum(r for r, sign in zip(ranks, signs, strict=True) if sign)
+        for signs in itertools.product([0, 1], repeat=len(ranks))
     ]
     observed = sum(r for r, d in zip(ranks, differences, strict=True) if d > 0)
-    expected = min(1, 2 * min(np.mean(np.array(signed) <= observed), np.mean(np.array(signed) >= observed)))
+    expected = min(
+        1, 2 * min(np.mean(np.array(signed) <= observed), np.mean(np.array(signed) >= observed))
+    )
     found = paired_difference(differences, [0.0] * len(differences))
     assert found.p == pytest.approx(expected)
     assert found.p == pytest.approx(scipy.stats.wilcoxon(differences, method="exact").pvalue)
@@ -192,14 +229,25 @@ def test_difference_of_ratios_against_all_exchanges() -> None:
     num_a, den_a, num_b, den_b = [3, 2, 4, 1], [4, 2, 5, 3], [1, 2, 2, 0], [4, 3, 5, 3]
     differences = []
     for swap in itertools.product([False, True], repeat=4):
-        a = [(nb, db) if s else (na, da) for s, na, da, nb, db in zip(swap, num_a, den_a, num_b, den_b, strict=True)]
-        b = [(na, da) if s else (nb, db) for s, na, da, nb, db in zip(swap, num_a, den_a, num_b, den_b, strict=True)]
-        differences.append(sum(n for n, _ in a) / sum(d for _, d in a) - sum(n for n, _ in b) / sum(d for _, d in b))
+        a = [
+            (nb, db) if s else (na, da)
+            for s, na, da, nb, db in zip(swap, num_a, den_a, num_b, den_b, strict=True)
+        ]
+        b = [
+            (na, da) if s else (nb, db)
+            for s, na, da, nb, db in zip(swap, num_a, den_a, num_b, den_b, strict=True)
+        ]
+        differences.append(
+            sum(n for n, _ in a) / sum(d for _, d in a)
+            - sum(n for n, _ in b) / sum(d for _, d in b)
+        )
     found = bootstrap_ratio_difference(num_a, den_a, num_b, den_b)
     assert found.mean == pytest.approx(10 / 14 - 5 / 15)
     assert found.p == pytest.approx(np.mean(np.abs(differences) >= abs(differences[0]) - 1e-9))
     assert found.n == 4
-    drawn = bootstrap_ratio_difference(num_a, den_a, num_b, den_b, resamples=15)  # one too few to go through all 16
+    drawn = bootstrap_ratio_difference(
+        num_a, den_a, num_b, den_b, resamples=15
+    )  # one too few to go through all 16
     assert drawn.p in {k / 16 for k in range(1, 17)}
 
 
@@ -210,7 +258,9 @@ def test_p_of_no_difference_is_uniform() -> None:
         found_a, existing = found_nodules(rng, 20, 0.6)
         found_b = rng.binomial(existing, 0.6)
         found_a = rng.binomial(existing, 0.6)
-        p_values.append(bootstrap_ratio_difference(found_a, existing, found_b, existing, resamples=500).p)
+        p_values.append(
+            bootstrap_ratio_difference(found_a, existing, found_b, existing, resamples=500).p
+        )
     assert 0.02 <= np.mean(np.array(p_values) <= 0.05) <= 0.09
     assert 0.15 <= np.mean(np.array(p_values) <= 0.20) <= 0.27
 

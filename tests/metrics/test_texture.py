@@ -25,12 +25,16 @@ def chest():
 
 def field(shape, sigma, seed=0):
     """Gaussian noise of variance 1, correlated by a Gaussian of ``sigma`` voxels."""
-    out = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), sigma, mode="wrap")
+    out = ndimage.gaussian_filter(
+        np.random.default_rng(seed).normal(size=shape), sigma, mode="wrap"
+    )
     return out / out.std()
 
 
 class TestNoise:
-    @pytest.mark.parametrize("correlated", [0.0, 0.5, 0.8])  # standard deviation of the kernel, in mm
+    @pytest.mark.parametrize(
+        "correlated", [0.0, 0.5, 0.8]
+    )  # standard deviation of the kernel, in mm
     @pytest.mark.parametrize("deviation", [16, 30])
     def test_among_vessels(self, chest, correlated, deviation):
         grain = field(chest.thin.shape, (0, correlated / 0.8, correlated / 0.8))
@@ -77,7 +81,9 @@ class TestSharpness:
 
     def isotropic(self, along_depth=0.0):
         """A field correlated over SIGMA mm, blurred by ``along_depth`` mm more along depth."""
-        sigma = np.array([math.hypot(self.SIGMA, along_depth), self.SIGMA, self.SIGMA]) / self.SPACING
+        sigma = (
+            np.array([math.hypot(self.SIGMA, along_depth), self.SIGMA, self.SIGMA]) / self.SPACING
+        )
         # Not normed: the blurred field is the isotropic one, blurred.
         white = np.random.default_rng(0).normal(0, 1000, (240, 160, 160))
         return ndimage.gaussian_filter(white, sigma, mode="wrap", truncate=6)
@@ -115,7 +121,9 @@ class TestSharpness:
 
     def test_flat_or_tiny_volumes_have_none(self):
         assert math.isnan(sharpness(np.zeros((40, 40, 40)), (1, 1, 1)).ratio)
-        assert math.isnan(sharpness(np.random.default_rng(0).normal(size=(10, 40, 40)), (1, 1, 1)).ratio)
+        assert math.isnan(
+            sharpness(np.random.default_rng(0).normal(size=(10, 40, 40)), (1, 1, 1)).ratio
+        )
 
 
 def test_real_ct_and_its_interpolation(shared_ct):
@@ -125,6 +133,8 @@ def test_real_ct_and_its_interpolation(shared_ct):
     lung = lung_mask(thin, spacing)
     thick = thicken(thin, 5)
     share = np.arange(5, dtype=np.float32)[:, None, None] / 5
-    linear = np.concatenate([*((1 - share) * a + share * b for a, b in itertools.pairwise(thick)), thick[-1:]])
+    linear = np.concatenate(
+        [*((1 - share) * a + share * b for a, b in itertools.pairwise(thick)), thick[-1:]]
+    )
     assert sharpness(linear, spacing, lung).ratio < 0.2 * sharpness(thin, spacing, lung).ratio
     assert noise(linear, lung, spacing).lung < 0.8 * noise(thin, lung, spacing).lung

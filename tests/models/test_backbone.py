@@ -30,15 +30,21 @@ def route(net, level):
         here = stages - 1 - i == level
         if here:
             interpolating(up.shortcut.deconv, 0)
-        interpolating(up.up.deconv, 0 if here else 1)  # the shortcut's channels come first, then those from below
+        interpolating(
+            up.up.deconv, 0 if here else 1
+        )  # the shortcut's channels come first, then those from below
 
 
 @pytest.mark.parametrize(("n_thick", "ratio"), SIZES)
 @pytest.mark.parametrize("halvings", [0, 1, 2])
 def test_slices_keep_their_positions_through_every_level(n_thick, ratio, halvings):
-    net = ProgressiveBackbone(n_thick, ratio, widths=(1, 1, 1, 1), layers=1, depth_halvings=halvings)
+    net = ProgressiveBackbone(
+        n_thick, ratio, widths=(1, 1, 1, 1), layers=1, depth_halvings=halvings
+    )
     # Positions in thin slices, plus one, since the activation is the identity for positive values only.
-    thick = (torch.arange(n_thick) * ratio + 1.0)[None, None, :, None, None].expand(-1, -1, -1, 8, 16)
+    thick = (torch.arange(n_thick) * ratio + 1.0)[None, None, :, None, None].expand(
+        -1, -1, -1, 8, 16
+    )
     thin = torch.arange((n_thick - 1) * ratio + 1) + 1.0
     for level in range(4):
         route(net, level)
@@ -46,9 +52,13 @@ def test_slices_keep_their_positions_through_every_level(n_thick, ratio, halving
             out = net(thick)
         assert out.shape == (1, 1, len(thin), 8, 16)
         # A halved grid may end before the window does; past its last slice there is nothing to interpolate to.
-        last = (net.schedule.encoder_depths[level] - 1) * ratio * 2 ** sum(net.schedule.halved[:level])
+        last = (
+            (net.schedule.encoder_depths[level] - 1) * ratio * 2 ** sum(net.schedule.halved[:level])
+        )
         assert last == len(thin) - 1 or level > 3 - halvings
-        torch.testing.assert_close(out[0, 0, : last + 1], thin[: last + 1, None, None].expand(-1, 8, 16))
+        torch.testing.assert_close(
+            out[0, 0, : last + 1], thin[: last + 1, None, None].expand(-1, 8, 16)
+        )
 
 
 @pytest.mark.parametrize(("n_thick", "ratio"), SIZES)
@@ -64,7 +74,9 @@ def test_phases_of_the_subpixel_decoder_stand_around_their_slice(n_thick, ratio)
     for parameter in net.encoder.stem.parameters():
         nn.init.zeros_(parameter)
     net.encoder.stem[0].weight.data[:, 0, 1, 1, 1] = torch.tensor([1.0, 2.0])
-    thick = (torch.arange(n_thick) * ratio + 100.0)[None, None, :, None, None].expand(-1, -1, -1, 4, 4)
+    thick = (torch.arange(n_thick) * ratio + 100.0)[None, None, :, None, None].expand(
+        -1, -1, -1, 4, 4
+    )
     with torch.no_grad():
         out = net(thick)[0, :, :, 0, 0]
     thin = torch.arange((n_thick - 1) * ratio + 1)
@@ -99,7 +111,9 @@ def test_a_wider_stem_with_a_block():
     out.square().mean().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
     plain = ProgressiveBackbone(4, 3, widths=(5, 2, 2, 2), layers=1)
-    block = sum(p.numel() for p in net.encoder.parameters()) - sum(p.numel() for p in plain.encoder.parameters())
+    block = sum(p.numel() for p in net.encoder.parameters()) - sum(
+        p.numel() for p in plain.encoder.parameters()
+    )
     assert block == 5 * 5 * 27 + 5
 
 

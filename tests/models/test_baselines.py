@@ -15,7 +15,9 @@ BUILD = {
     "cubic": lambda n, r: Bicubic(n, r),
     "linear": lambda n, r: Bicubic(n, r, kind="linear"),
     "srcnn": lambda n, r: SRCNN(n, r, kernels=(7, 3, 5), widths=(16, 8)),
-    "srcnn-both": lambda n, r: SRCNN(n, r, planes="both", kernels=(7, 3, 5), widths=(16, 8), residual=True),
+    "srcnn-both": lambda n, r: SRCNN(
+        n, r, planes="both", kernels=(7, 3, 5), widths=(16, 8), residual=True
+    ),
     "vnet": lambda n, r: VNet(n, r, widths=(4, 8, 8)),
     "vnet-none": lambda n, r: VNet(n, r, widths=(4, 6, 8), residual="none"),
     "subpixel": lambda n, r: SubpixelNet(n, r, widths=(4, 8, 8)),
@@ -32,9 +34,13 @@ def build(name, n_thick=4, ratio=5):
 
 def ball_pair(side):
     """Balls with sharp edges, (1, 1, 16, side, side), and thick slices that are means over 5 thin ones around their positions."""
-    z, y, x = torch.meshgrid(torch.arange(20.0), torch.arange(float(side)), torch.arange(float(side)), indexing="ij")
+    z, y, x = torch.meshgrid(
+        torch.arange(20.0), torch.arange(float(side)), torch.arange(float(side)), indexing="ij"
+    )
     volume = torch.full_like(z, 0.2)
-    for cz, cy, cx in torch.rand(side, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([20, side, side]):
+    for cz, cy, cx in torch.rand(
+        side, 3, generator=torch.Generator().manual_seed(0)
+    ) * torch.tensor([20, side, side]):
         volume[(z - cz) ** 2 + (y - cy) ** 2 + (x - cx) ** 2 < 9] = 0.7
     return F.avg_pool3d(volume[None, None], (5, 1, 1)), volume[None, None, 2:18]
 
@@ -64,7 +70,9 @@ def test_shapes_and_gradients(name, n_thick, ratio):
     assert out[1:] == (None, None, None)
     if name in TRAINABLE:
         (out.image - 0.3).square().mean().backward()
-        assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+        assert [
+            name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()
+        ] == []
     with torch.no_grad():
         torch.testing.assert_close(net(thick[1:]).image, out.image[1:].detach())
 
@@ -73,7 +81,10 @@ def test_multiples_are_those_of_the_halvings():
     assert [build(name).multiple for name in BUILD] == [1, 1, 1, 1, 4, 4, 4]
     assert (VNet().multiple, SubpixelNet().multiple) == (16, 32)
     for name in ("vnet", "subpixel"):
-        with pytest.raises(ValueError, match=r"\(B, 1, 4, H, W\) with H and W multiples of 4, got \(1, 1, 4, 8, 10\)"):
+        with pytest.raises(
+            ValueError,
+            match=r"\(B, 1, 4, H, W\) with H and W multiples of 4, got \(1, 1, 4, 8, 10\)",
+        ):
             build(name)(torch.rand(1, 1, 4, 8, 10))
     for name in BUILD:
         with pytest.raises(ValueError, match=r"got \(1, 1, 5, 8, 8\).*mpunet.Reconstructor"):
@@ -126,7 +137,9 @@ def test_whole_volumes_of_odd_size(name):
     total, count = torch.zeros(26, 9, 13), torch.zeros(26, 1, 1)
     with torch.no_grad():
         for start in range(3):
-            window = F.pad(slab[None, None, start : start + 4], (0, right, 0, bottom, 0, 0), mode="replicate")
+            window = F.pad(
+                slab[None, None, start : start + 4], (0, right, 0, bottom, 0, 0), mode="replicate"
+            )
             total[start * 5 :][:16] += net(window).image[0, 0, :, :9, :13]
             count[start * 5 :][:16] += 1
     found = reconstruct_slab(net, slab, n_thick=4, ratio=5, multiple=net.multiple)
@@ -149,7 +162,9 @@ class TestBicubic:
     @pytest.mark.parametrize(("n_thick", "ratio"), SIZES)
     def test_linear_is_that_of_pytorch(self, n_thick, ratio):
         thick = torch.rand(2, 1, n_thick, 5, 7)
-        expected = F.interpolate(thick, ((n_thick - 1) * ratio + 1, 5, 7), mode="trilinear", align_corners=True)
+        expected = F.interpolate(
+            thick, ((n_thick - 1) * ratio + 1, 5, 7), mode="trilinear", align_corners=True
+        )
         torch.testing.assert_close(build("linear", n_thick, ratio)(thick).image, expected)
 
     @pytest.mark.parametrize(("n_thick", "ratio"), SIZES)
@@ -159,11 +174,15 @@ class TestBicubic:
         slope = torch.gradient(thick, dim=2)[0]
         spline = CubicHermiteSpline(range(n_thick), thick.numpy(), slope.numpy(), axis=2)
         expected = spline(torch.arange((n_thick - 1) * ratio + 1).numpy() / ratio)
-        torch.testing.assert_close(build("cubic", n_thick, ratio)(thick).image.numpy(), expected, check_dtype=False)
+        torch.testing.assert_close(
+            build("cubic", n_thick, ratio)(thick).image.numpy(), expected, check_dtype=False
+        )
 
     def test_linear_of_a_volume_does_not_see_the_windows(self):
         slab = torch.rand(11, 5, 7)
-        expected = F.interpolate(slab[None, None], (51, 5, 7), mode="trilinear", align_corners=True)[0, 0]
+        expected = F.interpolate(
+            slab[None, None], (51, 5, 7), mode="trilinear", align_corners=True
+        )[0, 0]
         found = reconstruct_slab(build("linear"), slab, n_thick=4, ratio=5, multiple=1, stride=2)
         torch.testing.assert_close(found, expected)
 

@@ -11,14 +11,23 @@ from mpunet.models.blocks import make_activation, make_norm
 from mpunet.models.schedule import DepthStep, plan_depths
 
 
-@pytest.mark.parametrize(("kernel", "stride"), [((3, 3, 3), (1, 1, 1)), ((1, 5, 3), (1, 1, 1)), ((3, 2, 2), (2, 2, 2))])
+@pytest.mark.parametrize(
+    ("kernel", "stride"), [((3, 3, 3), (1, 1, 1)), ((1, 5, 3), (1, 1, 1)), ((3, 2, 2), (2, 2, 2))]
+)
 def test_conv_layer_divides_by_its_stride(kernel, stride):
     out = ConvLayer(2, 3, kernel=kernel, stride=stride)(torch.rand(1, 2, 6, 8, 10))
     assert out.shape == (1, 3, *(size // s for size, s in zip((6, 8, 10), stride, strict=True)))
 
 
 def test_groups_are_the_largest_divisor_up_to_8():
-    assert [make_norm("group", channels).num_groups for channels in (16, 12, 10, 7, 11, 1)] == [8, 6, 5, 7, 1, 1]
+    assert [make_norm("group", channels).num_groups for channels in (16, 12, 10, 7, 11, 1)] == [
+        8,
+        6,
+        5,
+        7,
+        1,
+        1,
+    ]
 
 
 def test_biases_stand_where_no_norm_removes_them():
@@ -36,7 +45,9 @@ def test_a_block_without_weights_is_the_identity():
     assert sum(isinstance(m, nn.Conv3d) for m in block.modules()) == 3
 
 
-@pytest.mark.parametrize(("n_thick", "ratio"), [(8, 5), (4, 5), (8, 4), (6, 3), (5, 2), (2, 8), (16, 7)])
+@pytest.mark.parametrize(
+    ("n_thick", "ratio"), [(8, 5), (4, 5), (8, 4), (6, 3), (5, 2), (2, 8), (16, 7)]
+)
 @pytest.mark.parametrize("in_plane", [1, 2])
 def test_deconvolution_keeps_positions(n_thick, ratio, in_plane):
     """With the weights of linear interpolation a ramp of positions comes out as the exact ramp, at every step of the plan."""
@@ -49,11 +60,17 @@ def test_deconvolution_keeps_positions(n_thick, ratio, in_plane):
         out = layer(ramp[None, None])
         assert out.shape == (1, 1, step.out_depth, 2 * in_plane, 3 * in_plane)
         position = torch.arange(step.out_depth) * (step.keep / step.stride)
-        inside = position <= step.in_depth - 1  # beyond the last slice there is nothing to interpolate to
-        torch.testing.assert_close(out[0, 0, inside], position[inside, None, None].expand(-1, 2 * in_plane, 3 * in_plane))
+        inside = (
+            position <= step.in_depth - 1
+        )  # beyond the last slice there is nothing to interpolate to
+        torch.testing.assert_close(
+            out[0, 0, inside], position[inside, None, None].expand(-1, 2 * in_plane, 3 * in_plane)
+        )
 
 
-@pytest.mark.parametrize(("n_thick", "ratio"), [(8, 5), (4, 5), (8, 4), (6, 3), (5, 2), (2, 8), (16, 7), (3, 11)])
+@pytest.mark.parametrize(
+    ("n_thick", "ratio"), [(8, 5), (4, 5), (8, 4), (6, 3), (5, 2), (2, 8), (16, 7), (3, 11)]
+)
 @pytest.mark.parametrize("in_plane", [1, 2])
 def test_deconvolution_is_the_transposed_convolution(n_thick, ratio, in_plane):
     """Value by value and weight by weight what PyTorch's transposed convolution gives, of which every keep-th slice is taken."""
@@ -68,7 +85,8 @@ def test_deconvolution_is_the_transposed_convolution(n_thick, ratio, in_plane):
         cotangent = torch.randn_like(out)
         weights = tuple(layer.deconv.parameters())
         torch.testing.assert_close(
-            torch.autograd.grad(out, weights, cotangent), torch.autograd.grad(expected, weights, cotangent)
+            torch.autograd.grad(out, weights, cotangent),
+            torch.autograd.grad(expected, weights, cotangent),
         )
 
 

@@ -29,7 +29,9 @@ def test_score_is_a_mean_over_positions() -> None:
         centre = layer[0].weight.data[:, :, 1, 1, 1].clone()
         nn.init.zeros_(layer[0].weight)
         layer[0].weight.data[:, :, 1, 1, 1] = centre
-    scores = [critic(torch.full((1, 1, *size), 0.7)) for size in ((1, 1, 1), (36, 33, 40), (7, 5, 3))]
+    scores = [
+        critic(torch.full((1, 1, *size), 0.7)) for size in ((1, 1, 1), (36, 33, 40), (7, 5, 3))
+    ]
     torch.testing.assert_close(scores[1], scores[0])
     torch.testing.assert_close(scores[2], scores[0])
 

@@ -36,7 +36,9 @@ def test_the_smallest_change_that_does_it():
     layer = DepthConsistency(8, 5, damping=0.0)
     change = (layer(thin, thick) - thin)[1, 0, :, 2, 3].double().numpy()
     matrix = layer.thicken.double().numpy()
-    missing = thick[1, 0, 1:-1, 2, 3].double().numpy() - matrix @ thin[1, 0, :, 2, 3].double().numpy()
+    missing = (
+        thick[1, 0, 1:-1, 2, 3].double().numpy() - matrix @ thin[1, 0, :, 2, 3].double().numpy()
+    )
     np.testing.assert_allclose(change, np.linalg.lstsq(matrix, missing, rcond=None)[0], atol=1e-5)
 
 
@@ -49,7 +51,9 @@ def test_what_agrees_stays():
 
 def test_damping_takes_back_less():
     thin, thick = random_window(8, 5)
-    changes = [(DepthConsistency(8, 5, damping=d)(thin, thick) - thin).norm() for d in (0.0, 0.1, 1.0, 1e6)]
+    changes = [
+        (DepthConsistency(8, 5, damping=d)(thin, thick) - thin).norm() for d in (0.0, 0.1, 1.0, 1e6)
+    ]
     assert changes[0] > changes[1] > changes[2] > 1
     assert changes[3] < 1e-3
 
@@ -71,11 +75,15 @@ def test_in_the_network(streams):
     thick = torch.rand(1, 1, 8, 32, 32)
     out = net(thick)
     start = DepthInterpolation(8, 5, "cubic")(thick)
-    for _ in range(2):  # streams add to an interpolation that agrees, and so does the image that they compose
+    for _ in range(
+        2
+    ):  # streams add to an interpolation that agrees, and so does the image that they compose
         start = net.consistency(start, thick)
     torch.testing.assert_close(out.image, start, atol=0.02, rtol=0)
     again = torch.einsum("kN,bcNhw->bckhw", net.consistency.thicken, out.image)
-    plain = torch.einsum("kN,bcNhw->bckhw", net.consistency.thicken, DepthInterpolation(8, 5, "cubic")(thick))
+    plain = torch.einsum(
+        "kN,bcNhw->bckhw", net.consistency.thicken, DepthInterpolation(8, 5, "cubic")(thick)
+    )
     assert (again - thick[:, :, 1:-1]).abs().mean() < 0.2 * (plain - thick[:, :, 1:-1]).abs().mean()
     if len(streams) < 3:
         assert (out.inner if "inner" in streams else out.outer) is out.image

@@ -13,7 +13,8 @@ SIZES = [(2, 2), (2, 5), (3, 4), (4, 5), (8, 5), (6, 3), (5, 2), (16, 8)]
 
 def test_literals():
     np.testing.assert_allclose(
-        interpolation_matrix(3, 4, "linear")[:5], [[1, 0, 0], [0.75, 0.25, 0], [0.5, 0.5, 0], [0.25, 0.75, 0], [0, 1, 0]]
+        interpolation_matrix(3, 4, "linear")[:5],
+        [[1, 0, 0], [0.75, 0.25, 0], [0.5, 0.5, 0], [0.25, 0.75, 0], [0, 1, 0]],
     )
     # Cubic convolution half way between two samples, and a quarter past the first of them (Keys 1981, a = -0.5).
     cubic = interpolation_matrix(4, 4, "cubic")
@@ -30,7 +31,9 @@ def test_samples_stay_constants_stay_and_ramps_stay(n_thick, ratio, kind):
     assert matrix.shape == ((n_thick - 1) * ratio + 1, n_thick)
     np.testing.assert_allclose(matrix[::ratio], np.eye(n_thick), atol=1e-12)
     np.testing.assert_allclose(matrix.sum(axis=1), 1)
-    np.testing.assert_allclose(matrix @ np.arange(n_thick), np.arange(len(matrix)) / ratio, atol=1e-12)
+    np.testing.assert_allclose(
+        matrix @ np.arange(n_thick), np.arange(len(matrix)) / ratio, atol=1e-12
+    )
     # The same from either end.
     np.testing.assert_allclose(matrix[::-1, ::-1], matrix, atol=1e-12)
 
@@ -49,14 +52,18 @@ def test_cubic_is_the_hermite_spline_of_central_differences(n_thick, ratio):
     # np.gradient takes one-sided differences at the ends, which is what a linear continuation gives.
     spline = CubicHermiteSpline(np.arange(n_thick), samples, np.gradient(samples, axis=0))
     expected = spline(np.arange((n_thick - 1) * ratio + 1) / ratio)
-    np.testing.assert_allclose(interpolation_matrix(n_thick, ratio, "cubic") @ samples, expected, atol=1e-12)
+    np.testing.assert_allclose(
+        interpolation_matrix(n_thick, ratio, "cubic") @ samples, expected, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("n_thick", "ratio"), SIZES)
 def test_linear_is_that_of_pytorch(n_thick, ratio):
     thick = torch.rand(2, 3, n_thick, 4, 5)
     module = DepthInterpolation(n_thick, ratio, "linear")
-    expected = F.interpolate(thick, ((n_thick - 1) * ratio + 1, 4, 5), mode="trilinear", align_corners=True)
+    expected = F.interpolate(
+        thick, ((n_thick - 1) * ratio + 1, 4, 5), mode="trilinear", align_corners=True
+    )
     torch.testing.assert_close(module(thick), expected, atol=1e-6, rtol=0)
 
 

@@ -52,7 +52,9 @@ def test_default_network_at_the_papers_size(n_thick, ratio):
 @pytest.mark.parametrize("decoder", ["progressive", "subpixel"])
 def test_ablations(streams, decoder):
     out = check(small(streams=streams, decoder=decoder), torch.rand(2, 1, 4, 8, 4))
-    assert [t is not None for t in out[1:]] == [name in streams for name in ("mask", "inner", "outer")]
+    assert [t is not None for t in out[1:]] == [
+        name in streams for name in ("mask", "inner", "outer")
+    ]
 
 
 @pytest.mark.parametrize("norm", ["none", "group", "instance", "batch"])
@@ -62,7 +64,10 @@ def test_norms(norm):
 
 @pytest.mark.parametrize(("halvings", "n_thick"), [(0, 2), (0, 5), (1, 2), (1, 5), (2, 5)])
 def test_depth_halvings(halvings, n_thick):
-    check(small(n_thick=n_thick, widths=(4, 4, 4, 4), depth_halvings=halvings), torch.rand(1, 1, n_thick, 8, 16))
+    check(
+        small(n_thick=n_thick, widths=(4, 4, 4, 4), depth_halvings=halvings),
+        torch.rand(1, 1, n_thick, 8, 16),
+    )
 
 
 def test_items_of_a_batch_do_not_mix():
@@ -110,17 +115,30 @@ class TestPrecision:
 
 class TestInput:
     @pytest.mark.parametrize(
-        "shape", [(1, 4, 8, 8), (1, 2, 4, 8, 8), (1, 1, 3, 8, 8), (1, 1, 5, 8, 8), (1, 1, 4, 8, 10), (1, 1, 4, 6, 8)]
+        "shape",
+        [
+            (1, 4, 8, 8),
+            (1, 2, 4, 8, 8),
+            (1, 1, 3, 8, 8),
+            (1, 1, 5, 8, 8),
+            (1, 1, 4, 8, 10),
+            (1, 1, 4, 6, 8),
+        ],
     )
     def test_wrong_shapes(self, shape):
-        with pytest.raises(ValueError, match=r"\(B, 1, 4, H, W\) with H and W multiples of 4, got .*mpunet.Reconstructor"):
+        with pytest.raises(
+            ValueError,
+            match=r"\(B, 1, 4, H, W\) with H and W multiples of 4, got .*mpunet.Reconstructor",
+        ):
             small()(torch.zeros(shape))
 
     def test_wrong_options(self):
         with pytest.raises(ValueError, match="decoder 'progressive' or 'subpixel', got 'unet'"):
             small(decoder="unet")
         for option in ({"depth_spacings": (2, 1)}, {"stem_width": 6}):
-            with pytest.raises(ValueError, match="depth_spacings and stem_width belong to the progressive decoder"):
+            with pytest.raises(
+                ValueError, match="depth_spacings and stem_width belong to the progressive decoder"
+            ):
                 small(decoder="subpixel", **option)
         with pytest.raises(ValueError, match="'linear' or 'cubic', got 'spline'"):
             small(residual="spline")
@@ -134,10 +152,16 @@ def test_state_dict_is_a_contract():
     """Checkpoints in the world hold these names and shapes: a change needs a converter."""
 
     def conv(name, out_channels, in_channels, *kernel):
-        return {f"{name}.weight": (out_channels, in_channels, *kernel), f"{name}.bias": (out_channels,)}
+        return {
+            f"{name}.weight": (out_channels, in_channels, *kernel),
+            f"{name}.bias": (out_channels,),
+        }
 
     def deconv(name, in_channels, out_channels, *kernel):
-        return {f"{name}.deconv.weight": (in_channels, out_channels, *kernel), f"{name}.deconv.bias": (out_channels,)}
+        return {
+            f"{name}.deconv.weight": (in_channels, out_channels, *kernel),
+            f"{name}.deconv.bias": (out_channels,),
+        }
 
     expected = (
         conv("backbone.encoder.stem.0", 2, 1, 3, 3, 3)
@@ -152,15 +176,26 @@ def test_state_dict_is_a_contract():
         | deconv("backbone.ups.1.shortcut", 2, 2, 9, 1, 1)
         | deconv("backbone.ups.1.up", 4, 2, 3, 1, 1)
         | conv("backbone.ups.1.block.body.0.0", 2, 2, 3, 3, 3)
-        | {k: v for s in ("mask", "inner", "outer") for k, v in conv(f"head.branches.{s}.0.0", 2, 2, 3, 3, 3).items()}
-        | {k: v for s in ("mask", "inner", "outer") for k, v in conv(f"head.branches.{s}.1", 1, 2, 3, 3, 3).items()}
+        | {
+            k: v
+            for s in ("mask", "inner", "outer")
+            for k, v in conv(f"head.branches.{s}.0.0", 2, 2, 3, 3, 3).items()
+        }
+        | {
+            k: v
+            for s in ("mask", "inner", "outer")
+            for k, v in conv(f"head.branches.{s}.1", 1, 2, 3, 3, 3).items()
+        }
     )
     net = MPUNet(4, 5, widths=(2, 3, 4), layers=1)
     assert {name: tuple(value.shape) for name, value in net.state_dict().items()} == expected
 
 
 def test_state_dict_of_the_subpixel_decoder():
-    names = {name.rsplit(".", 1)[0] for name in small(decoder="subpixel", layers=1, streams=("inner",)).state_dict()}
+    names = {
+        name.rsplit(".", 1)[0]
+        for name in small(decoder="subpixel", layers=1, streams=("inner",)).state_dict()
+    }
     assert {name for name in names if not name.startswith(("backbone.encoder", "head"))} == {
         "backbone.ups.0.deconv",
         "backbone.ups.1.deconv",
@@ -173,7 +208,9 @@ def test_state_dict_of_the_subpixel_decoder():
 def test_copies_are_the_same_network():
     net, thick = small(), torch.rand(1, 1, 4, 8, 8)
     with torch.no_grad():
-        torch.testing.assert_close(copy.deepcopy(net)(thick).image, net(thick).image, rtol=0, atol=0)
+        torch.testing.assert_close(
+            copy.deepcopy(net)(thick).image, net(thick).image, rtol=0, atol=0
+        )
 
 
 @pytest.mark.parametrize("residual", ["none", "cubic"])

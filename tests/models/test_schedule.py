@@ -36,7 +36,14 @@ def steps():
 def deconvolve(step, signal, kernel):
     """``signal`` (in_depth,) through the step's deconvolution with the given kernel, by the layer that the networks use."""
     deconv = nn.ConvTranspose1d(
-        1, 1, step.kernel, step.stride, step.padding, output_padding=step.output_padding, bias=False, dtype=torch.float64
+        1,
+        1,
+        step.kernel,
+        step.stride,
+        step.padding,
+        output_padding=step.output_padding,
+        bias=False,
+        dtype=torch.float64,
     )
     deconv.weight.data[0, 0] = kernel
     with torch.no_grad():
@@ -77,11 +84,19 @@ class TestAllPlans:
     def test_every_step_is_what_a_transposed_convolution_computes(self):
         for step in steps():
             # The formula of torch.nn.ConvTranspose3d, then every keep-th slice.
-            computed = (step.in_depth - 1) * step.stride - 2 * step.padding + step.kernel + step.output_padding
+            computed = (
+                (step.in_depth - 1) * step.stride
+                - 2 * step.padding
+                + step.kernel
+                + step.output_padding
+            )
             kept = -(-computed // step.keep)
             assert kept >= step.out_depth, step
             assert step.output_padding < step.stride or step.output_padding == 0, step
-            assert len(deconvolve(step, torch.ones(step.in_depth), torch.zeros(step.kernel))) == step.out_depth
+            assert (
+                len(deconvolve(step, torch.ones(step.in_depth), torch.zeros(step.kernel)))
+                == step.out_depth
+            )
 
     def test_grids_start_together(self):
         """Spacing of each grid in thin slices, multiplied up through the steps, ends at 1 on both ways."""
@@ -111,7 +126,9 @@ class TestPositions:
     def test_ramp_through_linear_interpolation(self):
         for step in steps():
             taps = torch.arange(step.kernel) - step.kernel // 2
-            out = deconvolve(step, torch.arange(step.in_depth), (1 - taps.abs() / step.stride).clamp(min=0))
+            out = deconvolve(
+                step, torch.arange(step.in_depth), (1 - taps.abs() / step.stride).clamp(min=0)
+            )
             position = torch.arange(step.out_depth, dtype=torch.float64) * step.keep / step.stride
             # Where the finer grid reaches past the coarser one's last slice there is nothing to interpolate to.
             inside = position <= step.in_depth - 1
@@ -136,15 +153,31 @@ class TestChosen:
             DepthStep(8, 15, 2),
             DepthStep(15, 36, 5, 2),
         )
-        assert plan.shortcuts == (*[DepthStep(8, 8, 1)] * 3, DepthStep(8, 15, 2), DepthStep(8, 36, 5))
+        assert plan.shortcuts == (
+            *[DepthStep(8, 8, 1)] * 3,
+            DepthStep(8, 15, 2),
+            DepthStep(8, 36, 5),
+        )
 
     def test_spacings_can_be_given(self):
         plan = plan_depths(8, 5, spacings=(5, 2.5, 2.5, 1.25, 1))
         assert [step.out_depth for step in plan.up] == [8, 15, 15, 29, 36]
-        assert [(step.stride, step.keep) for step in plan.up] == [(2, 1), (2, 1), (1, 1), (2, 1), (5, 4)]
-        assert plan_depths(7, 6, stages=2, spacings=[2, 1]).up == (DepthStep(4, 19, 6), DepthStep(19, 37, 2))
+        assert [(step.stride, step.keep) for step in plan.up] == [
+            (2, 1),
+            (2, 1),
+            (1, 1),
+            (2, 1),
+            (5, 4),
+        ]
+        assert plan_depths(7, 6, stages=2, spacings=[2, 1]).up == (
+            DepthStep(4, 19, 6),
+            DepthStep(19, 37, 2),
+        )
         # A third cannot be written as a float, but is meant.
-        assert [(s.stride, s.keep) for s in plan_depths(4, 5, stages=3, halvings=0, spacings=[10 / 3, 5 / 3, 1]).up] == [
+        assert [
+            (s.stride, s.keep)
+            for s in plan_depths(4, 5, stages=3, halvings=0, spacings=[10 / 3, 5 / 3, 1]).up
+        ] == [
             (3, 2),
             (2, 1),
             (5, 3),
@@ -163,8 +196,14 @@ class TestChosen:
             ({"spacings": (5, 5, 5, 2.5, 2)}, "end with 1"),
             ({"spacings": (5, 2, 3, 2, 1)}, "do not increase"),
             ({"spacings": (11, 5, 5, 5, 1)}, "start at 10 or less"),
-            ({"spacings": (10, 5, 5, 5, 1)}, "shortcut on a grid of 5.0 thin slices cannot feed a coarser one of 10.0"),
-            ({"spacings": (5, 5, 5, 4.9, 1)}, r"is 50/49: a deconvolution of stride 50 \(the limit is 16\)"),
+            (
+                {"spacings": (10, 5, 5, 5, 1)},
+                "shortcut on a grid of 5.0 thin slices cannot feed a coarser one of 10.0",
+            ),
+            (
+                {"spacings": (5, 5, 5, 4.9, 1)},
+                r"is 50/49: a deconvolution of stride 50 \(the limit is 16\)",
+            ),
             ({"ratio": 17, "stages": 1, "halvings": 0}, "stride 17"),
         ],
     )

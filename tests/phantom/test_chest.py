@@ -55,7 +55,9 @@ def test_anatomy_does_not_depend_on_the_grid(chest: ChestPhantom, coarse: ChestP
     assert difference.mean() < 6
     assert np.corrcoef(coarse.thin.ravel(), eighths.ravel())[0, 1] > 0.998
     assert coarse.lung.mean() == pytest.approx(chest.lung.mean(), rel=0.01)
-    np.testing.assert_allclose([n.centre for n in coarse.nodules], [n.centre for n in chest.nodules])
+    np.testing.assert_allclose(
+        [n.centre for n in coarse.nodules], [n.centre for n in chest.nodules]
+    )
 
 
 def test_hu_of_tissues(chest: ChestPhantom, world: npt.NDArray[np.float32]) -> None:
@@ -81,16 +83,22 @@ def test_noise(chest: ChestPhantom) -> None:
     np.testing.assert_array_equal(noisy.lung, chest.lung[middle])
 
 
-def test_nodules_are_where_and_as_large_as_stated(chest: ChestPhantom, world: npt.NDArray[np.float32]) -> None:
+def test_nodules_are_where_and_as_large_as_stated(
+    chest: ChestPhantom, world: npt.NDArray[np.float32]
+) -> None:
     assert 5 <= len(chest.nodules) <= 8
     for nodule in chest.nodules:
         distance = np.sqrt(sum((w - c) ** 2 for w, c in zip(world, nodule.centre, strict=True)))
         near = distance < nodule.diameter / 2 + 2
-        around = np.median(chest.thin[(distance < nodule.diameter / 2 + 5) & (distance > nodule.diameter / 2 + 2)])
+        around = np.median(
+            chest.thin[(distance < nodule.diameter / 2 + 5) & (distance > nodule.diameter / 2 + 2)]
+        )
         value = 30 if nodule.solid else -580
         share = ((chest.thin[near] - around) / (value - around)).clip(0, 1)
         # What is as faint as ground glass may be a fissure beside it.
-        assert share.sum() * 2.56 == pytest.approx(np.pi / 6 * nodule.diameter**3, rel=0.12 if nodule.solid else 0.35), nodule
+        assert share.sum() * 2.56 == pytest.approx(
+            np.pi / 6 * nodule.diameter**3, rel=0.12 if nodule.solid else 0.35
+        ), nodule
         middle = (world[:, near] * share).sum(axis=1) / share.sum()
         np.testing.assert_allclose(middle, nodule.centre, atol=0.4)
         assert chest.lung[distance < nodule.diameter / 2].all()
@@ -99,7 +107,9 @@ def test_nodules_are_where_and_as_large_as_stated(chest: ChestPhantom, world: np
 
 def test_nodules_of_another_patient_lie_in_lung() -> None:
     other = chest_phantom(5, noise=0, shape=(59, 80, 104), spacing=(3, 3.2, 3.2))
-    index = np.linalg.solve(other.affine[:3, :3], np.transpose([n.centre for n in other.nodules]) - other.affine[:3, 3:])
+    index = np.linalg.solve(
+        other.affine[:3, :3], np.transpose([n.centre for n in other.nodules]) - other.affine[:3, 3:]
+    )
     z, y, x = np.rint(index).astype(int)
     assert other.lung[z, y, x].all()
     assert (other.thin[z, y, x] > -750).all()
@@ -113,7 +123,9 @@ def test_thin_slices_hold_detail_that_thick_ones_lose(chest: ChestPhantom) -> No
 
 def test_small_field_of_view_cuts_the_same_chest(coarse: ChestPhantom) -> None:
     part = chest_phantom(0, shape=(28, 30, 44), spacing=COARSE["spacing"], noise=0)
-    np.testing.assert_allclose(part.thin[2:-2, 2:-2, 2:-2], coarse.thin[32:-32, 27:-27, 32:-32], atol=1)
+    np.testing.assert_allclose(
+        part.thin[2:-2, 2:-2, 2:-2], coarse.thin[32:-32, 27:-27, 32:-32], atol=1
+    )
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (300, 3, 200)])
@@ -128,7 +140,9 @@ def test_image_is_stored_as_dicom_conversions_are() -> None:
     assert image.get_data_dtype() == np.int16
     frame = SlabFrame.from_affine(image.affine)
     np.testing.assert_array_equal(frame.to_slab(np.asarray(image.dataobj)), chest.thin)
-    np.testing.assert_allclose(frame.slab_affine(image.affine, image.shape), chest.affine, atol=1e-9)
+    np.testing.assert_allclose(
+        frame.slab_affine(image.affine, image.shape), chest.affine, atol=1e-9
+    )
     np.testing.assert_allclose(grid_spacing(chest.affine), grid["spacing"])
     np.testing.assert_allclose(chest.affine @ [7.5, 9.5, 11.5, 1], [0, 0, 0, 1], atol=1e-9)
 
@@ -140,7 +154,9 @@ def test_tube_fills_its_volume(radius: float, rel: float) -> None:
     start, end = np.array([-100.0, -55.0, -40.0]), np.array([100.0, 55.0, 40.0])
     voxels.tube(start, end, radius, 0)
     per_slice = (voxels.hu[20:40] + 1000).sum() / 1000 * 1.3 * 1.6 / 20
-    assert per_slice == pytest.approx(np.pi * radius**2 * np.linalg.norm(end - start) / 200, rel=rel)
+    assert per_slice == pytest.approx(
+        np.pi * radius**2 * np.linalg.norm(end - start) / 200, rel=rel
+    )
 
 
 def test_errors() -> None:

@@ -30,7 +30,9 @@ def scene(distance, shape=(48, 48, 48), spacing=(1.0, 1.0, 1.0)):
 
 
 def ball(diameter, centre=(0, 0, 0)):
-    return lambda z, y, x: np.sqrt((z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2) - diameter / 2
+    return lambda z, y, x: (
+        np.sqrt((z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2) - diameter / 2
+    )
 
 
 def read(slab, affine, **options):
@@ -74,7 +76,9 @@ def test_two_nodules_beside_each_other_are_two():
     assert sorted(f.position[2] for f in found) == pytest.approx([-5, 5], abs=0.6)
 
 
-@pytest.mark.parametrize("spacing", [(1.0, 1.6, 1.6), (0.5, 0.7, 0.7), (1.25, 0.45, 0.45), (2.5, 0.8, 0.8)])
+@pytest.mark.parametrize(
+    "spacing", [(1.0, 1.6, 1.6), (0.5, 0.7, 0.7), (1.25, 0.45, 0.45), (2.5, 0.8, 0.8)]
+)
 def test_any_spacing_shows_the_same_ball(spacing):
     shape = [round(48 / mm) for mm in spacing]
     (found,) = read(*scene(ball(9), shape, spacing))
@@ -99,21 +103,34 @@ def test_positions_follow_the_affine():
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = turn, (100, -50, 20)
     (found,) = read(slab, affine)
-    assert found.position == pytest.approx(turn @ (np.array([3, -4, 5]) + 23.5) + (100, -50, 20), abs=0.9)
+    assert found.position == pytest.approx(
+        turn @ (np.array([3, -4, 5]) + 23.5) + (100, -50, 20), abs=0.9
+    )
 
 
 @pytest.mark.parametrize("depth_mm", [1.0, 5.0])
 def test_chunks_leave_no_trace(monkeypatch, depth_mm):
     rng = np.random.default_rng(0)
-    balls = [ball(d, c) for d, c in zip(rng.uniform(5, 12, 12), rng.uniform(-1, 1, (12, 3)) * (65, 15, 15), strict=True)]
-    slab, affine = scene(lambda z, y, x: np.minimum.reduce([b(z, y, x) for b in balls]), (160, 48, 48))
+    balls = [
+        ball(d, c)
+        for d, c in zip(
+            rng.uniform(5, 12, 12), rng.uniform(-1, 1, (12, 3)) * (65, 15, 15), strict=True
+        )
+    ]
+    slab, affine = scene(
+        lambda z, y, x: np.minimum.reduce([b(z, y, x) for b in balls]), (160, 48, 48)
+    )
     if depth_mm > 1:
         slab, affine = thicken(slab, 5), thick_affine(affine, 0, 5)
     whole = read(slab, affine, min_score=30)
     monkeypatch.setattr(blob_reader, "CHUNK_MM", 20.0)
     parts = read(slab, affine, min_score=30)
     assert len(whole) >= 8
-    np.testing.assert_allclose([(*f.position, f.diameter) for f in parts], [(*f.position, f.diameter) for f in whole], atol=1e-6)
+    np.testing.assert_allclose(
+        [(*f.position, f.diameter) for f in parts],
+        [(*f.position, f.diameter) for f in whole],
+        atol=1e-6,
+    )
     np.testing.assert_allclose([f.score for f in parts], [f.score for f in whole], rtol=2e-3)
 
 
@@ -128,7 +145,9 @@ def test_only_the_lung_is_read():
 
 def test_what_cannot_be_read():
     slab, affine = scene(ball(6))
-    with pytest.raises(ValueError, match=r"lung mask on its grid, got \(48, 48, 48\) and \(47, 48, 48\)"):
+    with pytest.raises(
+        ValueError, match=r"lung mask on its grid, got \(48, 48, 48\) and \(47, 48, 48\)"
+    ):
         blob_findings(slab, affine, np.ones((47, 48, 48), bool))
     with pytest.raises(ValueError, match="least score above 0 HU, got 0"):
         read(slab, affine, min_score=0)
@@ -141,7 +160,9 @@ def test_a_phantom_shows_more_in_thin_slices():
     found = {}
     for slab, affine in ((chest.thin, chest.affine), (thick, thick_affine(chest.affine, 0, 5))):
         findings = blob_findings(slab, affine, lung_mask(slab, grid_spacing(affine)))
-        found[len(slab)] = len(match_findings(findings, [blob_reader.Finding(n.centre, n.diameter) for n in nodules]))
+        found[len(slab)] = len(
+            match_findings(findings, [blob_reader.Finding(n.centre, n.diameter) for n in nodules])
+        )
         assert len(findings) < 30
     assert found[len(chest.thin)] == len(nodules) >= 3
     assert found[len(thick)] < len(nodules)

@@ -9,7 +9,14 @@ import math
 import numpy as np
 import pytest
 
-from mpunet.reader_study.findings import Finding, Reading, findings_csv, read_findings, read_standard, standard_csv
+from mpunet.reader_study.findings import (
+    Finding,
+    Reading,
+    findings_csv,
+    read_findings,
+    read_standard,
+    standard_csv,
+)
 from mpunet.reader_study.study import Tally, match_findings, reader_study, tally
 from mpunet.reader_study.table import markdown, write_study
 
@@ -31,7 +38,10 @@ def brute_force(findings, nodules, radius):
     for size in range(1, min(len(findings), len(nodules)) + 1):
         for some in itertools.combinations(range(len(findings)), size):
             for order in itertools.permutations(range(len(nodules)), size):
-                distances = [math.dist(findings[i].position, nodules[j].position) for i, j in zip(some, order, strict=True)]
+                distances = [
+                    math.dist(findings[i].position, nodules[j].position)
+                    for i, j in zip(some, order, strict=True)
+                ]
                 reach = [max(radius, nodules[j].diameter / 2) for j in order]
                 if all(d <= r for d, r in zip(distances, reach, strict=True)):
                     best = max(best, (size, -sum(distances)))
@@ -46,7 +56,11 @@ def test_matching_is_what_brute_force_finds(seed):
     rng = np.random.default_rng(seed)
     counts = rng.integers(0, 5, 2)
     findings, nodules = (
-        [at(x, rng.uniform(1, 20), y, z) for x, y, z in rng.uniform(0, rng.choice([8, 25]), (count, 3))] for count in counts
+        [
+            at(x, rng.uniform(1, 20), y, z)
+            for x, y, z in rng.uniform(0, rng.choice([8, 25]), (count, 3))
+        ]
+        for count in counts
     )
     pairs = match_findings(findings, nodules, radius=5)
     assert len({i for i, _ in pairs}) == len({j for _, j in pairs}) == len(pairs)
@@ -61,7 +75,8 @@ def test_two_pairs_beat_one_that_is_nearer():
 
 
 @pytest.mark.parametrize(
-    ("diameter", "distance", "found"), [(4, 5.0, True), (4, 5.01, False), (14, 7.0, True), (14, 7.01, False)]
+    ("diameter", "distance", "found"),
+    [(4, 5.0, True), (4, 5.01, False), (14, 7.0, True), (14, 7.01, False)],
 )
 def test_reach_is_the_nodules_radius_or_the_floor(diameter, distance, found):
     assert bool(match_findings([at(distance, 30)], [at(0, diameter)], radius=5)) is found
@@ -77,9 +92,13 @@ def test_counts_at_a_threshold_by_hand():
     assert pairs == [(0, 0), (1, 1), (2, 2)]
     # 6 mm: nodules 0 and 3; the finding of 2 mm on nodule 0 is a hit; those on the 5 and 3 mm nodules are neither true nor false,
     # large as they are; the second finding on nodule 0 is false; those of 4 and 5.9 mm do not count.
-    assert tally(findings, nodules, pairs, 6) == Tally(nodules=2, hits=1, false_positives=1, readings=1)
+    assert tally(findings, nodules, pairs, 6) == Tally(
+        nodules=2, hits=1, false_positives=1, readings=1
+    )
     # 4 mm: nodules 0, 1 and 3; all unmatched findings are false.
-    assert tally(findings, nodules, pairs, 4) == Tally(nodules=3, hits=2, false_positives=3, readings=1)
+    assert tally(findings, nodules, pairs, 4) == Tally(
+        nodules=3, hits=2, false_positives=3, readings=1
+    )
     assert tally([], [], [], 4) == Tally(readings=1)
 
 
@@ -101,7 +120,11 @@ def study():
 
 
 def rates(study, reader, condition, threshold):
-    (row,) = (r for r in study.rates if (r.reader, r.condition, r.threshold) == (reader, condition, threshold))
+    (row,) = (
+        r
+        for r in study.rates
+        if (r.reader, r.condition, r.threshold) == (reader, condition, threshold)
+    )
     return row
 
 
@@ -115,7 +138,10 @@ def test_rates_by_hand(study):
     assert rates(study, "r1", "thin", 4).counts == Tally(3, 3, 1, 2)
     assert rates(study, "r1", "thin", 6).counts == Tally(2, 2, 0, 2)
     pooled = rates(study, "all readers", "thick", 4)
-    assert (pooled.cases, pooled.counts) == (3, Tally(nodules=5, hits=3, false_positives=1, readings=4))
+    assert (pooled.cases, pooled.counts) == (
+        3,
+        Tally(nodules=5, hits=3, false_positives=1, readings=4),
+    )
     assert pooled.sensitivity.mean == pytest.approx(3 / 5)
 
 
@@ -140,24 +166,34 @@ def test_what_was_not_read_is_told(study):
 
 def test_one_condition_in_two_guises_differs_by_nothing():
     twice = {
-        r._replace(condition=c): found for r, found in READINGS.items() if r.condition == "thick" for c in ("thick", "again")
+        r._replace(condition=c): found
+        for r, found in READINGS.items()
+        if r.condition == "thick"
+        for c in ("thick", "again")
     }
     rows = reader_study(twice, STANDARD, resamples=200).contrasts
     assert [row.cases for row in rows] == [3, 1, 3, 3, 1, 3]  # r1, r2 and both, at 4 and at 6 mm
     for row in rows:
         for measure in (row.sensitivity, row.false_positives):
             bounds = (0, 0) if row.cases > 1 else (math.nan, math.nan)
-            assert (measure.mean, measure.low, measure.high) == pytest.approx((0, *bounds), nan_ok=True)
+            assert (measure.mean, measure.low, measure.high) == pytest.approx(
+                (0, *bounds), nan_ok=True
+            )
 
 
 def test_intervals_widen_when_the_readings_of_a_case_agree():
     # Four readers who find the same nodules are no more evidence about other cases than one.
     rng = np.random.default_rng(0)
     cases = {f"c{i}": [at(50 * j) for j in range(2)] for i in range(20)}
-    one = {Reading("r0", "thick", case): [n for n in nodules if rng.random() < 0.6] for case, nodules in cases.items()}
+    one = {
+        Reading("r0", "thick", case): [n for n in nodules if rng.random() < 0.6]
+        for case, nodules in cases.items()
+    }
     four = {key._replace(reader=f"r{i}"): found for key, found in one.items() for i in range(4)}
     alone, together = (
-        rates(reader_study(readings, cases, thresholds=[4], resamples=1000), reader, "thick", 4).sensitivity
+        rates(
+            reader_study(readings, cases, thresholds=[4], resamples=1000), reader, "thick", 4
+        ).sensitivity
         for readings, reader in ((one, "r0"), (four, "all readers"))
     )
     assert together == pytest.approx(alone)
@@ -204,7 +240,12 @@ def test_tables_hold_the_numbers(study, tmp_path):
     content = json.loads((tmp_path / "study.json").read_text())
     assert content["rates"][0]["sensitivity"] == pytest.approx(1 / 3)
     assert content["contrasts"][0]["precision"] == pytest.approx(-1 / 4)
-    assert (content["radius"], content["reference"], content["cases"], content["nodules"]) == (5, "thick", 3, 3)
+    assert (content["radius"], content["reference"], content["cases"], content["nodules"]) == (
+        5,
+        "thick",
+        3,
+        3,
+    )
     assert "| thick | r1 | 3 | 3 | 1 | 1 | 33.3 [" in (tmp_path / "study.md").read_text()
     assert not list(tmp_path.glob(".*"))
 
@@ -215,7 +256,12 @@ def test_what_is_not_defined_stays_empty(tmp_path):
     assert math.isnan(study.rates[0].precision.mean)
     assert study.rates[0].false_positives.mean == 0
     write_study(study, tmp_path)
-    assert (tmp_path / "rates.csv").read_text().splitlines()[1].startswith("r,thin,4,1,0,0,0,1,,,,,,,,,,0.0")
+    assert (
+        (tmp_path / "rates.csv")
+        .read_text()
+        .splitlines()[1]
+        .startswith("r,thin,4,1,0,0,0,1,,,,,,,,,,0.0")
+    )
     assert json.loads((tmp_path / "study.json").read_text())["rates"][0]["sensitivity"] is None
     assert "| thin | r | 1 | 0 | 0 | 0 | – | – | – | 0.00" in markdown(study)
 
@@ -257,9 +303,15 @@ def test_coordinates_of_dicom(tmp_path):
     [
         (["reader,condition,case,x,y,diameter"], "line 1: .*no z"),
         ([], "line 1: .*no reader, condition"),
-        ([HEAD.replace(",", ";"), "r;t;a;1;2;3;4"], "line 1: expected the columns .*got 'reader;condition"),
+        (
+            [HEAD.replace(",", ";"), "r;t;a;1;2;3;4"],
+            "line 1: expected the columns .*got 'reader;condition",
+        ),
         ([HEAD], "at least one row"),
-        ([HEAD, "r,t,a,1,2,3,4", "r,t,a,1,2,x,4"], "line 3: expected a finite number of mm for z, got 'x'"),
+        (
+            [HEAD, "r,t,a,1,2,3,4", "r,t,a,1,2,x,4"],
+            "line 3: expected a finite number of mm for z, got 'x'",
+        ),
         ([HEAD, "r,t,a,1,nan,3,4"], "line 2: expected a finite number of mm for y, got 'nan'"),
         ([HEAD, "r,t,a,inf,2,3,4"], "line 2: expected a finite number of mm for x, got 'inf'"),
         ([HEAD, "r,t,a,1,2,3,-4"], "line 2: expected a diameter above 0 mm, got -4"),

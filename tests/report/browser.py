@@ -25,9 +25,22 @@ class Browser:
     """One process with one page. ``problems`` holds console errors and exceptions, ``requests`` what the page loaded."""
 
     def __init__(self, command: str) -> None:
-        self._profile = tempfile.TemporaryDirectory(prefix="mpunet-chromium-", ignore_cleanup_errors=True)
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--remote-allow-origins=*"]
-        flags += ["--no-first-run", "--disable-background-networking", "--hide-scrollbars", "--disable-dev-shm-usage"]
+        self._profile = tempfile.TemporaryDirectory(
+            prefix="mpunet-chromium-", ignore_cleanup_errors=True
+        )
+        flags = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--remote-debugging-port=0",
+            "--remote-allow-origins=*",
+        ]
+        flags += [
+            "--no-first-run",
+            "--disable-background-networking",
+            "--hide-scrollbars",
+            "--disable-dev-shm-usage",
+        ]
         self._process = subprocess.Popen(
             [command, *flags, f"--user-data-dir={self._profile.name}", "about:blank"],
             stdout=subprocess.DEVNULL,
@@ -44,7 +57,9 @@ class Browser:
         self._count = 0
         self._session: str | None = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         self.problems: list[str] = []
         self.requests: list[str] = []
         for domain in ("Page", "Runtime", "Network", "Log"):
@@ -60,7 +75,9 @@ class Browser:
     def call(self, method: str, **params: Any) -> Any:
         self._count += 1
         message = {"id": self._count, "method": method, "params": params}
-        self._socket.send(json.dumps(message | ({"sessionId": self._session} if self._session else {})))
+        self._socket.send(
+            json.dumps(message | ({"sessionId": self._session} if self._session else {}))
+        )
         while True:
             answer = json.loads(self._socket.recv())
             if answer.get("id") == self._count:
@@ -72,18 +89,30 @@ class Browser:
         if event == "Runtime.exceptionThrown":
             details = params["exceptionDetails"]
             self.problems.append(details.get("exception", {}).get("description") or details["text"])
-        elif event == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
+        elif event == "Runtime.consoleAPICalled" and params["type"] in (
+            "error",
+            "warning",
+            "assert",
+        ):
             self.problems.append(str([argument.get("value") for argument in params["args"]]))
         elif event == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
             self.problems.append(params["entry"]["text"])
         elif event == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"][:200])
 
-    def open(self, path: Path, *, width: int = 1280, height: int = 800, mobile: bool = False) -> None:
+    def open(
+        self, path: Path, *, width: int = 1280, height: int = 800, mobile: bool = False
+    ) -> None:
         """Open a page from its file and wait until the viewer, if there is one, shows its first slices."""
         self.problems.clear()
         self.requests.clear()
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=mobile,
+        )
         self.call("Emulation.setTouchEmulationEnabled", enabled=mobile)
         self.call("Page.navigate", url="about:blank")
         self.requests.clear()
@@ -93,7 +122,9 @@ class Browser:
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression; a promise is waited for."""
-        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        answer = self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
@@ -124,4 +155,8 @@ class Browser:
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
         """A PNG of the window, or of the whole page."""
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]))
+        path.write_bytes(
+            base64.b64decode(
+                self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
+            )
+        )

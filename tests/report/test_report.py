@@ -29,14 +29,32 @@ def evaluation(cases, files=None, problems=()):
         scores.append(Score("truth", f"case{i}", NOISE, 11.0))
     low, high = (math.nan, math.nan) if cases == 1 else (41.0, 43.5)
     summaries = [Summary(method, RMSE, cases, 42.0, low, high) for method in ("ours", "cubic")]
-    summaries += [Summary("ours", PSNR, cases, 39.5, low, high), Summary("truth", NOISE, cases, 11.0, math.nan, math.nan)]
-    differences = [PairedDifference("ours", "cubic", RMSE, cases, -5.0, -6.0, -4.0, 0.0004)] if cases > 1 else []
-    differences += [PairedDifference("ours", "cubic", PSNR, cases, 0.5, -0.1, 1.1, 0.3)] if cases > 1 else []
+    summaries += [
+        Summary("ours", PSNR, cases, 39.5, low, high),
+        Summary("truth", NOISE, cases, 11.0, math.nan, math.nan),
+    ]
+    differences = (
+        [PairedDifference("ours", "cubic", RMSE, cases, -5.0, -6.0, -4.0, 0.0004)]
+        if cases > 1
+        else []
+    )
+    differences += (
+        [PairedDifference("ours", "cubic", PSNR, cases, 0.5, -0.1, 1.1, 0.3)] if cases > 1 else []
+    )
     files = {f"case{i}": files or {} for i in range(cases)}
     protocol = PROTOCOLS["paper"]
     titles = ["ours", "cubic"]
     return Evaluation(
-        "A & B", protocol, titles, scores, summaries, differences, list(problems), files, "0.1", "2026-11-23T12:00Z"
+        "A & B",
+        protocol,
+        titles,
+        scores,
+        summaries,
+        differences,
+        list(problems),
+        files,
+        "0.1",
+        "2026-11-23T12:00Z",
     )
 
 
@@ -46,7 +64,8 @@ def files(tmp_path):
     names = {"thick": truth[::5], "ours": truth + 10, "cubic": truth - 10, "truth": truth}
     spacing = {"thick": (5.0, 1.0, 1.0)}
     return {
-        name: save(tmp_path / name / "a.nii.gz", slab, spacing=spacing.get(name, (1.0, 1.0, 1.0))) for name, slab in names.items()
+        name: save(tmp_path / name / "a.nii.gz", slab, spacing=spacing.get(name, (1.0, 1.0, 1.0)))
+        for name, slab in names.items()
     }
 
 
@@ -73,7 +92,10 @@ def test_best_median_and_worst(count, wanted):
 
 
 def test_the_page(browser, files, tmp_path):
-    problems = [Problem("ours", "case9", "no prediction <of> this name", False), Problem("cubic", "case1", "shifted", True)]
+    problems = [
+        Problem("ours", "case9", "no prediction <of> this name", False),
+        Problem("cubic", "case1", "shifted", True),
+    ]
     path = tmp_path / "report.html"
     write_report(path, evaluation(7, files, problems))
     browser.open(path)
@@ -82,13 +104,22 @@ def test_the_page(browser, files, tmp_path):
     text = browser.run("document.body.innerText")
     assert text.index("2 problems, 1 not in the means") < text.index("Summary")
     assert "no prediction <of> this name" in text
-    for part in ("HU clipped to [−1024, 3071]", "range 4095 HU", "[41.00, 43.50]", "n = 7", "not a medical device", "2026-11-23"):
+    for part in (
+        "HU clipped to [−1024, 3071]",
+        "range 4095 HU",
+        "[41.00, 43.50]",
+        "n = 7",
+        "not a medical device",
+        "2026-11-23",
+    ):
         assert part in text
     rows = browser.run(
         "[...document.querySelectorAll('table')].map(t => [...t.tBodies].flatMap(b => [...b.rows].map(r => r.innerText)))"
     )
     differences = next(table for table in rows if any("ours − cubic" in row for row in table))
-    assert re.search(r"RMSE.*−5\.00 \[−6\.00, −4\.00\].*< 0\.001\s+better", differences[0], re.DOTALL)
+    assert re.search(
+        r"RMSE.*−5\.00 \[−6\.00, −4\.00\].*< 0\.001\s+better", differences[0], re.DOTALL
+    )
     assert "better" not in differences[1]  # its interval holds 0
     # A dot leads to its case.
     assert browser.run("viewer.case.name") == "case0"
@@ -98,8 +129,17 @@ def test_the_page(browser, files, tmp_path):
     )
     browser.idle()
     assert browser.run("viewer.case.name") == "case6"
-    assert browser.run("[...viewer.field('case').options].map(o => o.text.split(':')[0])") == ["Best", "Median", "Worst"]
-    assert browser.run("viewer.panels.map(p => p.name.textContent)") == ["thick", "ours", "cubic", "truth"]
+    assert browser.run("[...viewer.field('case').options].map(o => o.text.split(':')[0])") == [
+        "Best",
+        "Median",
+        "Worst",
+    ]
+    assert browser.run("viewer.panels.map(p => p.name.textContent)") == [
+        "thick",
+        "ours",
+        "cubic",
+        "truth",
+    ]
     # Outside of the viewer, keys are the page's.
     before = browser.run("viewer.index.coronal")
     browser.run("document.activeElement.blur()")
@@ -120,8 +160,14 @@ def test_the_table_of_every_case_sorts_and_filters(browser, files, tmp_path):
     assert len(browser.run(cells)) == 24  # the truth has no errors, so no rows
     browser.run("everyCase.sort(2)")
     browser.run("everyCase.sort(2)")
-    assert [row[:3] for row in browser.run(cells)[:2]] == [["case11", "cubic", "56.00"], ["case10", "cubic", "55.00"]]
-    assert browser.run("everyCase.table.querySelector('[aria-sort]').getAttribute('aria-sort')") == "descending"
+    assert [row[:3] for row in browser.run(cells)[:2]] == [
+        ["case11", "cubic", "56.00"],
+        ["case10", "cubic", "55.00"],
+    ]
+    assert (
+        browser.run("everyCase.table.querySelector('[aria-sort]').getAttribute('aria-sort')")
+        == "descending"
+    )
     browser.run("(f => { f.value = 'ASE11'; f.oninput(); })(everyCase.field('find'))")
     assert [row[0] for row in browser.run(cells)] == ["case11", "case11"]
     browser.run("everyCase.field('all').click()")

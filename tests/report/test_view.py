@@ -63,7 +63,9 @@ def index(browser, plane, mm):
     positions = browser.run(f"viewer.case.positions.{plane}")
     at = int(np.argmin(np.abs(np.array(positions) - mm)))
     assert positions[at] == pytest.approx(mm, abs=1e-3)
-    browser.run(f"(slider => {{ slider.value = {at}; slider.dispatchEvent(new Event('input')); }})(viewer.field('slice'))")
+    browser.run(
+        f"(slider => {{ slider.value = {at}; slider.dispatchEvent(new Event('input')); }})(viewer.field('slice'))"
+    )
     browser.idle()
 
 
@@ -93,7 +95,10 @@ def test_the_slider_shows_the_slices_of_the_files(browser, page, chest):
             assert browser.run(f"{COLOUR}(0, {row}, {column})")[0] == nearest
         seen.add(browser.run("viewer.panels[2].canvas.toDataURL()"))
         off = {3: "slice S 5.0, 2.0 mm off; ", 7: "slice S 5.0, 2.0 mm off; ", 15: ""}[z]
-        assert browser.run("document.querySelector('.where').textContent") == f"{off}1.50 × 1.50 × 5.00 mm"
+        assert (
+            browser.run("document.querySelector('.where').textContent")
+            == f"{off}1.50 × 1.50 × 5.00 mm"
+        )
     assert len(seen) == 3
     assert browser.run("viewer.field('position').textContent").startswith("S 15.0 mm")
 
@@ -103,14 +108,23 @@ def test_coronal_and_sagittal_are_right_side_up_in_true_proportions(browser, pag
     browser.open(page)
     browser.click(".windows button:nth-child(2)")
     index(browser, "coronal", -60 + 1.5 * 11)
-    for row, column in ((0, 0), (13, 9), (20, 29), (5, 20)):  # row 0 is the highest slice, column 0 the patient's right
+    for row, column in (
+        (0, 0),
+        (13, 9),
+        (20, 29),
+        (5, 20),
+    ):  # row 0 is the highest slice, column 0 the patient's right
         wanted = grey(shown_hu(thin[20 - row, 11, column]), 40, 400)
         assert browser.run(f"{COLOUR}(2, {row}, {column})")[0] == wanted
     assert browser.run(f"{COLOUR}(0, 1, 9)")[0] == grey(shown_hu(thick[3, 11, 9]), 40, 400)
     index(browser, "sagittal", -80 + 1.5 * 9)
     for row, column in ((0, 0), (13, 11), (20, 23)):  # column 0 is anterior
-        assert browser.run(f"{COLOUR}(2, {row}, {column})")[0] == grey(shown_hu(thin[20 - row, column, 9]), 40, 400)
-    letters = browser.run("['left', 'right', 'top', 'bottom'].map(side => document.querySelector(`.frame .${side}`).textContent)")
+        assert browser.run(f"{COLOUR}(2, {row}, {column})")[0] == grey(
+            shown_hu(thin[20 - row, column, 9]), 40, 400
+        )
+    letters = browser.run(
+        "['left', 'right', 'top', 'bottom'].map(side => document.querySelector(`.frame .${side}`).textContent)"
+    )
     assert letters == ["A", "P", "S", "I"]
     # 25 mm of thick slices (five of 5 mm) beside 36 mm from front to back.
     width, height = browser.run("[viewer.panels[0].canvas.width, viewer.panels[0].canvas.height]")
@@ -124,11 +138,17 @@ def test_maps_of_errors_and_weights(browser, page, chest):
     for key, what in (("e", "signed"), ("e", "absolute"), ("e", "weights")):
         browser.press(key)
         assert browser.run("viewer.map") == what
-        values = np.array(browser.run("Array.from({length: 24 * 30}, (_, i) => viewer.mapped(viewer.panels[1])(i, i))"))
+        values = np.array(
+            browser.run(
+                "Array.from({length: 24 * 30}, (_, i) => viewer.mapped(viewer.panels[1])(i, i))"
+            )
+        )
         one, other = shown_hu(method[7]), shown_hu(thin[7])
         if what == "weights":
             tensors = (torch.from_numpy(from_hu(hu)) for hu in (one, other))
-            np.testing.assert_allclose(values.reshape(24, 30), contrast_aware_weight(*tensors).numpy(), rtol=1e-9)
+            np.testing.assert_allclose(
+                values.reshape(24, 30), contrast_aware_weight(*tensors).numpy(), rtol=1e-9
+            )
             exact = [torch.from_numpy(from_hu(slab[7].astype(float))) for slab in (method, thin)]
             error = np.abs(values.reshape(24, 30) - contrast_aware_weight(*exact).numpy())
             assert error.mean() < 0.05  # what rounding HU to 8 does to weights of 0.6 on average
@@ -140,8 +160,12 @@ def test_maps_of_errors_and_weights(browser, page, chest):
             assert red > blue  # the volume is brighter than the reference
         red, green, blue, _ = browser.run(f"{COLOUR}(2, 11, 9)")
         assert red == green == blue  # the reference stays as it is
-    assert browser.run("document.querySelector('.where').textContent").startswith("other grid, no map")
-    browser.run("(slider => { slider.value = 0; slider.dispatchEvent(new Event('input')); })(viewer.field('gamma'))")
+    assert browser.run("document.querySelector('.where').textContent").startswith(
+        "other grid, no map"
+    )
+    browser.run(
+        "(slider => { slider.value = 0; slider.dispatchEvent(new Event('input')); })(viewer.field('gamma'))"
+    )
     browser.idle()
     assert browser.run("viewer.mapped(viewer.panels[1])(5, 5)") == 5  # beta
     assert browser.run("viewer.field('gamma-value').textContent") == "0"
@@ -150,7 +174,13 @@ def test_maps_of_errors_and_weights(browser, page, chest):
 def test_keys(browser, page):
     browser.open(page)
     start = browser.run("viewer.index.coronal")
-    for key, wanted in (("ArrowRight", 1), ("ArrowDown", 2), ("ArrowLeft", 1), ("PageDown", 6), ("PageUp", 1)):
+    for key, wanted in (
+        ("ArrowRight", 1),
+        ("ArrowDown", 2),
+        ("ArrowLeft", 1),
+        ("PageDown", 6),
+        ("PageUp", 1),
+    ):
         browser.press(key)
         assert browser.run("viewer.index.coronal") - start == wanted
     browser.press("End")
@@ -179,7 +209,9 @@ def test_the_pointer_tells_value_and_place(browser, page, chest):
     value = f"{shown_hu(thin[7, 11, 9]):.0f} HU".replace("-", "−")
     assert browser.run("viewer.panels[2].value.textContent") == value
     assert browser.run("viewer.panels[0].value.textContent").endswith("HU")
-    place = [float(word) for word in browser.run("viewer.field('position').textContent").split()[1:-1:2]]
+    place = [
+        float(word) for word in browser.run("viewer.field('position').textContent").split()[1:-1:2]
+    ]
     assert place == pytest.approx([80 - 1.5 * 9, 60 - 1.5 * 11, 7], abs=0.2)
     before = browser.run("viewer.index.axial")
     browser.mouse("mouseWheel", x, y, deltaX=0, deltaY=100)
@@ -222,7 +254,9 @@ def test_volumes_of_other_extent_stand_where_they_are(browser, tmp_path, chest):
     index(browser, "coronal", -60 + 0.7 * 11)
     browser.press("e")
     # Its lowest row is thin slice 5: there the error is 0, on the colour map's middle.
-    assert browser.run(f"{COLOUR}(1, 3, 9)") == browser.run(f"{COLOUR}(1, 0, 20)") == [18, 18, 20, 255]
+    assert (
+        browser.run(f"{COLOUR}(1, 3, 9)") == browser.run(f"{COLOUR}(1, 0, 20)") == [18, 18, 20, 255]
+    )
     assert browser.run(f"{COLOUR}(0, 15, 9)")[0] == grey(shown_hu(thin[5, 11, 9]), -600, 1500)
 
 
@@ -259,7 +293,19 @@ def test_the_command(tmp_path, capsys):
     assert "one/scan · two/scan" in output.read_text()
     assert str(output) in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "page.html", "two"]
-    run([*paths, "--output", str(output), "--names", "<b>a</b>,</script>", "--reference", "</script>", "--weights", "true"])
+    run(
+        [
+            *paths,
+            "--output",
+            str(output),
+            "--names",
+            "<b>a</b>,</script>",
+            "--reference",
+            "</script>",
+            "--weights",
+            "true",
+        ]
+    )
     assert output.read_text().count("</script>") == 2  # the case's and the page's
     assert 'data-start="weights"' in output.read_text()
 
@@ -277,7 +323,10 @@ def test_the_command(tmp_path, capsys):
 def test_errors(tmp_path, options, message):
     slab = np.full((4, 6, 6), -1000, np.int16)
     slab[:, 2:] = 0
-    paths = [str(save(tmp_path / "a.nii.gz", slab)), str(save(tmp_path / "b.nii.gz", slab, spacing=(1.3, 0.7, 0.7)))]
+    paths = [
+        str(save(tmp_path / "a.nii.gz", slab)),
+        str(save(tmp_path / "b.nii.gz", slab, spacing=(1.3, 0.7, 0.7))),
+    ]
     with pytest.raises(ValueError, match=message):
         run([*paths, "--output", str(tmp_path / "page.html"), *options])
     assert not (tmp_path / "page.html").exists()

@@ -79,7 +79,9 @@ def test_all_planes_show_the_same_voxels(tmp_path):
     slab[2, 3, 4] = -1000
     case = encode_case("a", {"a": save(tmp_path / "a.nii.gz", slab, codes="SAR")})
     coronal, sagittal, axial = (pictures(case["volumes"][0], plane) for plane in PLANES)
-    np.testing.assert_array_equal(axial, HU_LEVELS[to_codes(slab[::-1])])  # a slab's slices go up, the viewer's down
+    np.testing.assert_array_equal(
+        axial, HU_LEVELS[to_codes(slab[::-1])]
+    )  # a slab's slices go up, the viewer's down
     np.testing.assert_array_equal(coronal, axial.transpose(1, 0, 2))
     np.testing.assert_array_equal(sagittal, axial.transpose(2, 0, 1))
 
@@ -97,16 +99,23 @@ def test_other_grids_show_their_nearest_slices(tmp_path):
     case = encode_case("a", files, reference="truth")
     volumes = {volume["name"]: volume for volume in case["volumes"]}
     assert list(volumes) == list(files)
-    assert case["positions"]["axial"] == pytest.approx(-np.arange(10, -1, -1))  # all slices of the reference, top first
+    assert case["positions"]["axial"] == pytest.approx(
+        -np.arange(10, -1, -1)
+    )  # all slices of the reference, top first
     assert volumes["thick"]["planes"]["axial"]["at"] == pytest.approx([-10, -5, 0])
     assert volumes["short"]["planes"]["axial"]["at"] == pytest.approx(-np.arange(8, 1, -1))
-    assert {name: volume["compared"] for name, volume in volumes.items()} == {
-        "thick": False,
-        "short": True,  # a part of the reference's grid, as of a method that ends with the last thick slice
-        "shifted": False,
-        "truth": True,
-    }
-    np.testing.assert_array_equal(pictures(volumes["thick"], "axial")[:, 3, 3], [100, 48, 0])  # 50 HU lies between 48 and 52
+    assert (
+        {name: volume["compared"] for name, volume in volumes.items()}
+        == {
+            "thick": False,
+            "short": True,  # a part of the reference's grid, as of a method that ends with the last thick slice
+            "shifted": False,
+            "truth": True,
+        }
+    )
+    np.testing.assert_array_equal(
+        pictures(volumes["thick"], "axial")[:, 3, 3], [100, 48, 0]
+    )  # 50 HU lies between 48 and 52
 
 
 def test_slices_are_spread_over_the_body_and_cropped_to_it(tmp_path):
@@ -138,7 +147,9 @@ def test_an_oblique_scan_says_so(tmp_path):
     own = [plane["first"][0], plane["first"][1], plane["at"][0]]
     corner = turned @ image.affine @ [0, 0, 5, 1]
     np.testing.assert_allclose(np.array(oblique["directions"]) @ own, -corner[:3], atol=1e-3)
-    both = encode_case("a", {n: tmp_path / f"{n}.nii.gz" for n in ("straight", "oblique")}, reference="straight")
+    both = encode_case(
+        "a", {n: tmp_path / f"{n}.nii.gz" for n in ("straight", "oblique")}, reference="straight"
+    )
     assert "oblique is turned by 12° against straight" in both["notes"][0]
     assert not both["volumes"][1]["compared"]
 
@@ -184,4 +195,6 @@ def test_real_ct_is_right_side_up(shared_ct):
     assert lung[:tenth].sum() < lung[4 * tenth : 5 * tenth].sum()  # narrow apices above
     domes = coronal[int(0.70 * len(coronal)) : int(0.76 * len(coronal))] > -100
     right, _, left = np.array_split(domes, 3, axis=1)
-    assert right.mean() > left.mean() + 0.2  # the liver's dome stands higher than the left diaphragm
+    assert (
+        right.mean() > left.mean() + 0.2
+    )  # the liver's dome stands higher than the left diaphragm

@@ -15,7 +15,9 @@ def test_equals_scipy(depth, ratio):
     for kind in ("linear", "cubic"):
         found = np.concatenate(list(interpolated(thick, ratio, kind=kind)))
         if kind == "cubic" and depth > 2:
-            expected = CubicSpline(np.arange(depth), thick, axis=0)(positions)  # not-a-knot; a parabola for three
+            expected = CubicSpline(np.arange(depth), thick, axis=0)(
+                positions
+            )  # not-a-knot; a parabola for three
         else:
             expected = interp1d(np.arange(depth), thick, axis=0)(positions)
         np.testing.assert_allclose(found, expected, atol=0.02)

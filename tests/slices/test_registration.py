@@ -62,15 +62,21 @@ class TestRegister:
         assert found.offset == pytest.approx(2, abs=0.1)
 
     def test_another_patient_agrees_nowhere(self, thin):
-        other = chest_phantom(2, shape=(101, 48, 60), spacing=(1.6, 5.5, 5.5)).thin.astype(np.float32)
+        other = chest_phantom(2, shape=(101, 48, 60), spacing=(1.6, 5.5, 5.5)).thin.astype(
+            np.float32
+        )
         assert register(thickened(other, 0), thin, RATIO).agreement < 0.9
 
     def test_headers_decide_where_voxels_do_not(self):
         ramp = np.arange(60.0)[:, None, None] * np.ones((1, 6, 6)) + np.arange(36.0).reshape(6, 6)
-        assert register(ramp[10:51:5], ramp, RATIO, expected=10).offset == pytest.approx(10, abs=0.1)
+        assert register(ramp[10:51:5], ramp, RATIO, expected=10).offset == pytest.approx(
+            10, abs=0.1
+        )
 
     def test_refused(self, thin):
-        with pytest.raises(ValueError, match=r"at least 2 thick slices .* got \(1, 48, 60\) and \(101, 48, 60\)"):
+        with pytest.raises(
+            ValueError, match=r"at least 2 thick slices .* got \(1, 48, 60\) and \(101, 48, 60\)"
+        ):
             register(thin[:1], thin, RATIO)
         with pytest.raises(ValueError, match="of one size"):
             register(thin[::5, :-1], thin, RATIO)
@@ -108,7 +114,10 @@ def test_the_genuine_pair_is_found_without_its_headers(shared_ct):
     from mpunet.data.checks.survey import survey
     from mpunet.io.scan_file import read_volume
 
-    thin, thick = (survey(read_volume(shared_ct / "pair" / f"head_{kind}.nii.gz")).planes for kind in ("thin", "thick"))
+    thin, thick = (
+        survey(read_volume(shared_ct / "pair" / f"head_{kind}.nii.gz")).planes
+        for kind in ("thin", "thick")
+    )
     found = register(thick, thin, RATIO)
     assert found.offset == pytest.approx(2, abs=0.05)
     assert found.agreement > 0.999

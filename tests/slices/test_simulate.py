@@ -12,15 +12,21 @@ class TestProfile:
     def test_literals(self):
         np.testing.assert_allclose(profile_weights(5, profile="box"), [0.2] * 5)
         # Four slices wide: half of the two outermost is in the box.
-        np.testing.assert_allclose(profile_weights(4, profile="box"), np.array([0.5, 1, 1, 1, 0.5]) / 4)
+        np.testing.assert_allclose(
+            profile_weights(4, profile="box"), np.array([0.5, 1, 1, 1, 0.5]) / 4
+        )
         np.testing.assert_allclose(profile_weights(5, profile="box", fwhm=0.6), [1 / 3] * 3)
-        np.testing.assert_allclose(profile_weights(3, profile="triangle"), np.array([1, 2, 3, 2, 1]) / 9)
+        np.testing.assert_allclose(
+            profile_weights(3, profile="triangle"), np.array([1, 2, 3, 2, 1]) / 9
+        )
         np.testing.assert_allclose(profile_weights(5, profile="triangle", fwhm=0.2), [1])
 
     def test_gaussian_literal(self):
         # Two slices wide: a half at distance 1, a half to the power 4 at 2 and to the power 9 at 3, where 3 sigma are reached.
         weights = profile_weights(2, fwhm=1.0)
-        np.testing.assert_allclose(weights / weights.max(), [2**-9, 2**-4, 2**-1, 1, 2**-1, 2**-4, 2**-9])
+        np.testing.assert_allclose(
+            weights / weights.max(), [2**-9, 2**-4, 2**-1, 1, 2**-1, 2**-4, 2**-9]
+        )
 
     @pytest.mark.parametrize("profile", ["gaussian", "box", "triangle"])
     def test_odd_symmetric_sum_one_and_of_the_width_asked_for(self, profile):
@@ -38,7 +44,9 @@ class TestProfile:
                 assert not half[distance > fwhm * ratio / 2 + 0.5].any()
 
     def test_the_default_is_a_gaussian_of_0_9(self):
-        np.testing.assert_array_equal(profile_weights(5), profile_weights(5, profile="gaussian", fwhm=0.9))
+        np.testing.assert_array_equal(
+            profile_weights(5), profile_weights(5, profile="gaussian", fwhm=0.9)
+        )
         weights = profile_weights(5)
         # FWHM 4.5 slices: weight 2 ** -((2 d / 4.5) ** 2) relative to the centre.
         distance = np.arange(len(weights)) - len(weights) // 2
@@ -58,7 +66,9 @@ class TestThicken:
         assert thick.shape == (5, 3, 4)
         assert thick.dtype == np.float32
         for k in range(1, 4):
-            np.testing.assert_allclose(thick[k], thin[5 * k - 2 : 5 * k + 3].mean(axis=0), atol=1e-3)
+            np.testing.assert_allclose(
+                thick[k], thin[5 * k - 2 : 5 * k + 3].mean(axis=0), atol=1e-3
+            )
         # At the ends there are three of the five.
         np.testing.assert_allclose(thick[0], thin[:3].mean(axis=0), atol=1e-3)
         np.testing.assert_allclose(thick[4], thin[18:].mean(axis=0), atol=1e-3)
@@ -67,13 +77,17 @@ class TestThicken:
     @pytest.mark.parametrize("ratio", [2, 3, 5, 8])
     def test_constants_stay_to_the_last_slice(self, profile, ratio):
         np.testing.assert_allclose(
-            thicken(np.full((3 * ratio + 1, 2, 2), -850, np.int16), ratio, profile=profile), -850, rtol=1e-6
+            thicken(np.full((3 * ratio + 1, 2, 2), -850, np.int16), ratio, profile=profile),
+            -850,
+            rtol=1e-6,
         )
 
     @pytest.mark.parametrize("profile", ["gaussian", "box", "triangle"])
     @pytest.mark.parametrize("ratio", [2, 3, 5, 8])
     def test_ramps_stay_where_they_are(self, profile, ratio):
-        thin = np.broadcast_to(np.arange(9 * ratio + 2, dtype=np.float32)[:, None, None], (9 * ratio + 2, 2, 2))
+        thin = np.broadcast_to(
+            np.arange(9 * ratio + 2, dtype=np.float32)[:, None, None], (9 * ratio + 2, 2, 2)
+        )
         thick = thicken(thin, ratio, profile=profile)
         assert len(thick) == 10  # the one thin slice past the last of them makes none
         np.testing.assert_allclose(thick[2:-2], thin[::ratio][2:-2], atol=1e-4)
@@ -92,7 +106,9 @@ class TestThicken:
         # 14 is two past thick slice 4 (at 12) and one before thick slice 5 (at 15).
         thick = thicken(thin, 3)[:, 0, 0]
         centre = len(weights) // 2
-        np.testing.assert_allclose(thick[4:6], [weights[centre + 2], weights[centre - 1]], atol=1e-6)
+        np.testing.assert_allclose(
+            thick[4:6], [weights[centre + 2], weights[centre - 1]], atol=1e-6
+        )
 
     def test_start_and_count(self):
         thin = np.arange(40.0)
@@ -104,18 +120,28 @@ class TestThicken:
 
     def test_refused(self):
         for shape in ((5, 4, 4), (11, 4)):
-            with pytest.raises(ValueError, match=r"at least 6 thin slices .* ratio 5, got shape \(" + str(shape[0])):
+            with pytest.raises(
+                ValueError, match=r"at least 6 thin slices .* ratio 5, got shape \(" + str(shape[0])
+            ):
                 thicken(np.zeros(shape), 5)
 
 
 def test_profile_of_a_scanner(shared_ct):
     """The one genuine pair: a Gaussian of 0.9 thick spacings makes its 5 mm series out of its 1 mm series, a box does not."""
-    thin, thick = (read_volume(shared_ct / "pair" / f"head_{kind}.nii.gz") for kind in ("thin", "thick"))
+    thin, thick = (
+        read_volume(shared_ct / "pair" / f"head_{kind}.nii.gz") for kind in ("thin", "thick")
+    )
     used_thick, used_thin = align_pair(thick, thin, 5)
     count = used_thick.stop - used_thick.start
     found = {}
     for profile in ("gaussian", "triangle", "box"):
-        matrix = thickening_matrix(len(thin.slab), 5, profile_weights(5, profile=profile), start=used_thin.start, count=count)
+        matrix = thickening_matrix(
+            len(thin.slab),
+            5,
+            profile_weights(5, profile=profile),
+            start=used_thin.start,
+            count=count,
+        )
         made = np.tensordot(matrix, thin.slab.astype(np.float32), axes=1)
         # Away from the ends, where the profile lacks thin slices.
         found[profile] = np.sqrt(np.mean((made - thick.slab[used_thick])[2:-2] ** 2))

@@ -88,14 +88,18 @@ def test_the_ssim_map_lies_on_the_mask() -> None:
     for voxel in [(0, 6, 7), (4, 12, 25), (2, 17, 8)]:
         lung = np.zeros(SHAPE, np.uint8)
         lung[voxel] = 1
-        assert hu_metrics(prediction, reference, lung)["lung_ssim"] == pytest.approx(full[voxel], abs=1e-4)
+        assert hu_metrics(prediction, reference, lung)["lung_ssim"] == pytest.approx(
+            full[voxel], abs=1e-4
+        )
 
 
 def test_perfect_prediction() -> None:
     reference, lung = volumes()[1:]
     metrics = hu_metrics(reference, reference, lung)
     expected = {"mae": 0, "rmse": 0, "psnr": math.inf, "ssim": 1}
-    assert metrics == pytest.approx(expected | {f"lung_{name}": value for name, value in expected.items()})
+    assert metrics == pytest.approx(
+        expected | {f"lung_{name}": value for name, value in expected.items()}
+    )
 
 
 def test_values_outside_the_window_are_clipped() -> None:
@@ -120,11 +124,17 @@ def test_empty_lung_is_nan_and_nan_is_not_hidden() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 100])
-@pytest.mark.parametrize("convert", [torch.from_numpy, lambda a: a[::-1].copy()[::-1], lambda a: a.astype(np.float64)])
-def test_chunks_and_kinds_of_array_make_no_difference(chunk: int, convert: Callable[[Any], Any]) -> None:
+@pytest.mark.parametrize(
+    "convert", [torch.from_numpy, lambda a: a[::-1].copy()[::-1], lambda a: a.astype(np.float64)]
+)
+def test_chunks_and_kinds_of_array_make_no_difference(
+    chunk: int, convert: Callable[[Any], Any]
+) -> None:
     prediction, reference, lung = volumes()
     expected = hu_metrics(prediction, reference, lung)
-    assert hu_metrics(convert(prediction), reference, convert(lung), chunk=chunk) == pytest.approx(expected, rel=1e-6)
+    assert hu_metrics(convert(prediction), reference, convert(lung), chunk=chunk) == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_wrong_shapes() -> None:
@@ -194,17 +204,26 @@ def test_a_missing_value() -> None:
 def means_of_shares(rank: int, store: str) -> list[dict[str, float]]:
     """What one of two ranks computes when the cases are shared in three ways."""
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
     )
     # Padded as a sampler does it, unequal, and one rank with nothing at all.
-    results = [means_of(shares[rank]) for shares in ([[0, 2, 4], [1, 3, 0]], [[4, 0], [1, 2, 3, 4]], [[3, 1, 4, 0, 2], []])]
+    results = [
+        means_of(shares[rank])
+        for shares in ([[0, 2, 4], [1, 3, 0]], [[4, 0], [1, 2, 3, 4]], [[3, 1, 4, 0, 2], []])
+    ]
     torch.distributed.destroy_process_group()
     return results
 
 
 def test_two_ranks_agree_with_one(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        ranks = pool.starmap(means_of_shares, [(rank, str(tmp_path / "store")) for rank in range(2)], chunksize=1)
+        ranks = pool.starmap(
+            means_of_shares, [(rank, str(tmp_path / "store")) for rank in range(2)], chunksize=1
+        )
     assert ranks == [[means_of([0, 1, 2, 3, 4])] * 3] * 2
 
 
@@ -213,11 +232,15 @@ def test_forward_gives_the_values_of_one_case() -> None:
     first: dict[str, Tensor] = metric(0, rows()[0])
     metric(1, rows()[1])
     assert first["mae"].item() == pytest.approx(rows()[0]["mae"])
-    assert metric.compute()["mae"].item() == pytest.approx((rows()[0]["mae"] + rows()[1]["mae"]) / 2)
+    assert metric.compute()["mae"].item() == pytest.approx(
+        (rows()[0]["mae"] + rows()[1]["mae"]) / 2
+    )
 
 
 def test_half_precision_around_it_changes_nothing() -> None:
     prediction, reference, lung = volumes()
     expected = hu_metrics(prediction, reference, lung)
-    with torch.autocast("cpu", torch.bfloat16):  # what a validation step runs in when a trainer's precision is bf16-mixed
+    with torch.autocast(
+        "cpu", torch.bfloat16
+    ):  # what a validation step runs in when a trainer's precision is bf16-mixed
         assert hu_metrics(prediction, reference, lung) == expected

@@ -33,7 +33,14 @@ def mpunet(ranks: int, *words: str, status: int = 0) -> str:
 
 
 def common(ranks: int) -> list[str]:
-    return ["--trainer.accelerator", "cpu", "--trainer.devices", str(ranks), "--trainer.enable_progress_bar", "false"]
+    return [
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.devices",
+        str(ranks),
+        "--trainer.enable_progress_bar",
+        "false",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +50,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("thin", "scans"):
         (root / folder).mkdir()
     for seed in range(3):
-        nib.save(phantom_image(seed, shape=(56, 40, 44), spacing=(1.0, 8.0, 8.0)), root / "thin" / f"case{seed}.nii.gz")
+        nib.save(
+            phantom_image(seed, shape=(56, 40, 44), spacing=(1.0, 8.0, 8.0)),
+            root / "thin" / f"case{seed}.nii.gz",
+        )
         image = phantom_image(seed, shape=(3 + 4 * seed, 40, 44), spacing=(5.0, 8.0, 8.0))
         nib.save(image, root / "scans" / f"scan{seed}.nii.gz")
     return root
@@ -62,12 +72,19 @@ def test_two_processes_give_what_one_gives(data: Path) -> None:
             "--checkpoint.dirpath", str(root), "--model.warmup_steps", "1", "--model.muon_lr", "null", "--model.lr", "5e-4", "--model.betas", "[0.9, 0.999]",
         )  # fmt: skip
         with next(root.rglob("metrics.csv")).open() as file:
-            metrics[ranks] = {k: float(v) for row in csv.DictReader(file) for k, v in row.items() if k.startswith("val/") and v}
+            metrics[ranks] = {
+                k: float(v)
+                for row in csv.DictReader(file)
+                for k, v in row.items()
+                if k.startswith("val/") and v
+            }
     assert {"val/mae", "val/psnr", "val/ssim", "val/lung_rmse"} <= metrics[1].keys()
     assert metrics[1] == pytest.approx(metrics[2], rel=1e-4)
     checkpoints = [torch.load(data / f"ranks{r}" / "last.ckpt", weights_only=True) for r in (1, 2)]
     for key, number in checkpoints[0]["consistency"].items():
-        assert checkpoints[1]["consistency"][key] == (pytest.approx(number, rel=1e-4) if key in ("low", "high") else number)
+        assert checkpoints[1]["consistency"][key] == (
+            pytest.approx(number, rel=1e-4) if key in ("low", "high") else number
+        )
     assert checkpoints[0]["consistency"]["cases"] == 3
     one, two = (checkpoint["state_dict"] for checkpoint in checkpoints)
     assert one.keys() == two.keys()
@@ -86,7 +103,9 @@ def test_two_processes_give_what_one_gives(data: Path) -> None:
         )  # fmt: skip
         assert "3 volumes written" in out
         assert out.count("volumes written") == 1
-        outputs[ranks] = {p.name: np.asarray(nib.load(p).dataobj) for p in sorted(thin.glob("*.nii.gz"))}
+        outputs[ranks] = {
+            p.name: np.asarray(nib.load(p).dataobj) for p in sorted(thin.glob("*.nii.gz"))
+        }
     assert list(outputs[1]) == ["scan0.nii.gz", "scan1.nii.gz", "scan2.nii.gz"]
     assert [v.shape[2] for v in outputs[1].values()] == [11, 31, 51]
     for name, voxels in outputs[1].items():
@@ -108,7 +127,15 @@ def test_averaged_weights_go_on_after_a_restart(data: Path) -> None:
         ("half", "1", []),
         ("resumed", "2", ["--ckpt_path", str(data / "half" / "last.ckpt")]),
     ):
-        mpunet(2, *words, "--checkpoint.dirpath", str(data / name), "--trainer.max_epochs", epochs, *more)
+        mpunet(
+            2,
+            *words,
+            "--checkpoint.dirpath",
+            str(data / name),
+            "--trainer.max_epochs",
+            epochs,
+            *more,
+        )
         checkpoints[name] = torch.load(data / name / "last.ckpt", weights_only=True)
     one, half, two = checkpoints.values()
     assert (one["global_step"], half["global_step"], two["global_step"]) == (4, 2, 4)
@@ -118,13 +145,23 @@ def test_averaged_weights_go_on_after_a_restart(data: Path) -> None:
         assert any(not torch.equal(value, half[kind][key]) for key, value in one[kind].items())
     averaged, current = one["state_dict"], one["current_model_state"]
     assert any(not torch.equal(averaged[key], current[key]) for key in current)
-    network = load_network(data / "whole" / "last.ckpt").state_dict()  # what predicts are the averaged weights
+    network = load_network(
+        data / "whole" / "last.ckpt"
+    ).state_dict()  # what predicts are the averaged weights
     for key, value in network.items():
         torch.testing.assert_close(value, averaged[f"net.{key}"])
 
 
 def predict(checkpoint: Path, scans: Path, thin: Path) -> list[str]:
-    return ["predict", "--ckpt_path", str(checkpoint), "--data.predict_dir", str(scans), "--writer.output_dir", str(thin)]
+    return [
+        "predict",
+        "--ckpt_path",
+        str(checkpoint),
+        "--data.predict_dir",
+        str(scans),
+        "--writer.output_dir",
+        str(thin),
+    ]
 
 
 def files(folder: Path) -> list[str]:
@@ -148,15 +185,32 @@ def test_launchers(data: Path, untrained: Path, tmp_path: Path, launcher: str) -
     (scans / "broken.nii.gz").write_bytes(b"hello")
     words = ["-m", "mpunet", *predict(untrained, scans, thin), *common(2)]
     if launcher != "slurm":
-        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
+        torchrun = [
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            "2",
+            "--master_port",
+            free_port(),
+        ]
         args = [sys.executable, *(torchrun if launcher == "torchrun" else []), *words]
         done = subprocess.run(args, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 1, done.stderr
         out = done.stdout
     else:
         # What srun tells its tasks; `srun` itself only starts them.
-        job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "predict", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
-        job |= {"SLURM_NNODES": "1", "SLURM_NODELIST": "127.0.0.1", "SLURM_NODEID": "0", "MASTER_PORT": free_port()}
+        job = {
+            "SLURM_JOB_ID": "1",
+            "SLURM_JOB_NAME": "predict",
+            "SLURM_NTASKS": "2",
+            "SLURM_NTASKS_PER_NODE": "2",
+        }
+        job |= {
+            "SLURM_NNODES": "1",
+            "SLURM_NODELIST": "127.0.0.1",
+            "SLURM_NODEID": "0",
+            "MASTER_PORT": free_port(),
+        }
         processes = [
             subprocess.Popen(
                 [sys.executable, *words],
@@ -172,7 +226,12 @@ def test_launchers(data: Path, untrained: Path, tmp_path: Path, launcher: str) -
     assert "broken.nii.gz: not a NIfTI file" in out
     assert files(thin) == ["manifest.jsonl", "scan0.nii.gz", "scan1.nii.gz", "scan2.nii.gz"]
     records = [json.loads(line) for line in (thin / "manifest.jsonl").read_text().splitlines()]
-    assert sorted(record["file"] for record in records) == ["broken.nii.gz", "scan0.nii.gz", "scan1.nii.gz", "scan2.nii.gz"]
+    assert sorted(record["file"] for record in records) == [
+        "broken.nii.gz",
+        "scan0.nii.gz",
+        "scan1.nii.gz",
+        "scan2.nii.gz",
+    ]
 
 
 def free_port() -> str:

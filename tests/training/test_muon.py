@@ -47,7 +47,10 @@ def test_all_but_kernels_is_left_to_adamw():
     ours = nn.Sequential(nn.Conv3d(1, 3, 3), nn.Conv3d(3, 1, 3))
     theirs = copy.deepcopy(ours)
     options = {"lr": 0.01, "betas": (0.8, 0.9), "weight_decay": 0.1}
-    optimizers = Muon(ours.parameters(), **options), torch.optim.AdamW(theirs.parameters(), **options)
+    optimizers = (
+        Muon(ours.parameters(), **options),
+        torch.optim.AdamW(theirs.parameters(), **options),
+    )
     for step in range(5):
         x = torch.randn(1, 1, 6, 6, 6, generator=torch.Generator().manual_seed(step))
         for net, optimizer in zip((ours, theirs), optimizers, strict=True):
@@ -92,7 +95,12 @@ def test_it_trains_and_goes_on_where_it_stopped():
 
 @pytest.mark.parametrize(
     ("options", "decay"),
-    [({}, 0.01), ({"muon_lr": 3e-3}, 1.0), ({"weight_decay": 0.1}, 0.1), ({"muon_lr": 3e-3, "weight_decay": 0.1}, 0.1)],
+    [
+        ({}, 0.01),
+        ({"muon_lr": 3e-3}, 1.0),
+        ({"weight_decay": 0.1}, 0.1),
+        ({"muon_lr": 3e-3, "weight_decay": 0.1}, 0.1),
+    ],
 )
 def test_weight_decay_unless_it_is_given(options, decay):
     """An orthogonalised step does not shrink with the gradient: without a decay that counts, noise adds up."""

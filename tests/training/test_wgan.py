@@ -44,7 +44,9 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def changed(before: dict[str, Tensor], after: dict[str, Tensor], prefix: str = "") -> list[bool]:
-    return [not torch.equal(before[name], after[name]) for name in before if name.startswith(prefix)]
+    return [
+        not torch.equal(before[name], after[name]) for name in before if name.startswith(prefix)
+    ]
 
 
 # --- the critic's steps ---
@@ -55,13 +57,18 @@ def test_two_steps_are_those_of_wgan_gp_written_out() -> None:
     critic = Critic(widths=(2, 3))
     twin = copy.deepcopy(critic)
     real, fake = images()
-    losses = CriticTraining(critic, penalty=4.0, steps=2, lr=0.01).step(real, fake, generator=torch.Generator().manual_seed(1))
+    losses = CriticTraining(critic, penalty=4.0, steps=2, lr=0.01).step(
+        real, fake, generator=torch.Generator().manual_seed(1)
+    )
     adam = torch.optim.Adam(twin.parameters(), lr=0.01, betas=(0.0, 0.9))
     generator = torch.Generator().manual_seed(1)
     for _ in range(2):
         e = torch.rand(2, generator=generator).view(2, 1, 1, 1, 1)
         between = (e * real + (1 - e) * fake).requires_grad_()
-        rows = [torch.autograd.grad(twin(between)[i], between, create_graph=True)[0][i] for i in range(2)]
+        rows = [
+            torch.autograd.grad(twin(between)[i], between, create_graph=True)[0][i]
+            for i in range(2)
+        ]
         penalty = sum((row.square().sum().sqrt() - 1) ** 2 for row in rows) / 2
         loss = twin(fake).mean() - twin(real).mean()
         adam.zero_grad()
@@ -81,7 +88,9 @@ def test_steps_teach_the_critic_to_tell_and_to_keep_its_slope() -> None:
     assert abs(first["critic"]) < 0.1
     assert first["penalty"] > 0.8
     assert last["penalty"] < 0.2
-    distance = (real - fake / 2).flatten(1).norm(dim=1).mean()  # of one way to bring one to the other: the shortest is shorter
+    distance = (
+        (real - fake / 2).flatten(1).norm(dim=1).mean()
+    )  # of one way to bring one to the other: the shortest is shorter
     assert 0.5 * distance < -last["critic"] < distance
 
 
@@ -132,9 +141,14 @@ def test_autocast_reaches_no_score(dtype: torch.dtype) -> None:
         torch.testing.assert_close(training.generator_loss(fake), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("wrong", [{"weight": -1.0}, {"penalty": float("nan")}, {"steps": 0}, {"lr": 0.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"weight": -1.0}, {"penalty": float("nan")}, {"steps": 0}, {"lr": 0.0}]
+)
 def test_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"critic_steps of at least 1 and critic_lr above 0, got .*(-1.0|nan|0|0.0)"):
+    with pytest.raises(
+        ValueError,
+        match=r"critic_steps of at least 1 and critic_lr above 0, got .*(-1.0|nan|0|0.0)",
+    ):
         CriticTraining(Critic(widths=(2,)), **wrong)
 
 
@@ -147,7 +161,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("wgan")
     for seed in range(2):
         (root / "thin").mkdir(exist_ok=True)
-        nib.save(phantom_image(seed, shape=(56, 40, 44), spacing=(1.0, 8.0, 8.0)), root / "thin" / f"case{seed}.nii.gz")
+        nib.save(
+            phantom_image(seed, shape=(56, 40, 44), spacing=(1.0, 8.0, 8.0)),
+            root / "thin" / f"case{seed}.nii.gz",
+        )
     (root / "critic.yaml").write_text(SECTION)
     return root
 
@@ -155,12 +172,54 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fit(data: Path, out: Path, steps: int, *extra: str, critic: bool = True) -> dict[str, Any]:
     """`mpunet fit` with the example's YAML, which clips gradients, and the critic's section; the last checkpoint."""
     status = main(
-        ["fit", "--config", str(EXAMPLE), *(["--config", str(data / "critic.yaml")] if critic else [])]
-        + ["--model.net.widths", "[2,2,2,2,2,2]", "--data.train_dir", str(data / "thin"), "--data.cache_dir", str(data / "cache")]
-        + ["--data.crop", "[32, 32]", "--data.crops_per_epoch", "4", "--data.batch_size", "2", "--trainer.max_steps", str(steps)]
-        + ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.enable_progress_bar", "false"]
-        + ["--trainer.enable_model_summary", "false", "--trainer.callbacks", "[]", "--trainer.log_every_n_steps", "1"]
-        + ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(out), "--checkpoint.dirpath", str(out)]
+        [
+            "fit",
+            "--config",
+            str(EXAMPLE),
+            *(["--config", str(data / "critic.yaml")] if critic else []),
+        ]
+        + [
+            "--model.net.widths",
+            "[2,2,2,2,2,2]",
+            "--data.train_dir",
+            str(data / "thin"),
+            "--data.cache_dir",
+            str(data / "cache"),
+        ]
+        + [
+            "--data.crop",
+            "[32, 32]",
+            "--data.crops_per_epoch",
+            "4",
+            "--data.batch_size",
+            "2",
+            "--trainer.max_steps",
+            str(steps),
+        ]
+        + [
+            "--trainer.accelerator",
+            "cpu",
+            "--trainer.devices",
+            "1",
+            "--trainer.enable_progress_bar",
+            "false",
+        ]
+        + [
+            "--trainer.enable_model_summary",
+            "false",
+            "--trainer.callbacks",
+            "[]",
+            "--trainer.log_every_n_steps",
+            "1",
+        ]
+        + [
+            "--trainer.logger",
+            "CSVLogger",
+            "--trainer.logger.save_dir",
+            str(out),
+            "--checkpoint.dirpath",
+            str(out),
+        ]
         + ["--checkpoint.every_n_train_steps", "1", "--trainer.val_check_interval", "null", *extra]
     )
     assert status == 0
@@ -179,25 +238,36 @@ def test_checkpoint_holds_critic_and_optimiser_and_counts_the_networks_steps(run
     checkpoint = torch.load(run / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2
     assert len(checkpoint["optimizer_states"]) == 1
-    others = checkpoint["optimizer_states"][0]["param_groups"][-1]["params"]  # Muon's kernels do not count their steps
+    others = checkpoint["optimizer_states"][0]["param_groups"][-1][
+        "params"
+    ]  # Muon's kernels do not count their steps
     assert {checkpoint["optimizer_states"][0]["state"][i]["step"] for i in others} == {2}
-    assert {state["step"].item() for state in checkpoint["critic_optimizer"]["state"].values()} == {4}
+    assert {state["step"].item() for state in checkpoint["critic_optimizer"]["state"].values()} == {
+        4
+    }
     assert checkpoint["lr_schedulers"][0]["last_epoch"] == 2
     critic = {"class_path": "mpunet.models.critic.Critic", "init_args": {"widths": [2, 3]}}
     assert checkpoint["hyper_parameters"]["critic"] == critic
     assert checkpoint["hyper_parameters"]["critic_steps"] == 2
     module = mpunet.MPUNetModule.load_from_checkpoint(run / "last.ckpt", weights_only=True)
     assert isinstance(module.critic, Critic)
-    torch.testing.assert_close(module.critic.state_dict()["head.weight"], checkpoint["state_dict"]["critic.head.weight"])
+    torch.testing.assert_close(
+        module.critic.state_dict()["head.weight"], checkpoint["state_dict"]["critic.head.weight"]
+    )
 
 
 def test_logs_every_part_of_the_loss(run: Path) -> None:
     with next(run.rglob("metrics.csv")).open() as file:
-        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        rows = [
+            {key: float(value) for key, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]
     assert len(rows) == 2
     for row in rows:
         weighted = {"mask": 0.0002, "inner": 0.2, "outer": 0.2, "image": 1, "adversarial": 1e-3}
-        assert row["train/loss"] == pytest.approx(sum(w * row[f"train/{name}"] for name, w in weighted.items()), rel=1e-5)
+        assert row["train/loss"] == pytest.approx(
+            sum(w * row[f"train/{name}"] for name, w in weighted.items()), rel=1e-5
+        )
         assert row["train/penalty"] > 0
         assert row["train/critic"] != 0
 
@@ -215,7 +285,9 @@ def test_resume_gives_what_one_run_gives(data: Path, run: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_weight_of_zero_trains_the_network_as_without_critic(data: Path, tmp_path: Path, precision: str) -> None:
+def test_a_weight_of_zero_trains_the_network_as_without_critic(
+    data: Path, tmp_path: Path, precision: str
+) -> None:
     words = ["--trainer.precision", precision]
     alone = fit(data, tmp_path / "alone", 3, *words, critic=False)
     watched = fit(data, tmp_path / "watched", 3, *words, "--model.adversarial", "0")
@@ -224,7 +296,9 @@ def test_a_weight_of_zero_trains_the_network_as_without_critic(data: Path, tmp_p
     assert any(changed(alone["state_dict"], against["state_dict"]))
     for name, value in alone["state_dict"].items():
         torch.testing.assert_close(watched["state_dict"][name], value, rtol=0, atol=0)
-    torch.testing.assert_close(watched["optimizer_states"], alone["optimizer_states"], rtol=0, atol=0)
+    torch.testing.assert_close(
+        watched["optimizer_states"], alone["optimizer_states"], rtol=0, atol=0
+    )
 
 
 @pytest.mark.filterwarnings(
@@ -232,8 +306,19 @@ def test_a_weight_of_zero_trains_the_network_as_without_critic(data: Path, tmp_p
 )  # the checkpoint callback of these tests is not predict's
 def test_predict_needs_no_critic_on_the_command_line(data: Path, run: Path, tmp_path: Path) -> None:
     nib.save(phantom_image(5, shape=(9, 40, 44), spacing=(5.0, 8.0, 8.0)), tmp_path / "scan.nii.gz")
-    words = ["predict", "--ckpt_path", str(run / "last.ckpt"), "--data.predict_dir", str(tmp_path / "scan.nii.gz")]
-    assert main([*words, "--writer.output_dir", str(tmp_path / "thin"), "--trainer.accelerator", "cpu"]) == 0
+    words = [
+        "predict",
+        "--ckpt_path",
+        str(run / "last.ckpt"),
+        "--data.predict_dir",
+        str(tmp_path / "scan.nii.gz"),
+    ]
+    assert (
+        main(
+            [*words, "--writer.output_dir", str(tmp_path / "thin"), "--trainer.accelerator", "cpu"]
+        )
+        == 0
+    )
     assert nib.load(tmp_path / "thin" / "scan.nii.gz").shape[2] == 41
 
 
@@ -244,7 +329,12 @@ def new_module(penalty: float = 10.0) -> mpunet.MPUNetModule:
     torch.manual_seed(0)
     net, objective = mpunet.MPUNet(4, 5, widths=(2, 2, 2)), Objective(image=1.0)
     return mpunet.MPUNetModule(
-        net, objective, critic=Critic(widths=(2, 3)), adversarial=0.01, gradient_penalty=penalty, warmup_steps=1
+        net,
+        objective,
+        critic=Critic(widths=(2, 3)),
+        adversarial=0.01,
+        gradient_penalty=penalty,
+        warmup_steps=1,
     )
 
 
@@ -262,13 +352,29 @@ def train(module: mpunet.MPUNetModule, data: Path, *, ranks: int = 1, **options:
     return trainer
 
 
-@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")  # no validation data
+@pytest.mark.filterwarnings(
+    "ignore:Total length of `list` across ranks is zero"
+)  # no validation data
 def test_two_processes_stay_equal_and_give_what_one_gives(data: Path, tmp_path: Path) -> None:
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__, str(data), str(tmp_path)]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=300, check=False)
+    words = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        __file__,
+        str(data),
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     for penalty in (10, 0):
-        first, second = (torch.load(tmp_path / f"rank{rank}-penalty{penalty}.pt", weights_only=True) for rank in (0, 1))
+        first, second = (
+            torch.load(tmp_path / f"rank{rank}-penalty{penalty}.pt", weights_only=True)
+            for rank in (0, 1)
+        )
         assert {name.split(".")[0] for name in first} == {"net", "critic"}
         torch.testing.assert_close(first, second, rtol=0, atol=0)
     # Without the penalty, whose random numbers differ from rank to rank, the mean over ranks is the mean over the batch.
@@ -286,7 +392,8 @@ def test_float16_with_a_scaled_loss_trains_like_float32(data: Path) -> None:
     train(half, data, gradient_clip_val=0.1, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
     for part in ("net", "critic"):
         before, expected, found = (
-            torch.cat([p.detach().flatten() for p in getattr(module, part).parameters()]) for module in (start, full, half)
+            torch.cat([p.detach().flatten() for p in getattr(module, part).parameters()])
+            for module in (start, full, half)
         )
         assert (found - expected).norm() < 0.3 * (expected - before).norm(), part
 

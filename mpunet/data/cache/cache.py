@@ -79,7 +79,9 @@ class Cache:
         self.limit = None if limit is None else parse_bytes(limit)
         self._lease: Lease | None = None
 
-    def cases(self, cases: Sequence[Case], preparation: Preparation, *, workers: int = 0) -> list[CachedCase]:
+    def cases(
+        self, cases: Sequence[Case], preparation: Preparation, *, workers: int = 0
+    ) -> list[CachedCase]:
         """The cases, in their order; those that have no entry get one. None of them is deleted while a result of this call lives.
 
         Args:
@@ -91,16 +93,23 @@ class Cache:
         """
         lease = self._hold()
         sweep(self.folder)
-        known = [_key(case, preparation, partial(known_hash, index=self.folder / "index")) for case in cases]
+        known = [
+            _key(case, preparation, partial(known_hash, index=self.folder / "index"))
+            for case in cases
+        ]
         with locked(bookkeeping_lock(self.folder)):
             lease.add(key for key in known if key is not None)
         found = [key and self._open(key, case) for key, case in zip(known, cases, strict=True)]
         missing = [i for i, entry in enumerate(found) if entry is None]
         make_room(self.folder, 0, self.limit)
-        build = partial(_build, folder=self.folder, limit=self.limit, lease=lease.path, preparation=preparation)
+        build = partial(
+            _build, folder=self.folder, limit=self.limit, lease=lease.path, preparation=preparation
+        )
         if preparation.lung_masks == "lungmask":
             workers = 0  # its network takes the GPU, or all cores
-        for i, key in zip(missing, _mapped(build, [cases[i] for i in missing], workers), strict=True):
+        for i, key in zip(
+            missing, _mapped(build, [cases[i] for i in missing], workers), strict=True
+        ):
             found[i] = self._open(key, cases[i])
         return [self._opened(entry, case) for entry, case in zip(found, cases, strict=True)]
 
@@ -127,7 +136,13 @@ class Cache:
 
 def _mapped(build: Any, cases: Sequence[Case], workers: int) -> Iterator[str]:
     """Results in the order of the cases, with a bar on a terminal; the first error stops what did not begin."""
-    bar = partial(tqdm, total=len(cases), desc="Preparing volumes", unit="volume", disable=None if len(cases) > 1 else True)
+    bar = partial(
+        tqdm,
+        total=len(cases),
+        desc="Preparing volumes",
+        unit="volume",
+        disable=None if len(cases) > 1 else True,
+    )
     workers = min(workers, len(cases))
     if workers < 2:
         yield from bar(map(build, cases))
@@ -143,7 +158,9 @@ def _mapped(build: Any, cases: Sequence[Case], workers: int) -> Iterator[str]:
         pool.shutdown(cancel_futures=True)
 
 
-def _build(case: Case, *, folder: Path, limit: int | None, lease: Path, preparation: Preparation) -> str:
+def _build(
+    case: Case, *, folder: Path, limit: int | None, lease: Path, preparation: Preparation
+) -> str:
     """Key of the case's entry, which is whole when this returns."""
     key = _key(case, preparation, partial(content_hash, index=folder / "index"))
     if key is None:
@@ -154,7 +171,9 @@ def _build(case: Case, *, folder: Path, limit: int | None, lease: Path, preparat
     # Who wants the same entry waits here and then finds it. 256 locks: a file for each key would stay for ever.
     with locked(folder / "locks" / key[:2]) as alone:
         if open_entry(path, key, case.name) is None:
-            for left in folder.glob(f"{_unfinished(key)}*") if alone else ():  # its writer held the lock, so it was killed
+            for left in (
+                folder.glob(f"{_unfinished(key)}*") if alone else ()
+            ):  # its writer held the lock, so it was killed
                 left.unlink(missing_ok=True)
             _write(case, key, path, limit, preparation)
     return key
@@ -164,7 +183,9 @@ def _write(case: Case, key: str, path: Path, limit: int | None, preparation: Pre
     before = [file_state(file) for file in _files(case)]
     arrays, about = _prepare(case, preparation)
     if [file_state(file) for file in _files(case)] != before:
-        raise ValueError(f"The files of {case.name!r} changed while they were read; start again when they are complete.")
+        raise ValueError(
+            f"The files of {case.name!r} changed while they were read; start again when they are complete."
+        )
     unfinished = path.with_name(f"{_unfinished(key)}{uuid.uuid4().hex}.partial")
     try:
         make_room(path.parent, entry_size(arrays), limit)
@@ -179,19 +200,29 @@ def _write(case: Case, key: str, path: Path, limit: int | None, preparation: Pre
         unfinished.unlink(missing_ok=True)
 
 
-def _prepare(case: Case, preparation: Preparation) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+def _prepare(
+    case: Case, preparation: Preparation
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     """What is stored: ``thin``, perhaps ``thick``, and ``lung`` packed, each (D, H, W); and what is told beside it."""
     axis, ratio = preparation.slice_axis, preparation.ratio
     thin = read_volume(case.thin, slice_axis=axis, intensity=case.intensity)
-    thick = None if case.thick is None else read_volume(case.thick, slice_axis=axis, intensity=case.intensity)
+    thick = (
+        None
+        if case.thick is None
+        else read_volume(case.thick, slice_axis=axis, intensity=case.intensity)
+    )
     if preparation.examine:
         refuse(examine_volumes(thin, thick, ratio=ratio), name=case.name)
     slab, spacing = thin.slab, grid_spacing(thin.slab_affine)
     lung = find_lungs(case, thin, preparation.lung_masks)
     if (depth_axis := preparation.depth_axis) is not None:
-        slab, lung, spacing = turned(slab, spacing, lung, axis=depth_axis, thin_spacing=preparation.turned_spacing)
+        slab, lung, spacing = turned(
+            slab, spacing, lung, axis=depth_axis, thin_spacing=preparation.turned_spacing
+        )
     if len(slab) < (needed := thin_depth(2, ratio)):
-        raise ValueError(f"Expected at least {needed} thin slices at ratio {ratio}, got {len(slab)} in {case.thin}.")
+        raise ValueError(
+            f"Expected at least {needed} thin slices at ratio {ratio}, got {len(slab)} in {case.thin}."
+        )
     arrays: dict[str, npt.NDArray[Any]] = {}
     used = slice(None)
     if thick is not None:
@@ -208,13 +239,18 @@ def _key(case: Case, preparation: Preparation, hash_of: Any) -> str | None:
     source = lung_source(case, preparation.lung_masks)
     lung = case.lung if source == "files" else None
     files = [path and hash_of(path) for path in (case.thin, case.thick, lung)]
-    if any(path is not None and known is None for path, known in zip((case.thin, case.thick, lung), files, strict=True)):
+    if any(
+        path is not None and known is None
+        for path, known in zip((case.thin, case.thick, lung), files, strict=True)
+    ):
         return None
     made_of = {
         "format": FORMAT,
         "files": files,
         # What may differ for the same bytes. A thin volume alone is stored whole, whatever the ratio.
-        "rplhr": [path and reads_as_rplhr(path, case.intensity) for path in (case.thin, case.thick)],
+        "rplhr": [
+            path and reads_as_rplhr(path, case.intensity) for path in (case.thin, case.thick)
+        ],
         "ratio": None if case.thick is None else preparation.ratio,
         "lung": source,
         "slice_axis": preparation.slice_axis,

@@ -66,16 +66,27 @@ class CachedCase(NamedTuple):
         dtype, shape, offset = self.layout[key]
         try:
             return np.memmap(self.path, dtype, mode="r", offset=offset, shape=shape)
-        except (FileNotFoundError, ValueError) as error:  # gone or shortened: deleted by hand, or where leases do not reach
-            raise ValueError(f"The cache entry {self.path} of {self.name!r} was deleted while in use; start again.") from error
+        except (
+            FileNotFoundError,
+            ValueError,
+        ) as error:  # gone or shortened: deleted by hand, or where leases do not reach
+            raise ValueError(
+                f"The cache entry {self.path} of {self.name!r} was deleted while in use; start again."
+            ) from error
 
 
 def entry_size(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
     """Bytes that :func:`write_entry` writes at most."""
-    return 8 + _MAX_HEADER + sum(array.size * _stored_type(array).itemsize for array in arrays.values())
+    return (
+        8
+        + _MAX_HEADER
+        + sum(array.size * _stored_type(array).itemsize for array in arrays.values())
+    )
 
 
-def write_entry(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, key: str, **about: Any) -> None:
+def write_entry(
+    path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, key: str, **about: Any
+) -> None:
     """Write arrays (D, H, W) slice by slice and flush them to the disk: uint8 as it is, all else as int16 HU.
 
     Args:
@@ -83,7 +94,9 @@ def write_entry(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, key: str,
         key: the entry's name, which says what it was made of.
         about: what else is known, as JSON takes it.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": FORMAT, "key": key, "about": json.dumps(about)}}
+    header: dict[str, Any] = {
+        "__metadata__": {"format": FORMAT, "key": key, "about": json.dumps(about)}
+    }
     end = 0
     for name, array in arrays.items():
         dtype = _stored_type(array)
@@ -94,13 +107,17 @@ def write_entry(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, key: str,
     text += b" " * (-len(text) % 8)  # as the format asks
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        os.truncate(file.fileno(), 8 + len(text) + end)  # others that count the cache's bytes see all of them from now on
+        os.truncate(
+            file.fileno(), 8 + len(text) + end
+        )  # others that count the cache's bytes see all of them from now on
         for array in arrays.values():
             for plane in array:
                 stored = plane if array.dtype == np.uint8 else round_hu(plane)
                 file.write(np.ascontiguousarray(stored, _stored_type(array)).data)
         file.flush()
-        os.fsync(file.fileno())  # where a network file system tells that it was full; and a power cut leaves no entry of zeros
+        os.fsync(
+            file.fileno()
+        )  # where a network file system tells that it was full; and a power cut leaves no entry of zeros
 
 
 def open_entry(path: Path, key: str, name: str, lease: Lease | None = None) -> CachedCase | None:
@@ -124,7 +141,9 @@ def open_entry(path: Path, key: str, name: str, lease: Lease | None = None) -> C
         if size != 8 + length + end or not {"thin", "lung"} <= layout.keys():
             return None
         known = json.loads(about["about"])
-        return CachedCase(name, path, np.asarray(known["lung_box"]), np.asarray(known["spacing"]), layout, lease)
+        return CachedCase(
+            name, path, np.asarray(known["lung_box"]), np.asarray(known["spacing"]), layout, lease
+        )
     except (FileNotFoundError, struct.error, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -29,7 +29,9 @@ def parse_bytes(size: int | str) -> int:
     found = re.fullmatch(r"\s*(\d+\.?\d*(?:e\d+)?)\s*([a-z]*)\s*", str(size), re.IGNORECASE)
     number, unit = found.groups() if found else ("", "?")
     if unit.upper() not in _UNITS:
-        raise ValueError(f"Expected a size in bytes, or with a unit as in '200 GB' or '1.5 TiB', got {size!r}.")
+        raise ValueError(
+            f"Expected a size in bytes, or with a unit as in '200 GB' or '1.5 TiB', got {size!r}."
+        )
     return round(float(number) * _UNITS[unit.upper()])
 
 
@@ -69,7 +71,9 @@ def _evict(folder: Path, needed: int, limit: int) -> None:
     for path in (*folder.glob("*.safetensors"), *folder.glob("*.partial")):
         try:
             status = path.stat()
-        except FileNotFoundError:  # renamed meanwhile, and then counted under its other name, or deleted
+        except (
+            FileNotFoundError
+        ):  # renamed meanwhile, and then counted under its other name, or deleted
             continue
         found.append((status.st_mtime_ns, status.st_size, path))
     total = sum(size for _, size, _ in found)

@@ -13,7 +13,13 @@ import numpy as np
 
 from mpunet.data.case import Case
 from mpunet.data.checks.survey import Survey, survey
-from mpunet.data.checks.volume import Finding, Verdict, check_intensities, check_slices, check_spacing
+from mpunet.data.checks.volume import (
+    Finding,
+    Verdict,
+    check_intensities,
+    check_slices,
+    check_spacing,
+)
 from mpunet.data.pairs import align_pair
 from mpunet.geometry import grid_spacing
 from mpunet.io.scan_file import read_volume
@@ -22,12 +28,16 @@ from mpunet.slices.registration import AGREES, find_steps, register
 
 __all__ = ["examine", "examine_volumes", "refuse", "verdict"]
 
-SPLIT = 0.85  # least agreement of a pair in two parts, of which only one stands where the whole does
+SPLIT = (
+    0.85  # least agreement of a pair in two parts, of which only one stands where the whole does
+)
 MISPLACED = 0.5  # thin slices between what the affines say and what the voxels say
 OTHER_GAIN, OTHER_BIAS = 0.1, 25.0  # HU per HU, and HU: more than kernels differ
 
 
-def examine(case: Case, *, ratio: int | None = None, slice_axis: int | None = None) -> list[Finding]:
+def examine(
+    case: Case, *, ratio: int | None = None, slice_axis: int | None = None
+) -> list[Finding]:
     """Everything that is to be said of a case; never raises for what is wrong with its files.
 
     Args:
@@ -41,9 +51,17 @@ def examine(case: Case, *, ratio: int | None = None, slice_axis: int | None = No
         if path is None:
             continue
         try:
-            volumes[kind] = read_volume(path, slice_axis=slice_axis, check_hu=False, intensity=case.intensity)
-        except Exception as error:  # one file of an archive, whatever is wrong with it, must not stop the others
-            text = str(error) if isinstance(error, ValueError) else f"{path.name}: {type(error).__name__}: {error}"
+            volumes[kind] = read_volume(
+                path, slice_axis=slice_axis, check_hu=False, intensity=case.intensity
+            )
+        except (
+            Exception
+        ) as error:  # one file of an archive, whatever is wrong with it, must not stop the others
+            text = (
+                str(error)
+                if isinstance(error, ValueError)
+                else f"{path.name}: {type(error).__name__}: {error}"
+            )
             findings.append(Finding("unreadable", "refused", text, kind))  # type: ignore[arg-type]  # one of the literals
     thin = volumes.get("thin")
     if thin is None:
@@ -52,14 +70,20 @@ def examine(case: Case, *, ratio: int | None = None, slice_axis: int | None = No
 
 
 def examine_volumes(
-    thin: Volume, thick: Volume | None = None, lung: Volume | None = None, *, ratio: int | None = None
+    thin: Volume,
+    thick: Volume | None = None,
+    lung: Volume | None = None,
+    *,
+    ratio: int | None = None,
 ) -> list[Finding]:
     """The same of volumes that were read without checking their HU (``check_hu=False``)."""
     seen = survey(thin)
     findings = [*_of("thin", check_spacing(thin), check_intensities(seen), check_slices(seen))]
     if thick is not None:
         other = survey(thick)
-        findings += _of("thick", check_spacing(thick), check_intensities(other), check_slices(other))
+        findings += _of(
+            "thick", check_spacing(thick), check_intensities(other), check_slices(other)
+        )
         findings += _check_pair(thick, other, thin, seen, ratio)
     if lung is not None:
         findings += _check_lung(lung, thin)
@@ -78,10 +102,14 @@ def verdict(findings: Iterable[Finding]) -> Verdict:
 
 def refuse(findings: Iterable[Finding], *, name: str) -> None:
     """Raise a ValueError in one line if a finding refuses the case ``name``."""
-    refused = [f"{finding.volume}: {finding.text}" for finding in findings if finding.verdict == "refused"]
+    refused = [
+        f"{finding.volume}: {finding.text}" for finding in findings if finding.verdict == "refused"
+    ]
     if refused:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-        raise ValueError(f"{name}: {refused[0]}{more}. `mpunet check` tells all; take the case out or put it right.")
+        raise ValueError(
+            f"{name}: {refused[0]}{more}. `mpunet check` tells all; take the case out or put it right."
+        )
 
 
 def _of(kind: str, *parts: Iterable[Finding]) -> Iterator[Finding]:
@@ -97,15 +125,27 @@ def _check_pair(
         ratio = max(1, round(measured))
     if abs(measured - ratio) > 0.01 * ratio or ratio < 2:
         spacings = " and ".join(f"{grid_spacing(v.slab_affine)[0]:.4g}" for v in (thick, thin))
-        yield Finding("ratio", "refused", f"slices are {spacings} mm apart, a ratio of {measured:.3f}; expected {max(ratio, 2)}")
+        yield Finding(
+            "ratio",
+            "refused",
+            f"slices are {spacings} mm apart, a ratio of {measured:.3f}; expected {max(ratio, 2)}",
+        )
         return
     if thick.shape[1:] != thin.shape[1:]:
         sizes = " and ".join(" x ".join(map(str, v.shape[1:])) for v in (thick, thin))
-        yield Finding("grid", "refused", f"thick and thin slices have {sizes} voxels: another field of view or matrix")
+        yield Finding(
+            "grid",
+            "refused",
+            f"thick and thin slices have {sizes} voxels: another field of view or matrix",
+        )
         return
     codes = ["".join(nib.aff2axcodes(v.affine)) for v in (thick, thin)]
     if codes[0] != codes[1]:
-        yield Finding("orientation", "repaired", f"stored along {codes[0]} and {codes[1]}; both are turned to one orientation")
+        yield Finding(
+            "orientation",
+            "repaired",
+            f"stored along {codes[0]} and {codes[1]}; both are turned to one orientation",
+        )
     by_header = float(np.linalg.solve(thin.slab_affine, thick.slab_affine[:, 3])[0])
     try:
         used_thick, used_thin = align_pair(thick, thin, ratio)
@@ -119,7 +159,9 @@ def _check_pair(
     yield from _check_registration(thick_seen, thin_seen, ratio, by_header)
 
 
-def _check_registration(thick: Survey, thin: Survey, ratio: int, by_header: float) -> Iterator[Finding]:
+def _check_registration(
+    thick: Survey, thin: Survey, ratio: int, by_header: float
+) -> Iterator[Finding]:
     try:
         found = register(thick.planes, thin.planes, ratio, expected=by_header)
     except ValueError as error:
@@ -133,7 +175,9 @@ def _check_registration(thick: Survey, thin: Survey, ratio: int, by_header: floa
         return
     if found.turned:
         yield Finding(
-            "turned", "refused", f"the thick voxels fit only if they are turned {found.turned}: one of the headers is wrong"
+            "turned",
+            "refused",
+            f"the thick voxels fit only if they are turned {found.turned}: one of the headers is wrong",
         )
         return
     if abs(found.gain - 1) > OTHER_GAIN or abs(found.bias) > OTHER_BIAS:
@@ -142,11 +186,15 @@ def _check_registration(thick: Survey, thin: Survey, ratio: int, by_header: floa
     if steps:
         step = steps[0]
         what = (
-            "thick slices are missing, or thin ones doubled" if step.by > 0 else "thin slices are missing, or thick ones doubled"
+            "thick slices are missing, or thin ones doubled"
+            if step.by > 0
+            else "thin slices are missing, or thick ones doubled"
         )
         more = f" ({len(steps)} such places)" if len(steps) > 1 else ""
         yield Finding(
-            "steps", "refused", f"near thick slice {step.thick} the position slips by {step.by:+.1f} thin slices: {what}{more}"
+            "steps",
+            "refused",
+            f"near thick slice {step.thick} the position slips by {step.by:+.1f} thin slices: {what}{more}",
         )
     elif abs(found.offset - by_header) >= MISPLACED:
         yield Finding(
@@ -160,6 +208,11 @@ def _check_registration(thick: Survey, thin: Survey, ratio: int, by_header: floa
 
 def _check_lung(lung: Volume, thin: VolumeInfo) -> Iterator[Finding]:
     if lung.shape != thin.shape or not np.allclose(lung.slab_affine, thin.slab_affine, atol=0.05):
-        yield Finding("lung mask", "refused", f"the mask of {lung.shape} voxels is not on the thin grid of {thin.shape}", "lung")
+        yield Finding(
+            "lung mask",
+            "refused",
+            f"the mask of {lung.shape} voxels is not on the thin grid of {thin.shape}",
+            "lung",
+        )
     elif not (lung.slab > 0).any():
         yield Finding("lung mask", "refused", "the mask is empty", "lung")

@@ -61,7 +61,11 @@ def survey(volume: Volume) -> Survey:
     counts = np.zeros(2 * _ZERO, np.int64)
     ranges, planes, digests = [], [], []
     for plane in volume.slab:
-        hu = plane if plane.dtype == np.int16 else plane.clip(-_ZERO, _ZERO - 1).round().astype(np.int16)
+        hu = (
+            plane
+            if plane.dtype == np.int16
+            else plane.clip(-_ZERO, _ZERO - 1).round().astype(np.int16)
+        )
         counts += np.bincount(hu.view(np.uint16).ravel(), minlength=2 * _ZERO)
         ranges.append((float(plane.min()), float(plane.max())))
         planes.append(block_means(plane))
@@ -79,5 +83,7 @@ def block_means(plane: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """
     size = [max(1, length // BLOCKS) for length in plane.shape]
     number = [length // block for length, block in zip(plane.shape, size, strict=True)]
-    cut = plane[: number[0] * size[0], : number[1] * size[1]].astype(np.float32).clip(HU_MIN, HU_MAX)
+    cut = (
+        plane[: number[0] * size[0], : number[1] * size[1]].astype(np.float32).clip(HU_MIN, HU_MAX)
+    )
     return np.asarray(cut.reshape(number[0], size[0], number[1], size[1]).mean(axis=(1, 3)))

@@ -21,7 +21,9 @@ Code = Literal[
     "grid", "ratio", "offset", "orientation", "turned", "another patient", "steps", "other scale", "registration", "lung mask",
 ]  # fmt: skip
 
-JUMP = 2.2  # times as different as the neighbours are from each other: two slices or more are missing
+JUMP = (
+    2.2  # times as different as the neighbours are from each other: two slices or more are missing
+)
 SPACING = (0.1, 20.0)  # mm
 
 
@@ -48,49 +50,75 @@ def check_spacing(info: VolumeInfo) -> Iterator[Finding]:
     text = " x ".join(f"{mm:.4g}" for mm in spacing)
     if spacing.min() < SPACING[0] or spacing.max() > SPACING[1]:
         yield Finding(
-            "spacing", "refused", f"voxels of {text} mm are none of a CT; is the header in cm or m, or has it lost its spacing?"
+            "spacing",
+            "refused",
+            f"voxels of {text} mm are none of a CT; is the header in cm or m, or has it lost its spacing?",
         )
     if not any(int(form(coded=True)[1]) for form in (info.header.get_sform, info.header.get_qform)):
-        yield Finding("no position", "fine", "the header has no position (sform and qform code 0): orientation is a guess")
+        yield Finding(
+            "no position",
+            "fine",
+            "the header has no position (sform and qform code 0): orientation is a guess",
+        )
 
 
 def check_intensities(seen: Survey) -> Iterator[Finding]:
     """Whether intensities can be HU of a CT, where air is -1000 and tissue about 0."""
     span = f"intensities of {seen.low:g} to {seen.high:g}"
     if seen.high - seen.low < 100:
-        way = "; if they stand for [-1024, 2048] HU as in RPLHR-CT, say so by intensity 'rplhr'" if seen.high <= 1.5 else ""
+        way = (
+            "; if they stand for [-1024, 2048] HU as in RPLHR-CT, say so by intensity 'rplhr'"
+            if seen.high <= 1.5
+            else ""
+        )
         yield Finding("scale", "refused", f"{span} are not HU{way}")
         return
     levels = int(np.count_nonzero(seen.counts))
     if (seen.low >= 0 and seen.high <= 255) or (levels <= 256 and seen.counts.sum() > 1 << 16):
         yield Finding(
-            "8-bit", "refused", f"{span} in {levels} steps are 8 bit grey values, not HU; convert the DICOM files again"
+            "8-bit",
+            "refused",
+            f"{span} in {levels} steps are 8 bit grey values, not HU; convert the DICOM files again",
         )
         return
     below, padding = seen.share(-32768, -1100), seen.mode(-32768, -1100)
     if below and padding[1] > 0.95 * below:
-        yield Finding("padding", "repaired", f"padding of {padding[0]} HU outside the field of view is taken for -1024")
+        yield Finding(
+            "padding",
+            "repaired",
+            f"padding of {padding[0]} HU outside the field of view is taken for -1024",
+        )
         below = 0.0
     if below > 0.05:
         yield Finding(
-            "shifted", "refused", f"{100 * below:.0f} % of the voxels are below -1100 HU, as if 1024 had been subtracted twice"
+            "shifted",
+            "refused",
+            f"{100 * below:.0f} % of the voxels are below -1100 HU, as if 1024 had been subtracted twice",
         )
     # What is left of air: all below -300 but for one value, which may be padding.
     air = seen.share(-32768, -300)
     if (fill := seen.mode(-32768, -300))[1] > 0.95 * air:
         air = 0.0 if fill[0] not in range(-1030, -990) else air
     if air < 1e-3 and seen.share(824, 1224) > 0.05:
-        yield Finding("shifted", "refused", f"{span}, soft tissue at {seen.mode(824, 1224)[0]} and air near 0: subtract 1024")
+        yield Finding(
+            "shifted",
+            "refused",
+            f"{span}, soft tissue at {seen.mode(824, 1224)[0]} and air near 0: subtract 1024",
+        )
     elif seen.low > -900 and _piled(seen, int(seen.low), 1):
         yield Finding(
-            "clipped", "refused", f"{100 * seen.share(seen.low, seen.low):.0f} % of the voxels have the lowest HU, {seen.low:g}"
+            "clipped",
+            "refused",
+            f"{100 * seen.share(seen.low, seen.low):.0f} % of the voxels have the lowest HU, {seen.low:g}",
         )
     elif seen.low > -200:
         yield Finding("scale", "refused", f"{span} are not HU, where air is -1000")
     if seen.high < 2000 and _piled(seen, int(seen.high), -1):
         share = 100 * seen.share(seen.high, seen.high)
         yield Finding(
-            "clipped", "refused", f"{share:.2g} % of the voxels have the highest HU, {seen.high:g}: clipped to a display window"
+            "clipped",
+            "refused",
+            f"{share:.2g} % of the voxels have the highest HU, {seen.high:g}: clipped to a display window",
         )
 
 
@@ -100,12 +128,18 @@ def check_slices(seen: Survey) -> Iterator[Finding]:
     blank = set(seen.blank)
     if blank:
         yield Finding(
-            "blank", "refused", f"{_slices(seen.blank)} of {depth} {'is' if len(blank) == 1 else 'are'} blank; cut off or restore"
+            "blank",
+            "refused",
+            f"{_slices(seen.blank)} of {depth} {'is' if len(blank) == 1 else 'are'} blank; cut off or restore",
         )
-    doubled = [k for k in range(1, depth) if seen.digests[k] == seen.digests[k - 1] and k not in blank]
+    doubled = [
+        k for k in range(1, depth) if seen.digests[k] == seen.digests[k - 1] and k not in blank
+    ]
     if doubled:
         yield Finding(
-            "doubled", "refused", f"{_slices(doubled)} of {depth} repeat{'s' if len(doubled) == 1 else ''} the one before"
+            "doubled",
+            "refused",
+            f"{_slices(doubled)} of {depth} repeat{'s' if len(doubled) == 1 else ''} the one before",
         )
     steps = np.abs(np.diff(seen.planes, axis=0)).mean(axis=(1, 2))
     for k, step in enumerate(steps):

@@ -79,7 +79,9 @@ class TestEntry:
         lung[4:12, 2:5, 3:9] = 7
         thick = save(tmp_path / "thick.nii", SLAB[2:18:3], start=2.0, **THICK)
         paths = {"thick": thick, "lung": save(tmp_path / "lung.nii", lung, codes="LPS")}
-        found = built(case_of(tmp_path / "thin.nii", codes="LPS")._replace(**paths), tmp_path / "cache")
+        found = built(
+            case_of(tmp_path / "thin.nii", codes="LPS")._replace(**paths), tmp_path / "cache"
+        )
         np.testing.assert_array_equal(found.lung, lung[2:18] > 0)
         assert found.lung_box.tolist() == [[2, 10], [2, 5], [3, 9]]
 
@@ -89,21 +91,30 @@ class TestEntry:
             return slab % 2 == 0
 
         monkeypatch.setattr(lung_source, "lung_mask", lung_mask)
-        np.testing.assert_array_equal(built(case_of(tmp_path / "a.nii"), tmp_path).lung, SLAB % 2 == 0)
+        np.testing.assert_array_equal(
+            built(case_of(tmp_path / "a.nii"), tmp_path).lung, SLAB % 2 == 0
+        )
 
     def test_float_volumes_are_rounded_and_clipped(self, tmp_path):
         slab = SLAB.astype(np.float32) + 0.4
         slab[0, 0, :2] = -2000, 9000
-        found = built(case_of(tmp_path / "a.nii", slab), tmp_path / "cache", R3._replace(examine=False)).thin
+        found = built(
+            case_of(tmp_path / "a.nii", slab), tmp_path / "cache", R3._replace(examine=False)
+        ).thin
         assert found[0, 0, :2].tolist() == [-1024, 3071]
         np.testing.assert_array_equal(found[1:], SLAB[1:])
 
     def test_what_check_refuses_does_not_come_in(self, tmp_path):
         doubled = SLAB[np.r_[0:9, 8:18]]
-        with pytest.raises(ValueError, match=r"a: thin: slice 9 of 19 repeats the one before. `mpunet check` tells all"):
+        with pytest.raises(
+            ValueError,
+            match=r"a: thin: slice 9 of 19 repeats the one before. `mpunet check` tells all",
+        ):
             built(case_of(tmp_path / "a.nii", doubled), tmp_path / "cache")
         assert entries(tmp_path / "cache") == []
-        unseen = built(case_of(tmp_path / "a.nii", doubled), tmp_path / "cache", R3._replace(examine=False))
+        unseen = built(
+            case_of(tmp_path / "a.nii", doubled), tmp_path / "cache", R3._replace(examine=False)
+        )
         np.testing.assert_array_equal(unseen.thin, doubled)
 
     def test_the_format_is_safetensors(self, tmp_path):
@@ -141,13 +152,20 @@ class TestKey:
         lung = case_of(tmp_path / "lung.nii", np.ones(SHAPE, np.uint8)).thin
         paths.append(built(case._replace(thick=thick), folder).path)
         paths.append(built(case._replace(lung=lung), folder).path)
-        paths.append(built(case._replace(intensity="rplhr"), folder).path)  # the same bytes may be read otherwise
+        paths.append(
+            built(case._replace(intensity="rplhr"), folder).path
+        )  # the same bytes may be read otherwise
         assert len(set(paths)) == 5
-        assert built(case._replace(lung=lung), folder, R3._replace(lung_masks="threshold")).path == paths[0]
+        assert (
+            built(case._replace(lung=lung), folder, R3._replace(lung_masks="threshold")).path
+            == paths[0]
+        )
         with pytest.raises(ValueError, match=r"ratio of 3.000; expected 2"):
             built(case._replace(thick=thick), folder, Preparation(2))
         save(tmp_path / "thick.nii", SLAB[::3] + 1, **THICK)
-        np.testing.assert_array_equal(built(case._replace(thick=thick), folder).thick, SLAB[::3] + 1)
+        np.testing.assert_array_equal(
+            built(case._replace(thick=thick), folder).thick, SLAB[::3] + 1
+        )
 
     def test_unchanged_files_are_not_hashed_again(self, tmp_path, monkeypatch):
         case = case_of(tmp_path / "a.nii")
@@ -178,10 +196,18 @@ class TestWhole:
         elif how == "shape":
             header["thin"]["shape"][0] += 1
         text = json.dumps(header).encode().ljust(length)
-        new = {"cut": data[:-1], "long": data + b"0", "empty": b"", "header": data[:50], "text": b"not a cache" * 10}
+        new = {
+            "cut": data[:-1],
+            "long": data + b"0",
+            "empty": b"",
+            "header": data[:50],
+            "text": b"not a cache" * 10,
+        }
         path.write_bytes(new.get(how, struct.pack("<Q", len(text)) + text + data[8 + length :]))
 
-    @pytest.mark.parametrize("how", ["cut", "long", "empty", "header", "text", "foreign", "old", "shape"])
+    @pytest.mark.parametrize(
+        "how", ["cut", "long", "empty", "header", "text", "foreign", "old", "shape"]
+    )
     def test_what_is_not_whole_is_built_again(self, tmp_path, reads, how):
         case = case_of(tmp_path / "a.nii")
         path = built(case, tmp_path / "cache").path
@@ -195,7 +221,11 @@ class TestWhole:
         ("error", "raised", "reason"),
         [
             (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
-            (OSError(errno.ENOSPC, "No space left on device"), ValueError, r"'a' cannot be written: no space left .*cache_limit"),
+            (
+                OSError(errno.ENOSPC, "No space left on device"),
+                ValueError,
+                r"'a' cannot be written: no space left .*cache_limit",
+            ),
         ],
     )
     def test_nothing_stays_of_what_fails(self, tmp_path, monkeypatch, error, raised, reason):
@@ -211,8 +241,12 @@ class TestWhole:
         np.testing.assert_array_equal(built(case, folder).thin, SLAB)
 
     def test_a_disk_that_is_too_small_is_told_before(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(cache_limit.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 9, 10))
-        with pytest.raises(ValueError, match=r"needs .* GB more, the disk of .*cache has 1e-08 GB left; free some"):
+        monkeypatch.setattr(
+            cache_limit.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 9, 10)
+        )
+        with pytest.raises(
+            ValueError, match=r"needs .* GB more, the disk of .*cache has 1e-08 GB left; free some"
+        ):
             built(case_of(tmp_path / "a.nii"), tmp_path / "cache")
 
     def test_remains_of_a_killed_writer_go_after_an_hour(self, tmp_path):
@@ -240,13 +274,17 @@ class TestWhole:
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_the_first_case_that_fails_is_told(self, tmp_path, workers):
-        cases = [case_of(tmp_path / f"{i}.nii", SLAB + i + 1000 * (i > 2), str(i)) for i in range(5)]
+        cases = [
+            case_of(tmp_path / f"{i}.nii", SLAB + i + 1000 * (i > 2), str(i)) for i in range(5)
+        ]
         with pytest.raises(ValueError, match=r"3.nii: intensities of 3 to .* are not HU"):
             Cache(tmp_path / "cache").cases(cases, R3, workers=workers)
         assert len(entries(tmp_path / "cache")) == 3
 
     def test_too_few_slices(self, tmp_path):
-        with pytest.raises(ValueError, match=r"at least 6 thin slices at ratio 5, got 5 in .*a.nii"):
+        with pytest.raises(
+            ValueError, match=r"at least 6 thin slices at ratio 5, got 5 in .*a.nii"
+        ):
             built(case_of(tmp_path / "a.nii", SLAB[:5]), tmp_path / "cache", Preparation(5))
 
     def test_a_file_that_is_missing(self, tmp_path):
@@ -259,7 +297,9 @@ class TestLimit:
         return built(case_of(tmp_path / "a.nii"), tmp_path / "other").path.stat().st_size
 
     def test_what_was_not_used_for_longest_goes(self, tmp_path):
-        limit = 3 * self.size(tmp_path) + cache_entry._MAX_HEADER  # room for three, whose headers are taken to be large
+        limit = (
+            3 * self.size(tmp_path) + cache_entry._MAX_HEADER
+        )  # room for three, whose headers are taken to be large
         folder = tmp_path / "cache"
         cases = [case_of(tmp_path / f"{i}.nii", SLAB + i, str(i)) for i in range(4)]
         paths = [built(case, folder, limit=limit).path for case in cases[:3]]
@@ -273,7 +313,10 @@ class TestLimit:
         limit, folder = 2 * self.size(tmp_path) + cache_entry._MAX_HEADER, tmp_path / "cache"
         cases = [case_of(tmp_path / f"{i}.nii", SLAB + i, str(i)) for i in range(3)]
         held = Cache(folder, limit=limit).cases(cases[:2], R3)
-        with pytest.raises(ValueError, match=r"what is in use, by this run and others, and may have .*raise the limit"):
+        with pytest.raises(
+            ValueError,
+            match=r"what is in use, by this run and others, and may have .*raise the limit",
+        ):
             built(cases[2], folder, limit=limit)
         np.testing.assert_array_equal(held[0].thin, SLAB)
         del held

@@ -86,7 +86,9 @@ def test_killed_half_way(tmp_path, cases, start):
     np.testing.assert_array_equal(Cache(folder).cases(cases[:1], R3)[0].thin, SLAB)
 
 
-@pytest.mark.parametrize("error", [NotImplementedError("no flock"), OSError(errno.ENOLCK, "No locks available")])
+@pytest.mark.parametrize(
+    "error", [NotImplementedError("no flock"), OSError(errno.ENOLCK, "No locks available")]
+)
 def test_where_there_are_no_locks_both_build_the_same(tmp_path, cases, start, monkeypatch, error):
     def acquire(lock):
         raise error
@@ -122,7 +124,9 @@ def test_nothing_is_deleted_that_another_process_reads(tmp_path, cases, start):
     size = next(folder.glob("*.safetensors")).stat().st_size
     limit = 3 * size + cache_entry._MAX_HEADER
     for case in cases[2:] * 2:  # each pushes out the one before
-        np.testing.assert_array_equal(Cache(folder, limit=limit).cases([case], R3)[0].thin, SLAB + int(case.name))
+        np.testing.assert_array_equal(
+            Cache(folder, limit=limit).cases([case], R3)[0].thin, SLAB + int(case.name)
+        )
         assert len(files(folder)) == 3
     done.set()
     reader.join(30)
