@@ -1,7 +1,9 @@
 """mpunet: thin-slice CT from thick-slice CT.
 
-MPU-Net (Liu et al., MICCAI 2020) as building blocks, a LightningModule and a command line. Research software, not a medical device.
-Names are imported when first asked for; ``import mpunet`` alone imports neither torch nor Lightning.
+MPU-Net (Liu et al., MICCAI 2020) as building blocks, a LightningModule and a command line.
+Research software, not a medical device.
+
+Names are imported on first use; ``import mpunet`` alone imports neither torch nor Lightning.
 """
 
 from __future__ import annotations

@@ -16,24 +16,29 @@ usage: mpunet [--version] [--debug] COMMAND [options]
 
 Thin-slice CT from thick-slice CT. Research software, not a medical device.
 
-  check         look over training data:    mpunet check DATA
-  simulate      thick slices of thin ones:  mpunet simulate THIN THICK --ratio 5
-  fit-profile   slice profile of a pair:    mpunet fit-profile THIN THICK
-  fit           train a network:            mpunet fit --config examples/mpunet.yaml --data.train_dir DIR --data.val_dir DIR
-  validate      measure on whole volumes:   mpunet validate --ckpt_path CKPT --data.val_dir DIR
-  test          likewise, on test data:     mpunet test --ckpt_path CKPT --data.test_dir DIR
-  predict       thin slices of a folder:    mpunet predict --data.predict_dir SCANS --writer.output_dir THIN [--ckpt_path CKPT]
-  info          what a network is:          mpunet info [CKPT]
-  export        weights to hand on:         mpunet export CKPT FILE.safetensors
+  check         check training data:        mpunet check DATA
+  simulate      simulate thick slices:      mpunet simulate THIN THICK --ratio 5
+  fit-profile   fit a slice profile:        mpunet fit-profile THIN THICK
+  fit           train a network:            mpunet fit --config examples/mpunet.yaml
+                                              --data.train_dir DIR --data.val_dir DIR
+  validate      metrics, validation data:   mpunet validate --ckpt_path CKPT --data.val_dir DIR
+  test          metrics, test data:         mpunet test --ckpt_path CKPT --data.test_dir DIR
+  predict       predict thin slices:        mpunet predict --data.predict_dir SCANS
+                                              --writer.output_dir THIN [--ckpt_path CKPT]
+  info          describe a network:         mpunet info [CKPT]
+  export        write a weights file:       mpunet export CKPT FILE.safetensors
   evaluate      measure predictions:        mpunet evaluate THIN TRUTH --inputs SCANS --output OUT
-  view          look at volumes:            mpunet view a.nii.gz b.nii.gz --output page.html
-  reader-study  sensitivity and precision:  mpunet reader-study FINDINGS.csv STANDARD.csv --output OUT
-  benchmark     train and compare methods:  mpunet benchmark --rows examples/table1 --train_dir DIR --test_dir DIR --output_dir OUT --minutes 30
+  view          show volumes on a page:     mpunet view a.nii.gz b.nii.gz --output page.html
+  reader-study  sensitivity and precision:  mpunet reader-study FINDINGS.csv STANDARD.csv
+                                              --output OUT
+  benchmark     train and compare methods:  mpunet benchmark --rows examples/table1 --train_dir DIR
+                                              --test_dir DIR --output_dir OUT --minutes 30
 
 `mpunet COMMAND --help` lists the options. --debug shows the traceback of an error.
-Exit status: 0 done, 1 some volumes or rows failed (manifest.jsonl beside the results says which and why), 2 wrong usage or bad input."""
+Exit status: 0 success; 1 some volumes, cases or rows failed (predict writes the reasons to
+manifest.jsonl in its output folder); 2 wrong usage or bad input."""
 
-# Commands that need no Trainer: the function run(args) of a module returns the exit status.
+# Commands that need no Trainer: module.run(args) returns the exit status.
 COMMANDS = {
     "benchmark": "mpunet.cli.benchmark",
     "check": "mpunet.cli.check",
@@ -48,7 +53,11 @@ COMMANDS = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line with ``args`` (by default the process's) and return the exit status."""
+    """Run the command line and return the exit status.
+
+    Args:
+        args: command line arguments; by default those of the process.
+    """
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -59,7 +68,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"mpunet {__version__}")
         return 0
     try:
-        # Here, as Lightning takes seconds to import: not for --help and --version.
+        # Imported late: Lightning takes seconds to import, and --help and --version do not need it.
         if words[0] in COMMANDS:
             status: int = import_module(COMMANDS[words[0]]).run(words[1:])
         else:
@@ -68,9 +77,9 @@ def main(args: Sequence[str] | None = None) -> int:
             status = run(words)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # whoever reads the output, such as `head`, has had enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # as a shell says of SIGPIPE
+        return 141  # 128 + SIGPIPE, as in a shell
     except (ValueError, OSError) as error:
         if debug:
             raise

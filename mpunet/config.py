@@ -1,4 +1,8 @@
-"""Modules written down as plain values, so that a checkpoint can rebuild them and ``torch.load(weights_only=True)`` can read it."""
+"""Configurations of modules as plain values.
+
+A checkpoint that stores them can rebuild its modules, and ``torch.load(weights_only=True)`` can
+read it.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,20 @@ __all__ = ["Configurable", "from_config", "public_path", "to_config"]
 
 
 class Configurable:
-    """Mixin for modules that are built from plain values: remembers the constructor's arguments for :func:`to_config`."""
+    """Mixin for modules built from plain values.
+
+    Attributes:
+        init_args: arguments of the constructor, including defaults, for :func:`to_config`.
+    """
 
     init_args: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Note the arguments, defaults included; copies and unpickled objects come without any and keep their original's."""
+        """Record the arguments, including defaults.
+
+        Copies and unpickled objects are created without arguments; they keep ``init_args`` of their
+        original.
+        """
         self = super().__new__(cls)
         bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
         bound.apply_defaults()
@@ -31,18 +43,27 @@ class Configurable:
 
 
 def to_config(module: nn.Module) -> dict[str, Any]:
-    """``{"class_path": ..., "init_args": {...}}`` of a :class:`Configurable` module, as jsonargparse writes it in YAML."""
+    """Return the configuration of a :class:`Configurable` module.
+
+    Returns:
+        ``{"class_path": ..., "init_args": {...}}``, the format of jsonargparse in YAML files.
+
+    Raises:
+        ValueError: if the module is not :class:`Configurable`.
+    """
     cls = type(module)
     if not isinstance(module, Configurable):
         raise ValueError(
-            f"{cls.__name__} does not remember its arguments, so a checkpoint could not rebuild it. "
-            "Derive it from mpunet.config.Configurable beside torch.nn.Module."
+            f"{cls.__name__} does not record its arguments, so a checkpoint could not rebuild it. "
+            "Derive it from mpunet.config.Configurable in addition to torch.nn.Module."
         )
     return {"class_path": public_path(cls), "init_args": dict(module.init_args)}
 
 
 def public_path(cls: type) -> str:
-    """The shortest path that a class can be imported by: ``mpunet.MPUNet``, not the file that it is in today.
+    """Return the shortest import path of a class, for example ``mpunet.MPUNet``.
+
+    It stays valid if the class moves to another file of the package.
 
     >>> public_path(nn.Conv3d)
     'torch.nn.Conv3d'
@@ -56,7 +77,11 @@ def public_path(cls: type) -> str:
 
 
 def from_config(config: dict[str, Any]) -> nn.Module:
-    """The module that a ``{"class_path": ..., "init_args": {...}}`` describes."""
+    """Build the module of a configuration ``{"class_path": ..., "init_args": {...}}``.
+
+    Raises:
+        ValueError: if the class cannot be imported or is not a ``torch.nn.Module``.
+    """
     module_name, _, class_name = str(config.get("class_path")).rpartition(".")
     try:
         cls = getattr(import_module(module_name), class_name)

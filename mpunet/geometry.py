@@ -1,12 +1,13 @@
-"""Where slices stand: windows, grids and affines. Pure functions in slices and mm, NumPy only.
+"""Slice positions: windows, grids and affines, in slices and mm. Pure functions, NumPy only.
 
-The rule that everything else follows: thick and thin slices are end-aligned. D thick slices at ratio r become
-(D - 1) * r + 1 thin ones, thick slice k and thin slice r * k share one position, and a window of n thick slices that starts at
-slice k covers the thin slices r * k ... r * (k + n - 1). It is not a scale factor of N / n.
+Thick and thin slices are end-aligned. D thick slices at ratio r become (D - 1) * r + 1 thin slices,
+and thick slice k has the position of thin slice r * k. A window of n thick slices that starts at
+slice k covers the thin slices r * k ... r * (k + n - 1). This is not a scale factor of N / n.
 
-Arrays that the library works on are *slabs*: axes (depth, height, width), depth = through-plane, slice 0 at the smallest
-world coordinate. In patient terms the axes of an axial scan run towards superior, posterior and left, as in DICOM; scans along
-another axis keep the same order of the remaining two. Files keep the orientation they came in: :class:`SlabFrame` maps both ways.
+The library works on *slabs*: arrays with axes (depth, height, width), where depth is through-plane
+and slice 0 has the smallest world coordinate. For an axial scan the axes point to superior,
+posterior and left, as in DICOM; for scans along another axis the other two keep this order. Files
+keep their orientation: :class:`SlabFrame` converts between a stored array and a slab.
 """
 
 from __future__ import annotations
@@ -37,31 +38,47 @@ Affine = npt.NDArray[np.float64]
 
 
 def thin_depth(thick_depth: int, ratio: float) -> int:
-    """Number of thin slices that stand for ``thick_depth`` thick ones: (D - 1) * r + 1, or as many as fit where r is no whole number.
+    """Compute the number of thin slices from the first to the last of D thick slices.
+
+    It is (D - 1) * r + 1, or the number that fits if r is not an integer.
+
+    Args:
+        thick_depth: number of thick slices, D; at least 2.
+        ratio: thick spacing / thin spacing, r; at least 1.
+
+    Raises:
+        ValueError: if an argument is out of range.
 
     >>> thin_depth(8, 5), thin_depth(8, 2.4)
     (36, 17)
     """
     if thick_depth < 2:
         raise ValueError(
-            f"Expected at least 2 slices along depth, got {thick_depth}; a single slice cannot be interpolated."
+            f"Expected at least 2 slices along depth, got {thick_depth}; a single slice cannot be "
+            "interpolated."
         )
     if ratio < 1:
         raise ValueError(
             f"Expected a ratio of at least 1 (thick spacing / thin spacing), got {ratio}."
         )
-    return (
-        math.floor((thick_depth - 1) * ratio + 1e-3) + 1
-    )  # a thousandth of a slice is rounding of spacings
+    # The tolerance of a thousandth of a slice allows for rounded spacings.
+    return math.floor((thick_depth - 1) * ratio + 1e-3) + 1
 
 
 def window_starts(depth: int, n_thick: int, stride: int = 1) -> list[int]:
-    """First thick slice of each window, so that every thin slice of the volume lies in at least one window.
+    """Compute the first thick slice of each window.
+
+    The windows cover every thin slice of the volume at least once.
 
     Args:
-        depth: thick slices in the volume, at least ``n_thick`` (pad shorter volumes first, see :func:`reflect_indices`).
-        n_thick: thick slices in one window, at least 2.
-        stride: thick slices between windows, 1 (the paper's) to ``n_thick - 1``. The last window is moved back to end with the volume.
+        depth: number of thick slices in the volume, at least ``n_thick``. Pad shorter volumes
+            first; see :func:`reflect_indices`.
+        n_thick: number of thick slices in a window, at least 2.
+        stride: distance between windows in thick slices, 1 (the paper's value) to ``n_thick - 1``.
+            The last window is moved back so that it ends with the volume.
+
+    Raises:
+        ValueError: if an argument is out of range.
 
     >>> window_starts(20, 8, stride=5)
     [0, 5, 10, 12]
@@ -83,7 +100,7 @@ def window_starts(depth: int, n_thick: int, stride: int = 1) -> list[int]:
 
 
 def thin_window(start: int, n_thick: int, ratio: int) -> slice:
-    """Thin slices that the window starting at thick slice ``start`` covers.
+    """Compute the thin slices covered by the window that starts at thick slice ``start``.
 
     >>> thin_window(3, 8, 5)
     slice(15, 51, None)
@@ -92,48 +109,58 @@ def thin_window(start: int, n_thick: int, ratio: int) -> slice:
 
 
 def reflect_indices(depth: int, length: int) -> npt.NDArray[np.intp]:
-    """Slice indices that extend ``depth`` slices to at least ``length`` by reflection at the last one (and the first, and so on).
+    """Compute slice indices that extend ``depth`` slices to at least ``length`` by reflection.
 
-    Padding is at the end only, so that slice k stays slice k.
+    Indices reflect at the last slice, then at the first, and so on. Padding is added at the end
+    only, so that the index of each slice does not change.
+
+    Raises:
+        ValueError: if ``depth`` is below 2.
 
     >>> reflect_indices(3, 8).tolist()
     [0, 1, 2, 1, 0, 1, 2, 1]
     """
     if depth < 2:
         raise ValueError(
-            f"Expected at least 2 slices along depth, got {depth}; a single slice cannot be interpolated."
+            f"Expected at least 2 slices along depth, got {depth}; a single slice cannot be "
+            "interpolated."
         )
     return np.pad(np.arange(depth), (0, max(0, length - depth)), mode="reflect")
 
 
 def grid_spacing(affine: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Voxel spacing in mm along each of the three voxel axes of a 4 x 4 affine."""
+    """Compute the voxel spacing in mm along the three voxel axes of a 4 x 4 affine."""
     matrix = _checked_affine(affine)
     return np.asarray(np.linalg.norm(matrix[:3, :3], axis=0))
 
 
 def find_slice_axis(affine: npt.ArrayLike) -> int:
-    """The voxel axis along which slices are stacked.
+    """Find the voxel axis along which slices are stacked.
 
-    Pixels are square, so it is the axis whose spacing differs (by more than 1 %) from that of the other two, be it larger, as in
-    thick scans, or smaller. Where that does not tell, it is an axis with at least 1.5 times the spacing of the others, or else the
-    axis nearest to the patient's superior-inferior direction, the usual scan axis of CT.
+    Three rules are tried in this order:
+
+    1. Pixels are square: the axis for which the other two have equal spacings (within 1 %).
+    2. The axis whose spacing is at least 1.5 times that of the others.
+    3. The axis closest to the patient's superior-inferior direction, the usual scan axis of CT.
+
+    The first two rules apply only if they select exactly one axis.
     """
     matrix = _checked_affine(affine)
     spacing = grid_spacing(matrix)
     others = np.array([np.delete(spacing, axis) for axis in range(3)])
     square = others.max(axis=1) <= 1.01 * others.min(axis=1)
     thick = spacing >= 1.5 * others.max(axis=1)
-    for told in (square, thick):
-        if told.sum() == 1:
-            return int(np.argmax(told))
+    for candidates in (square, thick):
+        if candidates.sum() == 1:
+            return int(np.argmax(candidates))
     return int(np.argmax(np.abs(matrix[2, :3]) / spacing))
 
 
 def thin_affine(affine: npt.ArrayLike, axis: int, ratio: float) -> Affine:
-    """Affine of the thin grid: spacing along ``axis`` divided by ``ratio``, first and (of a whole number) last slice where they were.
+    """Compute the affine of the thin grid: the spacing along ``axis`` is divided by ``ratio``.
 
-    Holds for any rotation, shear or flip: the first slice keeps its position because the origin stays, and the last because
+    For any rotation, shear or flip, the first slice keeps its position because the origin does not
+    change. For an integer ratio the last slice keeps its position too, because
     ((D - 1) * r) * (spacing / r) = (D - 1) * spacing.
     """
     matrix = _checked_affine(affine).copy()
@@ -142,7 +169,7 @@ def thin_affine(affine: npt.ArrayLike, axis: int, ratio: float) -> Affine:
 
 
 def thick_affine(affine: npt.ArrayLike, axis: int, ratio: int, start: int = 0) -> Affine:
-    """Affine of every ``ratio``-th slice of a thin grid, beginning with thin slice ``start``."""
+    """Compute the affine of every ``ratio``-th slice of a thin grid, from slice ``start`` on."""
     matrix = _checked_affine(affine).copy()
     matrix[:, 3] += matrix[:, axis] * start
     matrix[:, axis] *= ratio
@@ -150,18 +177,22 @@ def thick_affine(affine: npt.ArrayLike, axis: int, ratio: int, start: int = 0) -
 
 
 def slice_positions(affine: npt.ArrayLike, axis: int, depth: int) -> npt.NDArray[np.float64]:
-    """World coordinates in mm, shape (depth, 3), of the first voxel of each slice along ``axis``."""
+    """Compute the world coordinates of the first voxel of each slice along ``axis``.
+
+    Returns:
+        Coordinates in mm, shape (depth, 3).
+    """
     matrix = _checked_affine(affine)
     return np.asarray(matrix[:3, 3] + np.arange(depth)[:, None] * matrix[:3, axis])
 
 
 @dataclass(frozen=True)
 class SlabFrame:
-    """How a stored volume's voxel axes map to a slab's (depth, height, width), and back.
+    """Mapping between the voxel axes of a stored volume and the axes of a slab.
 
     Attributes:
-        order: stored axis that becomes depth, height and width.
-        flipped: for depth, height and width, whether the stored axis runs the other way.
+        order: stored axes that become depth, height and width.
+        flipped: for depth, height and width, whether the stored axis has the opposite direction.
     """
 
     order: tuple[int, int, int]
@@ -169,32 +200,48 @@ class SlabFrame:
 
     @classmethod
     def from_affine(cls, affine: npt.ArrayLike, axis: int | None = None) -> SlabFrame:
-        """Frame of a volume with this affine, ``axis`` being its slice axis (found by :func:`find_slice_axis` if not given)."""
+        """Create the frame of a volume with this affine.
+
+        Args:
+            affine: 4 x 4 affine of the stored volume, RAS+, mm.
+            axis: slice axis of the stored volume; default: :func:`find_slice_axis`.
+
+        Raises:
+            ValueError: if the affine is not a finite, invertible 4 x 4 matrix.
+        """
         matrix = _checked_affine(affine)
         depth_axis = find_slice_axis(matrix) if axis is None else axis
         world = _nearest_world_axes(matrix)
         in_plane = sorted((a for a in range(3) if a != depth_axis), key=lambda a: -world[a])
         order = (depth_axis, in_plane[0], in_plane[1])
-        # NIfTI worlds are RAS+; a slab's axes run towards S, P and L, so x and y count downwards.
+        # NIfTI coordinates are RAS+ and slab axes point to S, P and L, so x and y are reversed.
         descending = [matrix[world[a], a] < 0 for a in order]
         flipped = [down == (world[a] == 2) for a, down in zip(order, descending, strict=True)]
         return cls(order, (bool(flipped[0]), bool(flipped[1]), bool(flipped[2])))
 
     @property
     def axis(self) -> int:
-        """The stored volume's slice axis."""
+        """Slice axis of the stored volume."""
         return self.order[0]
 
     def to_slab(self, stored: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-        """A view of the stored array with axes (depth, height, width)."""
+        """Return a view of the stored array with axes (depth, height, width)."""
         return np.flip(stored.transpose(self.order), self._flip_axes())
 
     def to_stored(self, slab: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-        """A view of the slab with the stored array's axes; the inverse of :meth:`to_slab` for any depth."""
+        """Return a view of the slab with the axes of the stored array.
+
+        This is the inverse of :meth:`to_slab`; the depth may differ from that of the stored array.
+        """
         return np.flip(slab, self._flip_axes()).transpose(np.argsort(self.order))
 
     def slab_affine(self, affine: npt.ArrayLike, stored_shape: tuple[int, ...]) -> Affine:
-        """Affine (RAS+, mm) of the slab that :meth:`to_slab` makes of a stored volume of this shape."""
+        """Compute the affine (RAS+, mm) of the slab of a stored volume.
+
+        Args:
+            affine: 4 x 4 affine of the stored volume, RAS+, mm.
+            stored_shape: shape of the stored volume.
+        """
         matrix = _checked_affine(affine)
         out = matrix.copy()
         for slab_axis, (stored_axis, flip) in enumerate(zip(self.order, self.flipped, strict=True)):
@@ -209,7 +256,10 @@ class SlabFrame:
 
 
 def _nearest_world_axes(matrix: Affine) -> list[int]:
-    """For each voxel axis its own nearest world axis (0 = x, 1 = y, 2 = z): the assignment with the largest sum of cosines."""
+    """Assign each voxel axis a different world axis (0 = x, 1 = y, 2 = z).
+
+    The assignment is the one with the largest sum of cosines between the axes.
+    """
     cosines = np.abs(matrix[:3, :3]) / grid_spacing(matrix)
     return list(
         max(permutations(range(3)), key=lambda world: float(cosines[list(world), range(3)].sum()))

@@ -1,4 +1,7 @@
-"""HU to [0, 1] and back: the window [-1024, 3071] of 12-bit CT, as in the paper (Section 4.1)."""
+"""Conversion between HU and intensities in [0, 1].
+
+The window is [-1024, 3071] HU, the range of 12-bit CT, as in the paper (Section 4.1).
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,12 @@ Array = TypeVar("Array", Tensor, npt.NDArray[np.floating])
 
 
 def from_hu(hu: Array) -> Array:
-    """Intensity in [0, 1] of values in HU; HU outside [-1024, 3071] are clipped."""
+    """Convert HU to intensities in [0, 1]; values outside [-1024, 3071] HU are clipped."""
     return (hu.clip(HU_MIN, HU_MAX) - HU_MIN) / HU_RANGE
 
 
 def to_hu(intensity: Array) -> Array:
-    """HU of intensities in [0, 1]; not clipped."""
+    """Convert intensities in [0, 1] to HU, without clipping."""
     return intensity * HU_RANGE + HU_MIN
 
 
@@ -32,6 +35,6 @@ def round_hu(hu: Tensor) -> Tensor: ...
 @overload
 def round_hu(hu: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]: ...
 def round_hu(hu: Any) -> Any:
-    """HU clipped to [-1024, 3071] and rounded to int16, as files store it."""
+    """Clip HU to [-1024, 3071] and round to int16, the data type of files."""
     rounded = hu.clip(HU_MIN, HU_MAX).round()
     return rounded.short() if isinstance(rounded, Tensor) else rounded.astype(np.int16)

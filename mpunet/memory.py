@@ -1,4 +1,4 @@
-"""Memory of the process: kept between steps, limited on demand, and how to tell that it has run out."""
+"""Memory of the process: keep freed memory, set a limit, and detect out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 __all__ = ["is_out_of_memory", "keep_freed_memory", "limit_memory"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8  # M_... of malloc.h
-_HEADROOM = (
-    256 << 20
-)  # bytes for threads and code that is made at run time, below which nothing can be computed
-# What PyTorch, oneDNN and the C++ library say on a CPU. On other devices it is a torch.OutOfMemoryError.
+# Minimum free memory in bytes for threads and generated code; with less, computations fail.
+_HEADROOM = 256 << 20
+# Out-of-memory messages of PyTorch, oneDNN and the C++ library on a CPU. Other devices raise
+# torch.OutOfMemoryError.
 _CPU_MESSAGES = (
     "can't allocate memory",
     "not enough memory",
@@ -24,19 +24,32 @@ _CPU_MESSAGES = (
 
 
 def keep_freed_memory() -> bool:
-    """Keep the C library (glibc) from handing memory back to the system after every step; True if that was possible.
+    """Stop the C library (glibc) from returning freed memory to the system after every step.
 
-    A 3D network allocates and frees hundreds of megabytes in every step. By default each such buffer is mapped anew and its pages
-    are cleared by the kernel, which can take as long as the arithmetic. What is kept comes in pieces, so peak memory grows by some
-    tens of per cent. Affects the whole process, so the command line calls it, not the library.
+    A 3D network allocates and frees hundreds of megabytes in every step. By default the system maps
+    each such buffer again and clears its pages, which can take as long as the computation. The kept
+    memory is fragmented, so peak memory grows by some tens of per cent. The setting affects the
+    whole process; therefore the command line calls this function and the library does not.
+
+    Returns:
+        True if the setting was applied.
     """
     return _mallopt((_TRIM_THRESHOLD, 2**31 - 1), (_MMAP_MAX, 0), (_ARENA_MAX, 1))
 
 
 def limit_memory(gib: float, device: torch.device | str = "cpu") -> None:
-    """Let allocations beyond ``gib`` GiB fail, so that they can be answered, instead of the system killing the process.
+    """Limit memory to ``gib`` GiB, so that larger allocations raise an error.
 
-    On a CUDA device this is its memory, elsewhere the data of this process (``RLIMIT_DATA``; Linux).
+    A caller can handle the error. Without a limit the system may kill the process.
+
+    Args:
+        gib: limit in GiB; above 0.
+        device: for a CUDA device, its memory is limited; for any other device, the data of this
+            process (``RLIMIT_DATA``), which requires Linux.
+
+    Raises:
+        ValueError: if the limit is not above 0, is smaller than the memory in use plus a reserve,
+            or is not supported by the system.
     """
     device = torch.device(device)
     if gib <= 0:
@@ -47,19 +60,21 @@ def limit_memory(gib: float, device: torch.device | str = "cpu") -> None:
         return
     if not sys.platform.startswith("linux"):
         raise ValueError(
-            f"A memory limit needs Linux or a CUDA device, got {sys.platform}; choose a tile size instead."
+            f"A memory limit needs Linux or a CUDA device, got {sys.platform}; choose a tile size "
+            "instead."
         )
     import resource
 
-    # What is freed must go back, or it counts against the limit in pieces too small for what comes.
+    # Return freed memory to the system: kept memory counts against the limit, and its fragments may
+    # be too small to be used again.
     _mallopt((_MMAP_THRESHOLD, 1 << 20), (_ARENA_MAX, 1))
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     wanted = int(gib * 2**30)
     taken = _data_size()
     if wanted < taken + _HEADROOM:
         raise ValueError(
-            f"Expected a memory limit of at least {(taken + _HEADROOM) / 2**30:.2f} GiB, got {gib}: Python and its libraries alone take "
-            f"{taken / 2**30:.2f} GiB of data."
+            f"Expected a memory limit of at least {(taken + _HEADROOM) / 2**30:.2f} GiB, got "
+            f"{gib}: Python and its libraries alone take {taken / 2**30:.2f} GiB of data."
         )
     resource.setrlimit(
         resource.RLIMIT_DATA,
@@ -68,10 +83,12 @@ def limit_memory(gib: float, device: torch.device | str = "cpu") -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device, or the process, has no memory left.
+    """Return whether an error means that the device or the process is out of memory.
 
-    >>> is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory")), is_out_of_memory(RuntimeError("size mismatch"))
-    (True, False)
+    >>> is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    True
+    >>> is_out_of_memory(RuntimeError("size mismatch"))
+    False
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
@@ -81,7 +98,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _data_size() -> int:
-    """Bytes that count against ``RLIMIT_DATA``."""
+    """Return the number of bytes that count against ``RLIMIT_DATA``."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmData:"))
 

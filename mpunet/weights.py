@@ -1,7 +1,9 @@
-"""Networks at rest: Lightning's checkpoints, read safely, and weights files, which are what mpunet ships and what to hand on to others.
+"""Files with trained networks: safe reading of Lightning's checkpoints, and weights files.
 
-A weights file is safetensors: tensors and a table of text, which no reader can be made to run as code. Its table has the network's
-class and arguments, the SHA-256 of the tensors, and the record of how they came to be (:class:`Record`).
+Weights files are the format for sharing networks; mpunet includes some. They are safetensors files
+with tensors and a table of text, so reading one never runs code from it. The table contains the
+class and arguments of the network, the SHA-256 of the tensors, and the record of the training
+(:class:`Record`).
 """
 
 from __future__ import annotations
@@ -40,19 +42,21 @@ FORMAT = "mpunet-weights-1"
 SUFFIX = ".safetensors"
 
 PACKAGED = Path(__file__).with_name("packaged") / "mpunet_r5.safetensors"
-"""What "packaged" means, and what is taken where no checkpoint is given: the network of ratio 5 that comes with mpunet."""
+"""Default weights file, also named "packaged": the network of ratio 5 that is part of mpunet."""
 
 
 class Record(TypedDict, total=False):
-    """What is known of how weights came to be; all plain values.
+    """Record of how weights were trained, in plain values.
 
     Attributes:
-        version: of mpunet that wrote the file.
-        steps: training steps.
-        training: the data, as :meth:`mpunet.data.ThickThinDataModule.state_dict` tells.
-        objective: the losses, as ``{"class_path": ..., "init_args": ...}``.
-        consistency: range over the cases of the last validation, see :class:`mpunet.metrics.consistency.ConsistencyRange`.
-        notes: what people add: title, sources with their licences, commands, figures, limits.
+        version: version of mpunet that wrote the file.
+        steps: number of training steps.
+        training: training data, as in :meth:`mpunet.ThickThinDataModule.training_record`.
+        objective: losses, as ``{"class_path": ..., "init_args": ...}``.
+        consistency: consistency range of the last validation, see
+            :class:`mpunet.metrics.consistency.ConsistencyRange`.
+        notes: notes of the authors, such as title, data sources with licences, commands, results
+            and limits.
     """
 
     version: str
@@ -65,13 +69,13 @@ class Record(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Weights:
-    """A network's class, arguments and tensors, and what is known of them.
+    """Class, arguments and tensors of a network, and the record of its training.
 
     Attributes:
-        source: the file.
-        net: ``{"class_path": ..., "init_args": {...}}``.
-        tensors: the network's ``state_dict``.
-        record: how they came to be.
+        source: file that contains them.
+        net: class and arguments, ``{"class_path": ..., "init_args": {...}}``.
+        tensors: ``state_dict`` of the network.
+        record: record of the training.
     """
 
     source: Path
@@ -80,29 +84,30 @@ class Weights:
     record: Record
 
     def network(self) -> nn.Module:
-        """The network with its weights in float32, on the CPU and in evaluation mode.
+        """Create the network with its weights, in float32, on the CPU and in evaluation mode.
 
         Raises:
-            ValueError: if its class cannot be imported, or is no such network, or the weights do not fit.
+            ValueError: if the class cannot be imported or is not a thick-to-thin network, or the
+                weights do not fit.
         """
         network = from_config(self.net)
-        geometry_of(network)  # raises for a module that is no such network
+        geometry_of(network)  # raises if the module is not a thick-to-thin network
         try:
             network.load_state_dict(self.tensors)
         except RuntimeError as error:
             raise ValueError(
-                f"The weights in {self.source} do not fit the network that it describes: {error}"
+                f"The weights in {self.source} do not fit the network described there: {error}"
             ) from error
         return network.eval().to(memory_format=torch.channels_last_3d)
 
     @property
     def flips(self) -> bool:
-        """Whether the network is known to have been trained on flipped crops."""
+        """Whether the record says that the network was trained on flipped crops."""
         return bool(self.record.get("training", {}).get("flips"))
 
     @property
     def sha256(self) -> str:
-        """Of the tensors: names, types, shapes and bytes, in the order of their names."""
+        """SHA-256 of names, types, shapes and bytes of the tensors, ordered by name."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.tensors.items()):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -113,19 +118,22 @@ class Weights:
 
 
 def read_weights(path: str | Path | None = None) -> Weights:
-    """The network of a checkpoint of ``mpunet fit`` or of a weights file (``.safetensors``); without a path, the packaged one.
+    """Read the network of a checkpoint of ``mpunet fit`` or of a weights file.
 
     Args:
-        path: a file, or a name that :func:`packaged` gives, such as "packaged_r3".
+        path: checkpoint or weights file (``.safetensors``), or a name from :func:`packaged`, such
+            as "packaged_r3". Default: "packaged".
 
     Raises:
-        ValueError: if there is no such file, it is damaged, it holds more than tensors and plain values, or another program made it.
+        ValueError: if the file does not exist, is damaged, contains more than tensors and plain
+            values, or was not written by mpunet.
     """
     name = "packaged" if path is None else str(path)
     path = packaged().get(name, Path(name))
     if name.startswith("packaged") and not path.exists():
         raise ValueError(
-            f"Expected a file or the name of weights that come with mpunet ({', '.join(packaged())}), got {name}."
+            "Expected a file or the name of weights that come with mpunet "
+            f"({', '.join(packaged())}), got {name}."
         )
     if path.suffix == SUFFIX:
         return _read_safetensors(path)
@@ -148,7 +156,10 @@ def read_weights(path: str | Path | None = None) -> Weights:
 
 
 def packaged() -> dict[str, Path]:
-    """Names and files of the weights that come with mpunet: "packaged", and by ratio "packaged_r3", "packaged_r5"."""
+    """Return names and files of the weights that are part of mpunet.
+
+    The names are "packaged" for the default, and "packaged_r3" and "packaged_r5" for the ratios.
+    """
     files = sorted(PACKAGED.parent.glob(f"mpunet_r*{SUFFIX}"))
     return {
         "packaged": PACKAGED,
@@ -159,15 +170,20 @@ def packaged() -> dict[str, Path]:
 def write_weights(
     path: str | Path, weights: Weights, *, dtype: torch.dtype = torch.float16
 ) -> None:
-    """Write a weights file; its floating-point tensors as ``dtype``. The file is at any time absent, as before, or whole.
+    """Write a weights file. An existing file is replaced only when the new one is complete.
+
+    Args:
+        path: file to write, ``.safetensors``.
+        weights: the network.
+        dtype: data type of the floating-point tensors in the file.
 
     Raises:
-        ValueError: if the suffix is not .safetensors, or a weight is not finite or too large for ``dtype``.
+        ValueError: if the suffix is not .safetensors, or a weight is not finite in ``dtype``.
     """
     path = Path(path)
     if path.suffix != SUFFIX:
         raise ValueError(f"Expected a weights file ending in {SUFFIX}, got {path}.")
-    # In the ordinary order: safetensors writes no channels-last tensors.
+    # safetensors cannot write tensors in the memory layout channels_last.
     tensors = {
         name: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in weights.tensors.items()
@@ -175,7 +191,8 @@ def write_weights(
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(
-                f"{weights.source}: {name} has values that are not finite in {str(dtype).removeprefix('torch.')}; the file is not written."
+                f"{weights.source}: {name} has values that are not finite in "
+                f"{str(dtype).removeprefix('torch.')}; the file is not written."
             )
     table = {
         "format": FORMAT,
@@ -184,25 +201,28 @@ def write_weights(
         "record": json.dumps({**weights.record, "version": __version__}),
     }
     with whole_file(path) as unfinished:
-        unfinished.write_bytes(
-            save(tensors, metadata=table)
-        )  # safetensors' own would make a file for the owner alone
+        # Not save_file of safetensors, which creates a file that only its owner can read.
+        unfinished.write_bytes(save(tensors, metadata=table))
 
 
 def load_network(path: str | Path | None = None) -> nn.Module:
-    """The network of :func:`read_weights`, with its weights, on the CPU and in evaluation mode.
+    """Load a network with its weights, in float32, on the CPU and in evaluation mode.
+
+    Args:
+        path: as in :func:`read_weights`.
 
     Raises:
-        ValueError: as :func:`read_weights`, or if weights and configuration do not fit.
+        ValueError: as :func:`read_weights` and :meth:`Weights.network`.
     """
     return read_weights(path).network()
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint that ``MPUNetModule`` wrote; no code in it is ever run.
+    """Read a checkpoint of ``MPUNetModule`` without running code from it.
 
     Raises:
-        ValueError: if there is no such file, it holds more than tensors and plain values, or another program made it.
+        ValueError: if the file does not exist, contains more than tensors and plain values, or was
+            not written by mpunet.
     """
     path = Path(path)
     if not path.is_file():
@@ -213,7 +233,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{path} cannot be read as a checkpoint of tensors and plain values ({reason}). "
-            "Files that need more are refused, as loading them could run any code."
+            "Files with other contents are refused, as loading them could run any code."
         ) from error
     hparams = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     if not isinstance(hparams, dict) or "net" not in hparams or "state_dict" not in checkpoint:
@@ -223,13 +243,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             else type(checkpoint).__name__
         )
         raise ValueError(
-            f"{path} is no checkpoint of mpunet: expected hyper_parameters with 'net' and a state_dict, got {found}."
+            f"{path} is no checkpoint of mpunet: expected hyper_parameters with 'net' and a "
+            f"state_dict, got {found}."
         )
     return dict(checkpoint)
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
@@ -246,12 +267,12 @@ def _read_safetensors(path: Path) -> Weights:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path} cannot be read as safetensors ({error}): it is damaged or another kind of file."
+            f"{path} cannot be read as safetensors ({error}): it is damaged or has another format."
         ) from error
     if table.get("format") != FORMAT:
         raise ValueError(
-            f"{path} is no weights file of mpunet: expected the format {FORMAT!r}, got {table.get('format')!r}. "
-            "`mpunet export CHECKPOINT FILE.safetensors` makes one."
+            f"{path} is no weights file of mpunet: expected the format {FORMAT!r}, got "
+            f"{table.get('format')!r}. `mpunet export CHECKPOINT FILE.safetensors` creates one."
         )
     try:
         net, record = json.loads(table["net"]), json.loads(table["record"])
@@ -260,6 +281,7 @@ def _read_safetensors(path: Path) -> Weights:
     weights = Weights(path, net, tensors, record)
     if weights.sha256 != table.get("sha256"):
         raise ValueError(
-            f"{path} is damaged: its weights have the SHA-256 {weights.sha256}, and it was written with {table.get('sha256')}."
+            f"{path} is damaged: its weights have the SHA-256 {weights.sha256}, but it was written "
+            f"with {table.get('sha256')}."
         )
     return weights

@@ -1,4 +1,4 @@
-"""``mpunet benchmark``: methods trained under the same conditions, measured on the same cases, in one table."""
+"""Compare methods: train them under the same conditions and measure them on the same cases."""
 
 from mpunet.benchmark.rows import Row, find_rows
 from mpunet.benchmark.run import Benchmark

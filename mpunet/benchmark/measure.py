@@ -1,6 +1,8 @@
-"""One row on the test cases: HU metrics, and what the network costs. Runs in a process of its own, so that peak memory is the row's.
+"""Measure one row on the test cases: HU metrics and the cost of the network.
 
-python -m mpunet.benchmark.measure TASK.json
+Runs in a separate process, so that the peak memory is that of the row alone::
+
+    python -m mpunet.benchmark.measure TASK.json
 """
 
 from __future__ import annotations
@@ -33,11 +35,11 @@ class Task(TypedDict):
     """What to measure.
 
     Attributes:
-        checkpoint: of the trained row; None for a network without parameters, which ``net`` then describes.
-        net: the network's ``{"class_path": ..., "init_args": ...}``.
-        data: arguments of the data module, with ``test_dir``.
+        checkpoint: checkpoint of the trained row; None for a network without trained parameters.
+        net: the network as ``{"class_path": ..., "init_args": ...}``; used without a checkpoint.
+        data: arguments of the data module, including ``test_dir``.
         stride: thick slices between windows.
-        output: the row's folder, for ``result.json`` and the picture.
+        output: folder of the row, for ``result.json`` and the pictures.
     """
 
     checkpoint: str | None
@@ -48,15 +50,16 @@ class Task(TypedDict):
 
 
 class Result(TypedDict):
-    """What was measured.
+    """Metrics and costs of one row.
 
     Attributes:
-        metrics: means over cases, as :func:`mpunet.training.case_metrics.hu_metrics` names them.
-        cases: the same for each case.
-        parameters: of the network.
-        gflops: per thin slice of 512 x 512 at stride 1 (a multiplication with an addition counts as two).
-        seconds: per volume, the mean over cases.
-        peak_mb: of the device, or else of the process.
+        metrics: means over cases, with the keys of
+            :func:`mpunet.training.case_metrics.hu_metrics`.
+        cases: the same metrics for each case.
+        parameters: number of parameters of the network.
+        gflops: GFLOPs per thin slice of 512 x 512 at stride 1; a multiply-add counts as two.
+        seconds: reconstruction time per volume, mean over cases.
+        peak_mb: peak memory in MB, of the GPU if there is one, else of the process.
     """
 
     metrics: dict[str, float]
@@ -68,7 +71,11 @@ class Result(TypedDict):
 
 
 def measure(task: Task) -> Result:
-    """Reconstruct and measure every test case; coronal pictures of the first, ``coronal.npy`` and ``truth.npy``, go to the output folder."""
+    """Reconstruct and measure every test case.
+
+    Coronal slices of the first case are written to ``coronal.npy`` and ``truth.npy`` in the output
+    folder.
+    """
     network, flips = from_config(task["net"] or {}), False
     if task["checkpoint"]:
         weights = read_weights(task["checkpoint"])
@@ -103,9 +110,11 @@ def measure(task: Task) -> Result:
 
 
 def flops_per_slice(network: Any, size: int = 128) -> float:
-    """GFLOPs for one more thin slice of 512 x 512 at stride 1: a window's, divided by the thin slices that each window adds.
+    """Count the GFLOPs for one more thin slice of 512 x 512 at stride 1.
 
-    Counted on windows of about ``size`` x ``size``, as convolutions cost in proportion to it.
+    This is the cost of a window divided by the number of thin slices that each window adds. It is
+    counted on windows of about ``size`` x ``size`` and scaled to 512 x 512, because the cost of
+    convolutions is proportional to the area.
 
     >>> from mpunet.models import MPUNet
     >>> round(flops_per_slice(MPUNet(widths=(2, 2, 2, 2, 2, 2))), 1)

@@ -1,4 +1,4 @@
-"""Rows of a benchmark: each a YAML file that says what is special about one method, on top of a base that all share."""
+"""Rows of a benchmark: one YAML file per method, applied on top of a base that all rows share."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ __all__ = ["Row", "find_rows"]
 
 
 class Row(NamedTuple):
-    """A method.
+    """A method of a benchmark.
 
     Attributes:
-        name: the file's name without order number and suffix: ``03_vnet.yaml`` is ``vnet``.
-        config: the file; with the base, a configuration of ``mpunet fit``.
+        name: file name without order number and suffix: ``03_vnet.yaml`` is ``vnet``.
+        config: the YAML file; together with the base, a configuration of ``mpunet fit``.
     """
 
     name: str
     config: Path
 
     def section(self, *keys: str) -> Any:
-        """A section of the file, such as ``("model", "net")``; None where it has none."""
+        """Read a section of the file, such as ``("model", "net")``; None if it is missing."""
         value: Any = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
@@ -31,12 +31,18 @@ class Row(NamedTuple):
 
     @property
     def needs_imagenet(self) -> bool:
-        """Whether its objective matches features of VGG-16."""
+        """Whether the objective includes feature matching, which needs VGG-16."""
         return bool(self.section("model", "objective", "init_args", "feature"))
 
 
 def find_rows(paths: list[Path]) -> list[Row]:
-    """The rows of YAML files, or of all YAML files of a folder in the order of their names, but for its ``base.yaml``."""
+    """Find the rows in a list of YAML files and folders.
+
+    A folder stands for all its YAML files except ``base.yaml``, sorted by name.
+
+    Raises:
+        ValueError: if a path does not exist, no row is found, or two rows have the same name.
+    """
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -49,9 +55,9 @@ def find_rows(paths: list[Path]) -> list[Row]:
     if not rows:
         raise ValueError(f"Expected rows (*.yaml) in {', '.join(map(str, paths))}, found none.")
     names = [row.name for row in rows]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
         raise ValueError(
-            f"Expected a name of its own for each row, got {', '.join(sorted(twice))} twice."
+            f"Expected a different name for each row, got {', '.join(sorted(repeated))} twice."
         )
     return rows

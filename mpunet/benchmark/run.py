@@ -1,4 +1,7 @@
-"""Trains and measures the rows of a benchmark one after the other, each in processes of its own, and goes on where it stopped."""
+"""Train and measure the rows of a benchmark, one after the other, and resume after interruptions.
+
+Each row runs in separate processes.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,13 @@ __all__ = ["Benchmark", "Outcome"]
 
 
 class Outcome(NamedTuple):
-    """What became of a row.
+    """Outcome of a row.
 
     Attributes:
         row: the method.
-        status: "done", "not run" (something that it needs is missing), or "failed".
-        reason: why, if it is not done.
-        result: what was measured, if it is.
+        status: "done", "not run" (a required file is missing) or "failed".
+        reason: why the row is not done; None if it is.
+        result: metrics and costs; None if the row is not done.
     """
 
     row: Row
@@ -41,24 +44,36 @@ class Outcome(NamedTuple):
 
 
 class Benchmark:
-    """Trains every row on the same crops in the same order, for the same number of steps, and measures it on the same cases.
+    """Train methods (rows) under the same conditions and measure them on the same cases.
 
-    Everything of a row lies in a folder of its name: ``train.log``, ``last.ckpt``, ``version_*/metrics.csv`` (learning curves), ``result.json``. A
-    row that has its result is not done again, one with a checkpoint is trained on from there, and one that fails does not stop the others.
+    All rows train on the same crops in the same order, for the same number of steps or minutes.
+    Each row has a folder with its name, with ``train.log``, ``last.ckpt``,
+    ``version_*/metrics.csv`` (learning curves) and ``result.json``. A row with a result is skipped,
+    a row with a checkpoint is resumed, and a row that fails does not stop the others.
 
     Args:
-        rows: a folder of YAML files, or a list of files and folders; see :func:`mpunet.benchmark.find_rows`.
-        base: YAML file of what all rows share; ``base.yaml`` beside the first row by default.
+        rows: folder of YAML files, one for each row, or a list of files and folders; see
+            :func:`mpunet.benchmark.find_rows`.
+        base: YAML file with the options that all rows share; default ``base.yaml`` in the folder of
+            the first row.
         train_dir: training data, as for ``mpunet fit``.
-        test_dir: test data; also where learning curves are measured, but no checkpoint is chosen by them: it is the last that counts.
-        output_dir: where everything goes.
-        steps: training steps of each row.
-        minutes: training time of each row instead, from which its steps are set by timing thirty of them first.
-        stride: thick slices between windows when test cases are reconstructed.
-        validations: points of the learning curves; 0 for none.
-        vgg_weights: a file with VGG-16's ImageNet weights, for rows with feature matching; without it, and without torchvision's
-            copy, these rows are marked as not run.
-        options: further options of ``mpunet fit`` for all rows, such as ``["--trainer.devices", "2"]``.
+        test_dir: test data. Learning curves are measured on it too, but no checkpoint is selected
+            by them: the last checkpoint is measured.
+        output_dir: folder for the results.
+        steps: training steps of each row. Give either steps or minutes.
+        minutes: training time of each row in minutes. It is converted to steps by timing 30 steps
+            first.
+        stride: thick slices between windows in the reconstruction of test cases: a number, "best"
+            (1) or "fast" (n_thick - 2).
+        validations: number of points of each learning curve; 0 for no curves.
+        vgg_weights: file with VGG-16's ImageNet weights, for rows with feature matching. Without it
+            and without torchvision's copy, these rows are not run.
+        options: further options of ``mpunet fit`` for all rows, such as
+            ``["--trainer.devices", "2"]``.
+
+    Raises:
+        ValueError: if not exactly one of steps and minutes is given, it is not above 0, or a file
+            or folder is missing.
     """
 
     def __init__(
@@ -86,7 +101,7 @@ class Benchmark:
         self.base = Path(base) if base else self.rows[0].config.with_name("base.yaml")
         if not self.base.is_file():
             raise ValueError(
-                f"Expected a YAML file of what the rows share at {self.base}: give base."
+                f"Expected a YAML file with the options of all rows at {self.base}: give base."
             )
         for source in (train_dir, test_dir):
             if not Path(source).exists():
@@ -104,17 +119,18 @@ class Benchmark:
         self.options = list(options)
 
     def run(self) -> list[Outcome]:
-        """Do what is missing; the outcome of every row, in order."""
+        """Train and measure every row without a result.
+
+        Returns:
+            The outcome of every row, in order.
+        """
         outcomes = []
         for row in self.rows:
             start = time.monotonic()
             outcome = self._row(row)
             took = f"{(time.monotonic() - start) / 60:.1f} min"
-            print(
-                f"{row.name}: {outcome.status}, {took}"
-                + (f": {outcome.reason}" if outcome.reason else ""),
-                flush=True,
-            )
+            reason = f": {outcome.reason}" if outcome.reason else ""
+            print(f"{row.name}: {outcome.status}, {took}{reason}", flush=True)
             outcomes.append(outcome)
         return outcomes
 
@@ -128,15 +144,14 @@ class Benchmark:
                 return Outcome(
                     row, "not run", "needs VGG-16's ImageNet weights: give --vgg_weights FILE", None
                 )
-            steps = (
-                self._steps(row, folder) if trained else 0
-            )  # raises if the row was begun with another budget
+            # Raises if the row was started with another budget, even if it has a result.
+            steps = self._steps(row, folder) if trained else 0
             if not finished.is_file():
                 self._measure(row, folder, self._train(row, folder, steps) if trained else None)
             return Outcome(row, "done", None, cast(Result, json.loads(finished.read_text())))
         except subprocess.CalledProcessError:
             return Outcome(row, "failed", _last_line(folder / "train.log"), None)
-        except Exception as error:  # whatever is wrong with one row, the others go on
+        except Exception as error:  # an error in one row must not stop the others
             return Outcome(row, "failed", f"{type(error).__name__}: {error}", None)
 
     @cached_property
@@ -161,30 +176,28 @@ class Benchmark:
         return checkpoint
 
     def _steps(self, row: Row, folder: Path) -> int:
-        """The row's steps, set once and kept in ``steps.json``: a restart must not change the learning rate's schedule."""
+        """Return the training steps of the row.
+
+        They are set once and stored in ``steps.json``, because a restart must not change the
+        learning rate schedule.
+        """
         budget = {"steps": self.steps, "minutes": self.minutes}
         file = folder / "steps.json"
         if file.is_file():
-            begun = json.loads(file.read_text())
-            if begun["budget"] != budget:
+            stored = json.loads(file.read_text())
+            if stored["budget"] != budget:
                 raise ValueError(
-                    f"{folder} was begun with {begun['budget']}, asked for is {budget}: give another output_dir, or remove it"
+                    f"{folder} was started with {stored['budget']}, not with {budget}: "
+                    "give another output_dir, or remove the folder"
                 )
-            return int(begun["steps"])
+            return int(stored["steps"])
         steps = self.steps
         if steps is None:
             seconds = []
             for trial in (10, 40):
-                with tempfile.TemporaryDirectory() as elsewhere:
-                    start = time.monotonic()
-                    self._fit(
-                        row,
-                        Path(elsewhere),
-                        folder / "train.log",
-                        trial,
-                        resume=None,
-                        validate=False,
-                    )
+                with tempfile.TemporaryDirectory() as temporary:
+                    start, log = time.monotonic(), folder / "train.log"
+                    self._fit(row, Path(temporary), log, trial, resume=None, validate=False)
                     seconds.append(time.monotonic() - start)
             each = max(1e-3, (seconds[1] - seconds[0]) / 30)
             steps = max(1, round(60 * cast(float, self.minutes) / each))
@@ -203,63 +216,36 @@ class Benchmark:
     ) -> None:
         every = max(1, steps // max(1, self.validations))
         curves = validate and self.validations > 0
-        words = [
-            "fit",
-            "--config",
-            str(self.base),
-            "--config",
-            str(row.config),
-            "--data.train_dir",
-            self.train_dir,
-        ]
-        words += [
-            "--trainer.max_steps",
-            str(steps),
-            "--trainer.max_epochs",
-            "-1",
-            "--trainer.default_root_dir",
-            str(folder),
-        ]
-        words += [
-            "--trainer.logger",
-            "CSVLogger",
-            "--trainer.logger.save_dir",
-            str(folder),
-            "--trainer.logger.name",
-            "",
-        ]
-        words += ["--trainer.enable_progress_bar", "false", "--trainer.num_sanity_val_steps", "0"]
-        words += [
-            "--checkpoint.dirpath",
-            str(folder),
-            "--checkpoint.monitor",
-            "null",
-            "--checkpoint.save_top_k",
-            "0",
-        ]
-        words += [
-            "--checkpoint.save_last",
-            "true",
-            "--checkpoint.every_n_train_steps",
-            str(max(1, min(every, 500))),
-        ]
-        words += ["--checkpoint.enable_version_counter", "false", "--inference.stride", "fast"]
-        words += (
-            ["--data.val_dir", self.test_dir, "--trainer.check_val_every_n_epoch", "null"]
-            if curves
-            else []
-        )
-        words += (
-            ["--trainer.val_check_interval", str(every)]
-            if curves
-            else ["--trainer.limit_val_batches", "0"]
-        )
-        words += (
-            ["--model.objective.init_args.feature_weights", self.vgg_weights]
-            if row.needs_imagenet and self.vgg_weights
-            else []
-        )
-        words += ["--ckpt_path", str(resume)] if resume else []
+        options = {
+            "--data.train_dir": self.train_dir,
+            "--trainer.max_steps": str(steps),
+            "--trainer.max_epochs": "-1",
+            "--trainer.default_root_dir": str(folder),
+            "--trainer.logger": "CSVLogger",
+            "--trainer.logger.save_dir": str(folder),
+            "--trainer.logger.name": "",
+            "--trainer.enable_progress_bar": "false",
+            "--trainer.num_sanity_val_steps": "0",
+            "--checkpoint.dirpath": str(folder),
+            "--checkpoint.monitor": "null",
+            "--checkpoint.save_top_k": "0",
+            "--checkpoint.save_last": "true",
+            "--checkpoint.every_n_train_steps": str(max(1, min(every, 500))),
+            "--checkpoint.enable_version_counter": "false",
+            "--inference.stride": "fast",
+        }
+        if curves:
+            options["--data.val_dir"] = self.test_dir
+            options["--trainer.check_val_every_n_epoch"] = "null"
+            options["--trainer.val_check_interval"] = str(every)
+        else:
+            options["--trainer.limit_val_batches"] = "0"
+        if row.needs_imagenet and self.vgg_weights:
+            options["--model.objective.init_args.feature_weights"] = self.vgg_weights
+        if resume:
+            options["--ckpt_path"] = str(resume)
+        words = ["fit", "--config", str(self.base), "--config", str(row.config)]
+        words += [word for option in options.items() for word in option]
         self._python(["-m", "mpunet", *words, *self.options], log)
 
     def _measure(self, row: Row, folder: Path, checkpoint: Path | None) -> None:
@@ -281,7 +267,7 @@ class Benchmark:
         )
 
     def _data(self) -> dict[str, Any]:
-        """The rows' common data section: the base's, then what ``options`` say of single entries, as ``mpunet fit`` takes them."""
+        """Return the data section that all rows share: the base's, changed by ``options``."""
         data = dict((yaml.safe_load(self.base.read_text(encoding="utf-8")) or {}).get("data") or {})
         words = iter(
             part

@@ -1,4 +1,4 @@
-"""What a benchmark shows: tables (Markdown, CSV), learning curves, and coronal pictures of every method."""
+"""Output of a benchmark: tables (Markdown, CSV), learning curves and coronal pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _HEADS = ("MAE", "RMSE", "PSNR", "SSIM")
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
-    """Three tables: in the lungs, whole volumes, and costs; then why rows have no result."""
+    """Return three Markdown tables: lungs, whole volumes, costs.
+
+    Below them, a line for each row without a result gives the reason.
+    """
     parts = []
     for region, keys in (("lungs", LUNG_METRICS), ("whole volume", WHOLE_METRICS)):
         lines = [f"| {region} | {' | '.join(_HEADS)} |", "|---|---|---|---|---|"]
@@ -33,14 +36,16 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
                 )
         parts.append("\n".join(lines))
     lines = [
-        "| cost | parameters | GFLOPs per thin slice of 512 × 512 | seconds per volume | peak memory, MB |",
+        "| cost | parameters | GFLOPs per thin slice of 512 × 512 | seconds per volume "
+        "| peak memory, MB |",
         "|---|---|---|---|---|",
     ]
     for outcome in outcomes:
         if outcome.result is not None:
             r = outcome.result
             lines.append(
-                f"| {outcome.row.name} | {r['parameters']:,} | {r['gflops']:.1f} | {r['seconds']:.1f} | {r['peak_mb']:.0f} |"
+                f"| {outcome.row.name} | {r['parameters']:,} | {r['gflops']:.1f} "
+                f"| {r['seconds']:.1f} | {r['peak_mb']:.0f} |"
             )
     parts += ["\n".join(lines), "MAE and RMSE in HU, PSNR in dB for a range of 4095 HU."]
     parts += [f"{o.row.name}: {o.status}, {o.reason}." for o in outcomes if o.result is None]
@@ -48,7 +53,7 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
 
 
 def write_csv(outcomes: Sequence[Outcome], path: Path) -> None:
-    """One line for each row: status, reason, every metric and cost."""
+    """Write a CSV file with one line per row: status, reason, all metrics and costs."""
     keys = [*WHOLE_METRICS, *LUNG_METRICS]
     costs = ["parameters", "gflops", "seconds", "peak_mb"]
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -70,7 +75,10 @@ def write_csv(outcomes: Sequence[Outcome], path: Path) -> None:
 
 
 def learning_curve(folder: Path, metric: str) -> list[tuple[int, float]]:
-    """(step, value) of a logged metric over all runs of a row, in the order of steps; a later run's word counts."""
+    """Read a logged metric of a row as pairs (step, value), sorted by step.
+
+    All runs of the row are merged; a later run overwrites the values of an earlier one.
+    """
     points: dict[int, float] = {}
     for path in sorted(
         folder.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])
@@ -85,7 +93,16 @@ def learning_curve(folder: Path, metric: str) -> list[tuple[int, float]]:
 def draw_curves(
     outcomes: Sequence[Outcome], folder: Path, path: Path, metric: str = "val/lung_rmse"
 ) -> None:
-    """RMSE in the lungs over training steps, a line for each row; rows that are not trained as level lines."""
+    """Plot ``metric`` over training steps, one curve per row.
+
+    A row without training is a horizontal line at its RMSE in the lungs.
+
+    Args:
+        outcomes: outcomes of the rows.
+        folder: output folder of the benchmark.
+        path: picture to write.
+        metric: logged metric, by default the RMSE in the lungs in HU.
+    """
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for outcome in outcomes:
@@ -110,7 +127,7 @@ def draw_curves(
 
 
 def draw_coronals(outcomes: Sequence[Outcome], folder: Path, path: Path) -> None:
-    """The same coronal slice of the first test case by every method, and the truth."""
+    """Draw a coronal slice of the first test case by every method, and the true slice."""
     pictures = {
         o.row.name: np.load(folder / o.row.name / "coronal.npy")
         for o in outcomes

@@ -1,7 +1,7 @@
-"""The commands of ``mpunet``, one file each; nothing else in the package parses arguments.
+"""The commands of ``mpunet``, one module each. No other part of the package parses arguments.
 
-:mod:`mpunet.__main__` picks the command. Those that need a model or data for training are
-:mod:`mpunet.cli.lightning_cli`.
+:mod:`mpunet.__main__` selects the command. The commands that use Lightning (fit, validate, test
+and predict) are in :mod:`mpunet.cli.lightning_cli`.
 """
 
 __all__: list[str] = []

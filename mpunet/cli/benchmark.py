@@ -13,7 +13,11 @@ __all__ = ["run"]
 
 
 def run(args: Sequence[str]) -> int:
-    """Train and measure what is missing and write the table; 1 if a row failed, else 0."""
+    """Train and measure every row without a result; write tables, curves and pictures.
+
+    Returns:
+        1 if a row failed, else 0.
+    """
     parser = ArgumentParser(prog="mpunet benchmark", description=Benchmark.__doc__)
     parser.add_class_arguments(Benchmark)
     benchmark = Benchmark(**vars(parser.parse_args(list(args))))

@@ -35,18 +35,22 @@ def check(
     intensity: Intensity = "auto",
     slice_axis: int | None = None,
 ) -> int:
-    """Examine every case of a folder or list before anything is trained on it: fine, repaired how, or refused why.
+    """Check every case of a data set before training: fine, repaired (how) or refused (why).
 
-    Files (can they be read), intensities (are they HU), slices (blank, doubled, missing), and of pairs grids, ratio and position, by
-    the headers and by the voxels alone. docs/data.md tells what is found and from which limit on.
+    Checks that files can be read, that intensities are HU, and that no slices are blank, doubled or
+    missing. For pairs, also checks grids, ratio and position, both by the headers and by the voxels
+    alone. docs/data.md lists the findings and their limits.
 
     Args:
-        data: whatever `mpunet fit --data.train_dir` takes: pairs, thin volumes, a split, a CSV of pairs; or a folder of thick scans.
-        ratio: thick spacing / thin spacing of the network; any whole ratio by default.
-        output: folder for findings.csv and findings.json; on the screen only by default.
-        workers: processes; by default one per core, up to 8.
-        intensity: what intensities within [0, 1] are, "auto" or "rplhr".
-        slice_axis: stored axis along which slices are stacked, where spacings do not tell.
+        data: pairs, thin volumes, a split, or a CSV file of pairs, as for
+            `mpunet fit --data.train_dir`; or a folder of thick scans.
+        ratio: thick spacing / thin spacing of the network; by default any integer is accepted.
+        output: folder for findings.csv and findings.json; by default findings are only printed.
+        workers: number of processes; by default one per CPU core, at most 8.
+        intensity: scale of volumes with intensities in [0, 1]: "auto" converts them to HU only in
+            the folders of RPLHR-CT, "rplhr" everywhere.
+        slice_axis: stored axis along which slices are stacked; needed only if the voxel spacings do
+            not identify it.
 
     Returns:
         1 if a case is refused, else 0.
@@ -75,11 +79,11 @@ def check(
 def _each(
     look: partial[list[Finding]], cases: Sequence[Case], workers: int
 ) -> Iterator[list[Finding]]:
-    """Findings of each case, in the order of the cases."""
+    """Yield the findings of each case, in the order of the cases."""
     if workers == 1:
         yield from map(look, cases)
         return
-    # Not forked: libraries that have started threads may hang in the copy.
+    # Not "fork": libraries that have started threads may hang in a forked process.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for future in [pool.submit(look, case) for case in cases]:
             try:
@@ -92,7 +96,7 @@ def _each(
 
 
 def _print(found: Sequence[Found]) -> None:
-    """A line for each finding, refused cases first, and the numbers of each."""
+    """Print each finding on a line, refused cases first, then the number of cases by verdict."""
     by_verdict = {
         word: [item for item in found if verdict(item[1]) == word]
         for word in ("refused", "repaired", "fine")
@@ -100,10 +104,10 @@ def _print(found: Sequence[Found]) -> None:
     for word, items in by_verdict.items():
         for case, findings in items:
             name = case.name if case.part is None else f"{case.part}/{case.name}"
-            told = [f for f in findings if f.verdict != "fine"] if word != "fine" else findings
+            shown = [f for f in findings if f.verdict != "fine"] if word != "fine" else findings
             kind = "pair" if case.thick else "scan"
-            print(f"{word:9s} {name}" + (f" ({kind})" if not told else ""))
-            for finding in told:
+            print(f"{word:9s} {name}" + (f" ({kind})" if not shown else ""))
+            for finding in shown:
                 volume = (
                     "" if finding.volume == "pair" or case.thick is None else f"{finding.volume}: "
                 )
@@ -143,7 +147,7 @@ def _write(folder: Path, found: Sequence[Found]) -> None:
 
 
 def run(args: Sequence[str]) -> int:
-    """The command line of :func:`check`."""
+    """Run :func:`check` with command line arguments."""
     parser = ArgumentParser(
         prog="mpunet check", description=(check.__doc__ or "").split("\n\n    Args:")[0]
     )

@@ -36,26 +36,35 @@ def evaluate(
     check_hu: bool = True,
     report: bool = True,
 ) -> int:
-    """Measure a folder of predicted thin volumes against a folder of true ones, case by case, matched by name.
+    """Measure predicted thin volumes against true ones, case by case.
 
-    Writes scores.csv, summary.csv, differences.csv, problems.csv, evaluation.json and report.html.
+    Files are matched by name. Writes scores.csv, summary.csv, differences.csv, problems.csv,
+    evaluation.json and report.html.
 
     Args:
-        predictions: folder of thin volumes, or one.
-        references: true thin volumes of the same names; or a folder with the subfolders thin and perhaps thick and lung.
+        predictions: folder of predicted thin volumes, or one file.
+        references: folder of true thin volumes with the same names, or one file; or a folder with
+            the subfolder thin and optionally thick and lung.
         output: folder for the results.
-        name: what to call the method; the folder's name by default.
-        against: other methods to compare it with, "NAME=DIR,NAME=DIR": paired differences, Wilcoxon signed-rank test.
-        protocol: "paper" or "rplhr": window, range, and what is trimmed; see docs/evaluate.md.
-        inputs: the thick scans, for consistency and baselines; references/thick by default.
-        lungs: folder of lung masks on the references' grids; "auto" takes references/lung or else computes them, "none" does without.
-        baselines: interpolations of the thick scans to measure too, "linear", "cubic" or "linear,cubic"; written below output/baselines.
-        fidelity: measure bias, lung density, noise, sharpness and consistency too.
-        profile: slice profile that thickens predictions again for the consistency.
-        fwhm: its full width at half maximum in thick spacings; 0.9 for the Gaussian by default.
-        intensity: what intensities within [0, 1] are: RPLHR-CT's where files lie in its folders ("auto"), or anywhere ("rplhr").
+        name: name of the method in the results; by default the name of the predictions folder.
+        against: other methods to compare with, as "NAME=DIR,NAME=DIR"; adds paired differences and
+            a Wilcoxon signed-rank test.
+        protocol: HU window, data range and trimmed slices: "paper" or "rplhr"; see
+            docs/evaluate.md.
+        inputs: folder of the thick scans, or one file, for consistency and baselines; default
+            references/thick.
+        lungs: folder of lung masks on the grids of the references, or one file; "auto" reads masks
+            from references/lung or else computes them, "none" measures whole volumes only.
+        baselines: interpolations of the thick scans to measure as well: "linear", "cubic" or
+            "linear,cubic"; they are written to output/baselines.
+        fidelity: also measure bias, lung density, noise, sharpness and consistency.
+        profile: slice profile that thickens the predictions to measure consistency.
+        fwhm: full width at half maximum of the slice profile in thick spacings; default 0.9 for the
+            Gaussian, else 1.
+        intensity: scale of volumes with intensities in [0, 1]: "auto" converts them to HU only in
+            the folders of RPLHR-CT, "rplhr" everywhere.
         check_hu: refuse volumes whose intensities cannot be HU.
-        report: write report.html, a page with the pictures.
+        report: write report.html, a page with tables and pictures.
 
     Returns:
         1 if a case could not be measured, else 0.
@@ -105,7 +114,7 @@ def _named(text: str | None) -> dict[str, str]:
 
 
 def run(args: Sequence[str]) -> int:
-    """The command line of :func:`evaluate`."""
+    """Run :func:`evaluate` with command line arguments."""
     parser = ArgumentParser(
         prog="mpunet evaluate", description=(evaluate.__doc__ or "").split("\n\n    Args:")[0]
     )

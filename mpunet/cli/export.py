@@ -1,4 +1,4 @@
-"""The command ``mpunet export``: weights to hand on."""
+"""The command ``mpunet export``: writes the network of a checkpoint as a weights file."""
 
 from __future__ import annotations
 
@@ -25,39 +25,47 @@ def export(
     notes: str | None = None,
     dtype: Literal["float16", "float32"] = "float16",
 ) -> None:
-    """Write the network of a checkpoint as a weights file, for others or for a later mpunet: no optimiser, no pickle.
+    """Write the network of a checkpoint as a weights file, without optimiser state or pickle.
+
+    The file is meant for other users and for later versions of mpunet.
 
     Args:
-        checkpoint: what `mpunet fit` wrote, or another weights file.
-        output: the file to write, ending in .safetensors.
-        net: arguments of the network to change, such as ``{consistency: 0.9}``; only such as leave its weights as they are.
-        notes: YAML file with what the record is to tell beside what mpunet knows: title, sources and licences, commands, figures, limits.
-        dtype: type of the weights in the file; float16 takes half the room, and results differ by hundredths of a HU.
+        checkpoint: checkpoint of `mpunet fit`, or a weights file.
+        output: file to write; its name must end in .safetensors.
+        net: arguments of the network to change, such as ``{consistency: 0.9}``; only arguments that
+            do not change the shapes of the weights.
+        notes: YAML file with text to add to the record: title, sources and licences, commands,
+            figures, limits.
+        dtype: type of the weights in the file; float16 halves its size and changes results by
+            hundredths of a HU.
+
+    Raises:
+        ValueError: if the network does not accept ``net``, or ``notes`` is not a YAML mapping.
     """
     weights = read_weights(checkpoint)
     if net:
         init_args = {**(weights.net.get("init_args") or {}), **net}
         weights = replace(weights, net={**weights.net, "init_args": init_args})
     try:
-        weights.network()  # raises where weights and description do not fit
+        weights.network()  # raises if the weights do not fit the arguments
     except TypeError as error:
         raise ValueError(
             f"Expected arguments of {weights.net['class_path']} in net, got {net}: {error}"
         ) from error
     record = Record(**weights.record)
     if notes is not None:
-        told: Any = yaml.safe_load(Path(notes).read_text(encoding="utf-8"))
-        if not isinstance(told, dict):
+        added: Any = yaml.safe_load(Path(notes).read_text(encoding="utf-8"))
+        if not isinstance(added, dict):
             raise ValueError(
-                f"Expected names and texts (a YAML mapping) in {notes}, got {type(told).__name__}."
+                f"Expected names and texts (a YAML mapping) in {notes}, got {type(added).__name__}."
             )
-        record["notes"] = told
+        record["notes"] = added
     write_weights(output, replace(weights, record=record), dtype=getattr(torch, dtype))
     print("\n".join(describe(read_weights(output))))
 
 
 def run(args: Sequence[str]) -> int:
-    """The command line of :func:`export`."""
+    """Run :func:`export` with command line arguments."""
     parser = ArgumentParser(
         prog="mpunet export", description=(export.__doc__ or "").partition("\n")[0]
     )

@@ -19,18 +19,18 @@ from mpunet.slices.simulate import DEFAULT_FWHM, Profile
 
 __all__ = ["PairFit", "fit_pair", "fit_profile_of", "run"]
 
-FINE = 200  # voxels along height and width that are enough to fit three numbers
+FINE = 200  # voxels along height and width; enough to fit three parameters
 
 
 class PairFit(NamedTuple):
-    """What a pair tells of its scanner.
+    """Offset and slice profiles fitted to a pair of thick and thin volumes.
 
     Attributes:
         ratio: thick spacing / thin spacing.
-        by_header: thin slice, with fraction, on which the affines put thick slice 0.
-        by_voxels: where the voxels put it.
-        fits: each profile at its best width, the named ones also at the default width, and the free one last.
-        slices: thick slices that were compared.
+        by_header: position of thick slice 0 in thin slices (with a fraction), by the affines.
+        by_voxels: the same position, by the voxels.
+        fits: each named profile at its best width and at its default width; the free profile last.
+        slices: number of thick slices that were compared.
     """
 
     ratio: int
@@ -41,24 +41,31 @@ class PairFit(NamedTuple):
 
 
 def fit_pair(thin: Volume, thick: Volume, *, ratio: int | None = None) -> PairFit:
-    """Fit offset and slice profile to a genuine pair; by the voxels alone but for the ratio, where it is not given.
+    """Fit the offset and slice profiles to a genuine pair, from its voxels alone.
+
+    Args:
+        thin: thin volume.
+        thick: thick volume of the same scan.
+        ratio: thick spacing / thin spacing; by default from the headers.
 
     Raises:
-        ValueError: if the ratio cannot be told, or the volumes show no common anatomy.
+        ValueError: if the ratio is below 2, or the volumes show no common anatomy.
     """
     spacing = grid_spacing(thin.slab_affine)
     measured = float(grid_spacing(thick.slab_affine)[0] / spacing[0])
     ratio = ratio or round(measured)
     if ratio < 2:
         raise ValueError(
-            f"Expected thick slices at least twice as far apart as thin ones, got {measured:.3f} by the headers; give --ratio."
+            "Expected thick slices at least twice as far apart as thin ones, "
+            f"got {measured:.3f} by the headers; give --ratio."
         )
     planes = [np.stack([block_means(plane) for plane in volume.slab]) for volume in (thick, thin)]
     by_voxels = register(planes[0], planes[1], ratio)
     if by_voxels.turned or by_voxels.agreement < AGREES:
         how = f"only turned {by_voxels.turned}" if by_voxels.turned else "nowhere"
         raise ValueError(
-            f"{thick.name} and {thin.name} agree {how} (correlation {by_voxels.agreement:.2f}); expected two reconstructions of one scan."
+            f"{thick.name} and {thin.name} agree {how} (correlation {by_voxels.agreement:.2f}); "
+            "expected two reconstructions of one scan."
         )
     start, step = round(by_voxels.offset), max(1, min(thin.shape[1:]) // FINE)
     moments = gather(thick.slab, thin.slab, ratio, start=start, step=step)
@@ -81,22 +88,28 @@ def fit_profile_of(
     output: str | None = None,
     kind: Literal["best", "gaussian", "box", "triangle", "free"] = "best",
 ) -> int:
-    """Estimate a scanner's slice profile from thick and thin slices of one scan with one field of view and kernel.
+    """Estimate a scanner's slice profile from thick and thin slices of one scan.
 
-    Prints the offset by the headers and by the voxels, and for each profile the width that fits best with its RMSE in HU.
+    Both volumes must have the same field of view and kernel. Prints the offset by the headers and
+    by the voxels, and for each profile the best width with its RMSE in HU.
 
     Args:
         thin: thin NIfTI volume.
-        thick: thick one.
-        ratio: thick spacing / thin spacing; by default the headers tell.
-        output: CSV file for the profile, to be read by `mpunet simulate --profile FILE`.
-        kind: which profile to write; the one with the smallest RMSE by default.
+        thick: thick NIfTI volume of the same scan.
+        ratio: thick spacing / thin spacing; by default from the headers.
+        output: CSV file to write the profile to, for `mpunet simulate --profile FILE`; by default
+            none is written.
+        kind: profile to write; "best" is the one with the smallest RMSE.
+
+    Returns:
+        Exit status 0.
     """
     found = fit_pair(read_volume(thin), read_volume(thick), ratio=ratio)
     where = found.by_voxels
     print(
-        f"Thick slice k stands on thin slice {found.ratio} k + {found.by_header:.2f} by the headers, {found.ratio} k + {where.offset:.2f} by the "
-        f"voxels alone (correlation {where.agreement:.4f}).\n"
+        f"Thick slice k is at thin slice {found.ratio} k + {found.by_header:.2f} by the headers, "
+        f"{found.ratio} k + {where.offset:.2f} by the voxels alone "
+        f"(correlation {where.agreement:.4f}).\n"
     )
     print("profile    FWHM in thick spacings    offset    RMSE, HU    at edges, HU")
     for fit in found.fits:
@@ -104,21 +117,25 @@ def fit_profile_of(
             f"{fit.kind:9s}{fit.fwhm:24.3f} {fit.offset:12.2f} {fit.rmse:11.1f} {fit.edges:15.1f}"
         )
     print(
-        f"\n{found.slices} thick slices that have {2 * found.ratio} thin ones on each side. Named profiles with the best width, then with "
-        f"the default one.\nEdges: where neighbours of a thick slice differ by {2 * EDGE:g} HU or more."
+        f"\nFitted to {found.slices} thick slices with {2 * found.ratio} thin slices on each side. "
+        "Each named profile: best width, then default width.\n"
+        f"Edges: voxels whose two neighbouring thick slices differ by {2 * EDGE:g} HU or more."
     )
     if output is not None:
         best = min(
             (fit for fit in found.fits if kind in ("best", fit.kind)), key=lambda fit: fit.rmse
         )
-        comment = f"{best.kind} slice profile, FWHM {best.fwhm:.3f} thick spacings, fitted by mpunet to {thick}: RMSE {best.rmse:.1f} HU"
+        comment = (
+            f"{best.kind} slice profile, FWHM {best.fwhm:.3f} thick spacings, "
+            f"fitted by mpunet to {thick}: RMSE {best.rmse:.1f} HU"
+        )
         write_profile(output, best.profile, comment)
         print(f"Profile ({best.kind}): {output}")
     return 0
 
 
 def run(args: Sequence[str]) -> int:
-    """The command line of :func:`fit_profile_of`."""
+    """Run :func:`fit_profile_of` with command line arguments."""
     parser = ArgumentParser(
         prog="mpunet fit-profile",
         description=(fit_profile_of.__doc__ or "").split("\n\n    Args:")[0],

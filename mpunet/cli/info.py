@@ -1,4 +1,4 @@
-"""The command ``mpunet info``: what weights are."""
+"""The command ``mpunet info``: describes a checkpoint or weights file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ __all__ = ["describe", "run"]
 
 
 def describe(weights: Weights) -> Iterator[str]:
-    """Lines that tell what weights are: network, slices that they are for, data and licences, figures, limits."""
+    """Describe weights in lines of text.
+
+    The lines give the network, the slice spacings of the training data, the data with their
+    licences, figures and limits.
+    """
     network = weights.network()
     geometry = geometry_of(network)
     record = weights.record
@@ -24,15 +28,27 @@ def describe(weights: Weights) -> Iterator[str]:
     notes = record.get("notes") or {}
     parameters = sum(tensor.numel() for tensor in weights.tensors.values())
     yield f"{notes.get('title', weights.source.name)}"
-    yield f"  file          {weights.source} ({weights.source.stat().st_size / 1e6:.1f} MB), SHA-256 {file_sha256(weights.source)}"
+    yield (
+        f"  file          {weights.source} ({weights.source.stat().st_size / 1e6:.1f} MB), "
+        f"SHA-256 {file_sha256(weights.source)}"
+    )
     arguments = ", ".join(
         f"{key}={value!r}" for key, value in (weights.net.get("init_args") or {}).items()
     )
-    yield f"  network       {weights.net['class_path']}({arguments}), {parameters / 1e6:.2f} M parameters"
-    yield f"  geometry      {geometry.n_thick} thick slices to {(geometry.n_thick - 1) * geometry.ratio + 1} thin ones, ratio {geometry.ratio}"
+    yield (
+        f"  network       {weights.net['class_path']}({arguments}), "
+        f"{parameters / 1e6:.2f} M parameters"
+    )
+    yield (
+        f"  geometry      {geometry.n_thick} thick slices to "
+        f"{(geometry.n_thick - 1) * geometry.ratio + 1} thin ones, ratio {geometry.ratio}"
+    )
     spacing = SliceSpacing.from_record(training)
     if spacing is None:
-        yield "  slices        not recorded which it was trained on: written by an older version of mpunet, or in Python"
+        yield (
+            "  slices        spacing of the training data not recorded: "
+            "written by an older version of mpunet, or from Python"
+        )
     else:
         thin = SliceSpacing(*training["thin_spacing"])
         yield f"  slices        trained on {spacing} apart, to {thin}"
@@ -42,9 +58,13 @@ def describe(weights: Weights) -> Iterator[str]:
             if training.get("fwhm") is None
             else f", FWHM {' to '.join(f'{w:g}' for w in training['fwhm'])} spacings"
         )
-        yield f"  trained on    {training['number']} volumes ({training['pairs']} with genuine thick slices; else profile {kinds}{width})"
+        yield (
+            f"  trained on    {training['number']} volumes "
+            f"({training['pairs']} with genuine thick slices; else profile {kinds}{width})"
+        )
         yield f"                {', '.join(training['cases'])}"
-        yield f"  flips         {'crops flipped in training, hence windows in prediction' if weights.flips else 'none'}"
+        flips = "crops flipped in training, so windows are flipped in prediction"
+        yield f"  flips         {flips if weights.flips else 'none'}"
     if before := training.get("began_with"):
         yield f"  began with    {before['file']}, SHA-256 of its weights {before['sha256']}"
     if record.get("steps"):
@@ -57,15 +77,19 @@ def describe(weights: Weights) -> Iterator[str]:
 
 
 def run(args: Sequence[str]) -> int:
-    """The command line of ``mpunet info``."""
+    """Print the description of a checkpoint or weights file, or its record as JSON."""
     parser = ArgumentParser(
         prog="mpunet info",
-        description="What a checkpoint or weights file is; what comes with mpunet by default.",
+        description="Describe a checkpoint or weights file: network, training data and results.",
     )
     parser.add_argument(
-        "checkpoint", type=str, nargs="?", default=str(PACKAGED), help="checkpoint or weights file"
+        "checkpoint",
+        type=str,
+        nargs="?",
+        default=str(PACKAGED),
+        help="checkpoint or weights file; by default the packaged network",
     )
-    parser.add_argument("--json", action="store_true", help="all that is recorded, as JSON")
+    parser.add_argument("--json", action="store_true", help="print the whole record as JSON")
     config = parser.parse_args(list(args))
     weights = read_weights(config.checkpoint)
     if config.json:

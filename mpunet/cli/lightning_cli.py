@@ -1,4 +1,7 @@
-"""The commands that need a model: ``LightningCLI`` with mpunet's module, data module, writer and checkpoints."""
+"""The commands fit, validate, test and predict.
+
+A ``LightningCLI`` with mpunet's module, data module, writer and checkpoint callback.
+"""
 
 from __future__ import annotations
 
@@ -28,25 +31,31 @@ from mpunet.weights import SUFFIX, Weights, read_weights
 
 __all__ = ["MPUNetCLI", "SaveConfig", "run"]
 
-# Warnings of Lightning that tell a user of this command nothing: what they warn of is intended here.
+# Warnings of Lightning that do not help a user of these commands: the behaviour is intended.
 EXPECTED = (
-    "LightningCLI's args parameter",  # main() takes arguments, so that it can be called from Python
+    "LightningCLI's args parameter",  # main() has arguments, so that Python code can call it
     "predict returned None",  # for a scan that could not be read
-    "Total length of `.*` across ranks is zero",  # every output is already there, or there is no validation data
-    "Be aware that when using `ckpt_path`",  # prediction has no use for the callbacks of training
+    # Every output exists already, or there is no validation data.
+    "Total length of `.*` across ranks is zero",
+    "Be aware that when using `ckpt_path`",  # prediction does not need the callbacks of training
     "The dirpath has changed",  # predict and test have no checkpoint folder
     "The '.*_dataloader' does not have many workers",
-    "Checkpoint directory",  # that it exists: a run that goes on, or the folder that --checkpoint.dirpath names
-    "LeafSpec.*is deprecated",  # between Lightning and torch
+    # The directory exists: a resumed run, or the folder given by --checkpoint.dirpath.
+    "Checkpoint directory",
+    "LeafSpec.*is deprecated",  # Lightning uses it with a newer torch
     "Precision bf16-mixed is not supported by the model summary",
 )
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the configuration beside the logs: ``config.yaml`` of a fit is not overwritten by a later test, predict writes none."""
+    """Write the configuration to the log folder.
+
+    fit writes ``config.yaml``; validate and test write files with their name, so that they do not
+    overwrite it; predict writes none.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save under the stage's name."""
+        """Save the configuration to a file named after the stage."""
         if stage == "predict":
             return
         if stage != "fit":
@@ -72,12 +81,16 @@ class MPUNetCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override] # static in Lightning, called on the object
-        """Only the one that is asked for: each takes a tenth of a second to set up."""
+        """Return only the requested subcommand, because each takes 0.1 s to set up."""
         every = LightningCLI.subcommands()
         return {word: every[word] for word in self.words[:1] if word in every} or every
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The sections beside model, data and trainer: ``inference`` for whole volumes, ``writer`` for predict, ``checkpoint`` for fit."""
+        """Add the sections besides ``model``, ``data`` and ``trainer``, and set defaults.
+
+        The sections are ``inference`` (reconstruction of whole volumes), ``writer`` (predict) and
+        ``checkpoint`` (fit).
+        """
         parser.add_class_arguments(InferenceOptions, "inference")
         parser.add_lightning_class_args(ThinVolumeWriter, "writer")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
@@ -89,7 +102,9 @@ class MPUNetCLI(LightningCLI):
             parser.add_argument(
                 "--init_from",
                 type=str | None,
-                help="Weights to begin with: 'packaged' (or 'packaged_r3' for another ratio), a checkpoint or a weights file. The network is theirs unless model.net is given.",
+                help="Weights to start from: 'packaged' (ratio 5), 'packaged_r3' (ratio 3), a "
+                "checkpoint or a weights file. Unless model.net is given, the network of these "
+                "weights is used.",
             )
         parser.set_defaults(
             {
@@ -105,17 +120,22 @@ class MPUNetCLI(LightningCLI):
 
     @cached_property
     def _given_net(self) -> Any:
-        """The section ``model.net`` as the user gave it, without defaults."""
+        """Section ``model.net`` as given by the user, without defaults."""
         return (
             self.parser.parse_args(self.words, defaults=False)[self.words[0]].get("model.net") or {}
         )
 
     def before_instantiate_classes(self) -> None:
-        """Predict writes its volumes and nothing else; fit without validation data has no best checkpoint, only the last."""
+        """Change defaults that depend on the command and its data.
+
+        predict writes volumes only: no predictions are returned, and nothing is logged by default.
+        fit without validation data saves no best checkpoint, only the last.
+        """
         config = self.config[self.subcommand]
         given = self._given_net
         if given and given.get("class_path") not in (None, "mpunet.MPUNet"):
-            # jsonargparse keeps the default network's arguments for another class, as far as their names agree: widths, for one.
+            # For another class, jsonargparse keeps arguments of the default network that have the
+            # same name, such as widths.
             config["model.net"] = given
         if (
             self.subcommand == "fit"
@@ -135,18 +155,19 @@ class MPUNetCLI(LightningCLI):
                 config["trainer"]["logger"] = False
 
     def instantiate_classes(self) -> None:
-        """Lightning's, with the options for whole volumes handed to the module."""
+        """Create the objects as Lightning does, load weights and set options for whole volumes."""
         super().instantiate_classes()
         if not isinstance(self.model.net, Configurable):
-            # Other people's networks do not remember their arguments; the checkpoint needs them to rebuild them.
+            # A network from outside mpunet does not store its arguments. The checkpoint needs them
+            # to rebuild the network.
             self.model.save_hyperparameters(
                 {"net": self.config[str(self.subcommand)]["model.net"].as_dict()}
             )
         if self._weights is not None and self.subcommand == "fit":
             new = self.model.initialize_from(self._weights)
             rank_zero_info(
-                f"Begins with {self._weights.source}"
-                + (f"; begins at random: {', '.join(new)}" if new else ".")
+                f"Starts from the weights in {self._weights.source}"
+                + (f"; random initial values: {', '.join(new)}" if new else ".")
             )
         elif self._weights is not None:
             self.model.load_weights(self._weights)
@@ -161,14 +182,15 @@ class MPUNetCLI(LightningCLI):
     def _refuse_untrained(self) -> None:
         if any(parameter.requires_grad for parameter in self.model.net.parameters()):
             raise ValueError(
-                f"{type(self.model.net).__name__} comes without weights: give --ckpt_path, or leave model.net out for the network that "
-                "comes with mpunet."
+                f"{type(self.model.net).__name__} comes without weights: give --ckpt_path, or "
+                "leave out model.net to use the network that comes with mpunet."
             )
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning's, which takes the model from the checkpoint; and the same for weights files and for the packaged weights.
+        """Read the model's configuration from the checkpoint, as Lightning does.
 
-        What is no checkpoint, or is one of another geometry, is told clearly.
+        Also supports weights files and the packaged weights. Raises a ValueError if the file is not
+        a checkpoint or is for another geometry.
         """
         subcommand = str(self.config["subcommand"])
         config = self.config[subcommand]
@@ -182,7 +204,8 @@ class MPUNetCLI(LightningCLI):
             if weights.source.suffix == SUFFIX:
                 if subcommand == "fit":
                     raise ValueError(
-                        f"{path} has weights and no state of a training to go on with: begin with it by --init_from {path}."
+                        f"{path} has weights but no training state to resume from: "
+                        f"start from its weights with --init_from {path}."
                     )
                 config["ckpt_path"] = None
                 self._set_network(weights)
@@ -193,14 +216,15 @@ class MPUNetCLI(LightningCLI):
             return
         if path is not None:
             raise ValueError(
-                "Give --ckpt_path to go on with a training or --init_from to begin one with weights, not both."
+                "Give --ckpt_path to resume a training or --init_from to start one from weights, "
+                "not both."
             )
         self._weights = read_weights(init_from)
         if not self._given_net:
             self._set_network(self._weights)
 
     def _set_network(self, weights: Weights) -> None:
-        """The network that these weights are for."""
+        """Use these weights and their network."""
         self._weights = weights
         self.config = self.parser.parse_object(
             {self.config["subcommand"]: {"model": {"net": weights.net}}}, self.config
@@ -212,15 +236,21 @@ class MPUNetCLI(LightningCLI):
         for key in ("n_thick", "ratio"):
             if key in given and key in known and given[key] != known[key]:
                 raise ValueError(
-                    f"{path} is a checkpoint for {key} = {known[key]}, but {key} = {given[key]} was asked for. "
+                    f"{path} is a checkpoint for {key} = {known[key]}, "
+                    f"but {key} = {given[key]} was asked for. "
                     f"Leave model.net.{key} out, or train a network for it."
                 )
 
 
 def run(args: Sequence[str]) -> int:
-    """Run one of the commands and return the exit status: 1 if volumes failed in predict (on rank 0), else 0."""
+    """Run fit, validate, test or predict.
+
+    Returns:
+        Exit status: 1 if volumes failed in predict (on rank 0 only), else 0.
+    """
     if args and args[0] == "predict":
-        # Lightning only notes this signal and would go on with thousands of scans. As an exit, it leaves no file half written.
+        # Lightning only records this signal and would continue with all remaining scans. Exiting
+        # stops the run and leaves no partial file.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
     for message in EXPECTED:
@@ -230,17 +260,18 @@ def run(args: Sequence[str]) -> int:
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # What is left to the end of the interpreter may abort there, and so change the exit status.
+        # Destroyed at the end of the interpreter, the group may abort and change the exit status.
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     callbacks: Any = cli.trainer.callbacks  # type: ignore[attr-defined]
     failed = any(
         callback.failures for callback in callbacks if isinstance(callback, ThinVolumeWriter)
     )
-    # Rank 0 speaks for all: Lightning takes a bad status of a process that it started for a crash, and kills the others.
+    # Only rank 0 returns a failure: Lightning treats a non-zero status of a process that it started
+    # as a crash and kills the others.
     return int(failed and cli.trainer.is_global_zero)
 
 
 def _no_advertisement(record: logging.LogRecord) -> bool:
-    """Lightning advertises its cloud service at every start."""
+    """Suppress Lightning's advertisement of its cloud service."""
     return "Tip: For seamless" not in record.getMessage()

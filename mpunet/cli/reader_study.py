@@ -24,7 +24,8 @@ from mpunet.reader_study.findings import (
     read_findings,
     read_standard,
 )
-from mpunet.reader_study.study import RADIUS_MM, reader_study
+from mpunet.reader_study.matching import RADIUS_MM
+from mpunet.reader_study.study import reader_study
 from mpunet.reader_study.table import markdown, write_study
 
 __all__ = ["AUTOMATIC", "read_folder", "run", "study"]
@@ -44,21 +45,24 @@ def study(
     min_score: float = MIN_SCORE_HU,
     figure: bool = True,
 ) -> int:
-    """Compare what readers found in different conditions, such as thick, reconstructed and thin slices, with a standard.
+    """Compare readers' findings in several conditions (such as thick and thin) with a standard.
 
-    Writes rates.csv, differences.csv, study.json, study.md and study.png; with volumes to read, also findings.csv, which is what
-    the automatic reader found. docs/reader_study.md explains files and rules.
+    Writes rates.csv, differences.csv, study.json, study.md and study.png. If the automatic reader
+    reads volumes, also writes its findings to findings.csv. docs/reader_study.md explains files and
+    rules.
 
     Args:
-        findings: CSV files with the columns reader,condition,case,x,y,z,diameter, in mm; or CONDITION=FOLDER, volumes for the
-            automatic reader, a case being named as its file is.
-        standard: CSV file with the columns case,x,y,z,diameter.
+        findings: CSV files with the columns reader,condition,case,x,y,z,diameter, in mm; or
+            CONDITION=FOLDER with volumes for the automatic reader, where the name of a file is the
+            name of its case.
+        standard: CSV file with the columns case,x,y,z,diameter, in mm.
         output: folder for the results.
-        thresholds: least diameters of nodules in mm, "4,6".
-        radius: a finding counts within this many mm of a nodule's centre, or the nodule's radius if that is larger.
+        thresholds: smallest nodule diameters in mm, separated by commas; one result for each.
+        radius: largest distance in mm between a finding and the centre of the nodule that it hits;
+            the radius of the nodule is used instead if it is larger.
         reference: condition that the others are compared with; by default the first one.
-        coordinates: of the CSV files: RAS as in NIfTI, or LPS as in DICOM.
-        min_score: what the automatic reader reports at least, in HU.
+        coordinates: coordinate system of the CSV files: RAS as in NIfTI, or LPS as in DICOM.
+        min_score: lowest score in HU of the findings that the automatic reader reports.
         figure: draw study.png.
 
     Returns:
@@ -107,20 +111,27 @@ def study(
 def read_folder(
     folder: str | Path, *, condition: str, cases: Collection[str], min_score: float = MIN_SCORE_HU
 ) -> tuple[dict[Reading, list[Finding]], list[str]]:
-    """What the automatic reader finds in a folder of volumes, the lungs being those that it sees itself in each of them.
+    """Run the automatic reader on a folder of volumes, with lungs segmented from each volume.
+
+    Args:
+        folder: volumes, each named after its case.
+        condition: name of the condition that the volumes show.
+        cases: names of the cases in the standard.
+        min_score: lowest score in HU of the findings to report.
 
     Returns:
-        Findings by reading, and a line for each volume that could not be read, which stops no other.
+        Findings by reading, and a line for each volume that could not be read and was skipped.
 
     Raises:
-        ValueError: if there is no volume, none can be read, or one is a case that is not among ``cases``.
+        ValueError: if there is no volume, none can be read, or a case is not in ``cases``.
     """
     if not condition:
         raise ValueError(f"Expected CONDITION=FOLDER, such as thick=scans, got '={folder}'.")
     files = files_by_name(folder)
     if unknown := files.keys() - set(cases):
         raise ValueError(
-            f"{folder}: case {min(unknown)!r} is not in the standard; list it there, with empty x, y, z and diameter if it has no nodule."
+            f"{folder}: case {min(unknown)!r} is not in the standard; list it there, "
+            "with empty x, y, z and diameter if it has no nodule."
         )
     readings: dict[Reading, list[Finding]] = {}
     failures = []
@@ -154,13 +165,16 @@ def _numbers(text: str) -> list[float]:
 
 
 def run(args: Sequence[str]) -> int:
-    """The command line of :func:`study`."""
+    """Run :func:`study` with command line arguments."""
     parser = ArgumentParser(
         prog="mpunet reader-study", description=(study.__doc__ or "").split("\n\n    Args:")[0]
     )
     parser.add_argument(
-        "findings", nargs="+", help="CSV files, or CONDITION=FOLDER for the automatic reader"
+        "findings",
+        nargs="+",
+        help="CSV files with the columns reader,condition,case,x,y,z,diameter, in mm; "
+        "or CONDITION=FOLDER with volumes for the automatic reader",
     )
-    parser.add_argument("standard", help="CSV file with the columns case,x,y,z,diameter")
+    parser.add_argument("standard", help="CSV file with the columns case,x,y,z,diameter, in mm")
     parser.add_function_arguments(study, skip={"findings", "standard"})
     return study(**vars(parser.parse_args(list(args))))

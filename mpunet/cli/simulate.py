@@ -34,26 +34,33 @@ def simulate(
     existing: Literal["skip", "overwrite", "error"] = "skip",
     slice_axis: int | None = None,
 ) -> int:
-    """Make thick series out of thin ones: files of the same names, int16 HU, at the right positions.
+    """Simulate thick-slice volumes from thin-slice volumes.
+
+    Writes int16 HU to files with the same names. Their affines give the positions of the thick
+    slices.
 
     Args:
-        thin: a folder of thin NIfTI volumes, searched recursively, or one file.
-        thick: folder for the thick ones; or, for one file, the file to write.
+        thin: folder of thin NIfTI volumes, searched recursively, or one file.
+        thick: folder to write the thick volumes to; for one thin file, also the file to write.
         ratio: thick spacing / thin spacing, at least 2.
-        profile: slice profile, "gaussian", "box" or "triangle"; or a CSV file with the columns mm,weight, as fit-profile writes it.
-        fwhm: full width at half maximum in thick spacings; 0.9 for the Gaussian by default, else 1.
-        offset: thin slice that the first thick one is centred on.
-        existing: what to do where the thick file is there already; "error" refuses before anything is written.
-        slice_axis: stored axis along which slices are stacked, where spacings do not tell.
+        profile: slice profile: "gaussian", "box" or "triangle"; or a CSV file with the columns
+            mm,weight, as written by `mpunet fit-profile`.
+        fwhm: full width at half maximum of the profile in thick spacings; default 0.9 for the
+            Gaussian, else 1.
+        offset: index of the thin slice at the centre of the first thick slice.
+        existing: what to do if a thick file exists; "error" stops before any file is written.
+        slice_axis: stored axis along which slices are stacked; needed only if the voxel spacings do
+            not identify it.
 
     Returns:
         1 if a file could not be used, else 0.
     """
     kind = _profile(profile, fwhm)
     jobs = [(scan, _target(scan, thin, thick)) for scan in find_scans(thin)]
-    if existing == "error" and (there := [path for _, path in jobs if path.exists()]):
+    if existing == "error" and (present := [path for _, path in jobs if path.exists()]):
         raise ValueError(
-            f"{len(there)} of {len(jobs)} files exist, the first of them {there[0]}; --existing skip or overwrite."
+            f"{len(present)} of {len(jobs)} files exist, the first of them {present[0]}; "
+            "use --existing skip or overwrite."
         )
     failed = skipped = 0
     for scan, path in jobs:
@@ -73,7 +80,7 @@ def simulate(
             print(f"{scan.relative}: {error}", file=sys.stderr, flush=True)
     parts = [
         f"{len(jobs) - failed - skipped} written to {thick}",
-        f"{skipped} were there",
+        f"{skipped} skipped (file exists)",
         f"{failed} failed",
     ]
     print(
@@ -83,18 +90,20 @@ def simulate(
 
 
 def _profile(profile: str, fwhm: float | None) -> Profile | SampledProfile:
-    """A kind by its name, or what the file holds; raises before any volume is read."""
+    """Return the named profile or read it from a file; raise before any volume is read."""
     for kind in get_args(Profile):
         if profile == kind:
             profile_weights(2, profile=kind, fwhm=fwhm)
             return kind  # type: ignore[no-any-return]  # one of the literals
     if not Path(profile).is_file():
         raise ValueError(
-            f"Expected a profile among {', '.join(get_args(Profile))}, or a CSV file of one, got {profile}."
+            f"Expected a profile among {', '.join(get_args(Profile))}, or a CSV file of one, "
+            f"got {profile}."
         )
     if fwhm is not None:
         raise ValueError(
-            f"The width of a profile from a file is the file's: leave out fwhm, or name a profile instead of {profile}."
+            f"The file {profile} sets the width of the profile: "
+            "leave out fwhm, or give a named profile instead of the file."
         )
     return read_profile(profile)
 
@@ -118,7 +127,7 @@ def _target(scan: Scan, thin: str, thick: str) -> Path:
 
 
 def run(args: Sequence[str]) -> int:
-    """The command line of :func:`simulate`."""
+    """Run :func:`simulate` with command line arguments."""
     parser = ArgumentParser(
         prog="mpunet simulate", description=(simulate.__doc__ or "").split("\n\n    Args:")[0]
     )

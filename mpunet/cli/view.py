@@ -13,10 +13,10 @@ __all__ = ["run"]
 
 
 def run(args: Sequence[str]) -> int:
-    """The command line of :func:`mpunet.report.view.view`."""
+    """Run :func:`mpunet.report.view.view` with command line arguments."""
     parser = ArgumentParser(prog="mpunet view", description=view.__doc__)
     parser.add_argument(
-        "volumes", nargs="+", type=Path, help="NIfTI files, in the order they are shown"
+        "volumes", nargs="+", type=Path, help="NIfTI files, in the order in which they are shown"
     )
     parser.add_function_arguments(view, skip={"volumes"})
     options = vars(parser.parse_args(list(args)))

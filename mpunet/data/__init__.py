@@ -1,8 +1,9 @@
-"""From folders of volumes to batches: cases, pairs, checks, the cache, and the data module built on them.
+"""Turn folders of volumes into batches: cases, pairs, checks, the cache and the data module.
 
-Begin with :mod:`mpunet.data.datamodule`, or with :mod:`mpunet.data.layouts` for how folders are read. The data module and the MONAI
-transforms are not imported here, as Lightning and MONAI take seconds: :class:`mpunet.ThickThinDataModule`,
-:mod:`mpunet.data.transforms`.
+Start reading at :mod:`mpunet.data.datamodule`, or at :mod:`mpunet.data.layouts` for the supported
+folder layouts. The data module (:class:`mpunet.ThickThinDataModule`) and the MONAI transforms
+(:mod:`mpunet.data.transforms`) are not imported here because Lightning and MONAI take seconds to
+import.
 """
 
 from mpunet.data.case import Case

@@ -1,8 +1,12 @@
-"""What may be varied at random in a training crop, and what MONAI lacks for it: noise, and rotation of slices.
+"""Random augmentation of training crops: its settings, correlated noise and slice-wise rotation.
 
-MONAI's ``RandGaussianNoised`` adds one and the same noise to all keys, but thick and thin differ in depth, and a thick slice has less.
-``RandRotated`` interpolates along depth too, eight times slower than slice by slice and never cubic, and repeats the edge in the
-corners; its core ``Rotate`` serves, with depth as channels.
+The last two replace transforms of MONAI that do not fit:
+
+- ``RandGaussianNoised`` adds the same noise to all keys, but thick and thin differ in depth, and a
+  thick slice has less noise.
+- ``RandRotated`` also interpolates along depth. It is eight times slower than slice-wise rotation,
+  does not support cubic interpolation, and repeats the edge in the corners. MONAI's ``Rotate`` does
+  the rotation here, with depth as the channel axis.
 """
 
 from __future__ import annotations
@@ -29,19 +33,24 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of a training crop, alike for thick and thin; each happens with its ``_prob`` and is drawn uniformly.
+    """Random changes of training crops; all are off by default.
 
-    All are off by default, and the sizes are ours: what helps is to be measured.
+    Each change is applied with its own probability, and its size is drawn uniformly up to a limit.
+    Thick and thin slices are changed in the same way. The default limits are our choice.
 
     Attributes:
-        rotate_prob: rotation in plane, thick, thin and lung mask by the same angle.
-        rotate_degrees: largest angle, either way; with flips and transposition 45 degrees reach every orientation.
-        shift_prob: offset of all HU.
-        shift_hu: largest offset, either way.
-        scale_prob: scaling of HU about 0, so that water stays and air and bone move, as with another tube voltage.
-        scale: largest relative change, either way.
-        noise_prob: noise on the thin slices, whose mean through the slice profile goes to the thick ones.
-        noise_hu: largest standard deviation in HU in a thin slice.
+        rotate_prob: probability of an in-plane rotation, by the same angle for thick slices, thin
+            slices and lung mask.
+        rotate_degrees: largest rotation angle in degrees, in both directions. Together with flips
+            and transposition, 45 degrees cover every orientation.
+        shift_prob: probability of adding a constant to all HU.
+        shift_hu: largest constant that is added, in HU, in both directions.
+        scale_prob: probability of scaling HU about 0. Water stays at 0 HU while air and bone
+            change, as with another tube voltage.
+        scale: largest relative change of HU by scaling, in both directions.
+        noise_prob: probability of adding noise to the thin slices. Thick slices get the mean of
+            this noise over the slice profile.
+        noise_hu: largest standard deviation of the noise of a thin slice, in HU.
 
     >>> Augmentation(rotate_prob=0.5).rotate_degrees
     45.0
@@ -63,7 +72,8 @@ class Augmentation:
                 raise ValueError(f"Expected a probability from 0 to 1, got {field.name} = {value}.")
             if not 0 <= value < float("inf"):
                 raise ValueError(
-                    f"Expected the largest change, 0 or more, got {field.name} = {value}; it is drawn either way."
+                    f"Expected the largest change, 0 or more, got {field.name} = {value}; "
+                    "it is drawn in both directions."
                 )
 
 
@@ -73,10 +83,11 @@ NO_AUGMENTATION = Augmentation()
 def ct_noise(
     shape: tuple[int, int, int], std: float, rng: np.random.Generator
 ) -> npt.NDArray[np.float32]:
-    """Noise (depth, height, width) of this standard deviation, in HU if it is.
+    """Draw random noise of shape (depth, height, width) with standard deviation ``std`` in HU.
 
-    Correlated over neighbours in plane (binomial weights 1, 2, 1 along height and width), as a reconstruction kernel leaves it, and
-    not at all from slice to slice: our choice, a stand-in for the spectrum of a scanner.
+    The noise is correlated between in-plane neighbours (binomial weights 1, 2, 1 along height and
+    width), like noise after a reconstruction kernel, and independent between slices. This is our
+    choice, a simple substitute for a scanner's noise spectrum.
 
     >>> round(float(ct_noise((2, 64, 64), 10.0, np.random.default_rng(0)).std()))
     10
@@ -90,18 +101,21 @@ def ct_noise(
 
 
 class RandCTNoised(RandomizableTransform, MapTransform):  # type: ignore[misc]  # MONAI has no types
-    """Noise on thin slices, and on genuine thick ones what the slice profile leaves of it.
+    """Add noise to thin slices, and its mean over the slice profile to genuine thick slices.
 
-    For simulation the noise is there before thick slices are made, so that it goes through the same profile as the image. To a
-    genuine thick series the mean of the very same noise through a profile is added: the right variance (for the default Gaussian at
-    ratio 5 about a sixth of that of the thin slices), and the correlation of two reconstructions of one measurement.
+    If thick slices are simulated, apply this transform before the simulation: the noise then passes
+    through the same slice profile as the image. A genuine thick series gets the mean of the same
+    noise over a profile. This gives the right variance (for the default Gaussian at ratio 5 about a
+    sixth of the variance of the thin slices) and the correlation of two reconstructions of one
+    measurement.
 
     Args:
-        n_thick: thick slices of the crop.
+        n_thick: number of thick slices in the crop.
         ratio: thick spacing / thin spacing.
-        weights: slice profile for genuine thick series, see :func:`mpunet.slices.simulate.profile_weights`.
-        prob: share of the crops that get noise.
-        max_hu: largest standard deviation in HU in a thin slice.
+        weights: slice profile of genuine thick series, from
+            :func:`mpunet.slices.simulate.profile_weights`.
+        prob: fraction of the crops to which noise is added.
+        max_hu: largest standard deviation of the noise of a thin slice, in HU.
     """
 
     def __init__(
@@ -121,7 +135,7 @@ class RandCTNoised(RandomizableTransform, MapTransform):  # type: ignore[misc]  
         self.max_hu = max_hu
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Crop to crop."""
+        """Return the crop, with noise added if it was drawn for this crop."""
         self.randomize(None)
         if not self._do_transform:
             return dict(data)
@@ -142,16 +156,21 @@ class RandCTNoised(RandomizableTransform, MapTransform):  # type: ignore[misc]  
 def rotated(
     block: npt.NDArray[np.float32], angle: float, *, nearest: bool = False
 ) -> npt.NDArray[np.float32]:
-    """Slices (depth, height, width) turned by an angle in radians about their centre, each for itself; corners repeat the edge.
+    """Rotate each slice of a block (depth, height, width) about its centre by an angle in radians.
 
-    Bicubic, as linear interpolation takes away more than half of the variance of white noise (cubic: a quarter), or ``nearest``.
+    Interpolation is bicubic, or nearest-neighbour if ``nearest`` is true. Bilinear interpolation
+    would remove more than half of the variance of white noise, bicubic removes a quarter. Corners
+    are filled by repeating the edge.
     """
     mode = "nearest" if nearest else "bicubic"
     return np.asarray(Rotate(angle, mode=mode, padding_mode="border", dtype=np.float32)(block))
 
 
 def rotation_borders(size: Sequence[int], angle: float) -> tuple[int, int]:
-    """Pixels to have on each side of a patch (height, width) so that none is missing when it is turned, two for interpolation among them.
+    """Return the border, in pixels along (height, width), that a patch needs to be rotated.
+
+    With this border on each side of a patch of the given size, no pixel of the rotated patch is
+    missing. It includes two pixels for interpolation.
 
     >>> rotation_borders((256, 256), np.pi / 4)
     (56, 56)

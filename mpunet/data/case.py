@@ -1,4 +1,4 @@
-"""What is known of one examination before its files are opened."""
+"""The description of one examination: its files, its patient and its part of the split."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ class Case(NamedTuple):
     """One examination.
 
     Attributes:
-        name: path below its folder, without ``.nii`` or ``.nii.gz``.
-        patient: what the split keeps together.
+        name: path of the thin file relative to its folder, without ``.nii`` or ``.nii.gz``.
+        patient: name of the patient. All cases of a patient go to the same part of a split.
         thin: thin-slice file.
-        thick: thick-slice file of the same examination; None if it is to be simulated.
-        lung: lung mask on the thin grid; None if it is to be computed.
-        part: where the data's own split puts it; None if they have none.
-        intensity: what intensities of ``thin`` and ``thick`` within [0, 1] are, see :func:`mpunet.io.scan_file.open_scan`.
+        thick: thick-slice file of the same examination; None if thick slices are simulated.
+        lung: lung mask file on the thin grid; None if the mask is computed.
+        part: part ("train", "val" or "test") in the split that comes with the data; None if the
+            data have no split.
+        intensity: meaning of intensities within [0, 1] in ``thin`` and ``thick``, see
+            :func:`mpunet.io.scan_file.open_scan`.
     """
 
     name: str
@@ -37,7 +39,13 @@ class Case(NamedTuple):
 
 
 def patient_of(name: str, pattern: str | None) -> str:
-    """The first group, or else the whole match, of a pattern in a case's name; the name itself without a pattern.
+    """Return the patient of a case, extracted from the case's name by a regular expression.
+
+    This is the first group of ``pattern``, or the whole match if it has no group, or the case's
+    name if ``pattern`` is None.
+
+    Raises:
+        ValueError: if the pattern does not match the name.
 
     >>> patient_of("LIDC-0012_chest", r"^(LIDC-[0-9]+)_")
     'LIDC-0012'

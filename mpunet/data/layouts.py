@@ -1,4 +1,7 @@
-"""Cases in the layouts that data come in: folders of pairs or thin volumes, with or without a split, and lists of pairs."""
+"""Find cases in the supported data layouts.
+
+These are folders of pairs or of thin volumes, with or without a split, and CSV lists of pairs.
+"""
 
 from __future__ import annotations
 
@@ -16,31 +19,34 @@ __all__ = ["Source", "files_by_name", "find_cases"]
 Source = Mapping[str, str] | str | Path
 
 KINDS = ("thin", "thick", "lung")
-# What the subfolders are called: ours, or RPLHR-CT's.
+# Names of the subfolders: ours, and those of RPLHR-CT.
 SUBFOLDERS = ({"thin": "thin", "thick": "thick"}, {"thin": "1mm", "thick": "5mm"})
 
 
 def find_cases(
     source: Source, *, patient_pattern: str | None = None, intensity: Intensity = "auto"
 ) -> list[Case]:
-    """Cases of a folder, of a list or of folders by kind, sorted by name (a list: in its order).
+    """Find the cases of a source, sorted by name; the cases of a CSV keep its order.
 
     Args:
         source: one of
 
-            - a folder with the subfolders ``thin`` (or ``1mm``) and, if pairs exist, ``thick`` (or ``5mm``) and ``lung``, with
-              files of the same names;
-            - a folder of thin volumes, at any depth;
-            - a folder with the subfolders ``train``, ``val`` and ``test`` (not all are needed), each one of the above, as RPLHR-CT
-              is published: the data's own split;
+            - a folder with the subfolders ``thin`` (or ``1mm``) and optionally ``thick`` (or
+              ``5mm``) and ``lung``; the files of a case have the same name in each;
+            - a folder of thin volumes, searched recursively;
+            - a folder with the subfolders ``train``, ``val`` and ``test`` (some may be missing),
+              each in one of the layouts above. This is the layout of RPLHR-CT, and the folders are
+              used as the split;
             - a CSV of pairs, see :func:`mpunet.data.pair_list.read_pair_list`;
-            - folders anywhere, ``{"thin": ..., "thick": ..., "lung": ...}``, the last two optional, with files of the same names.
-        patient_pattern: regular expression whose first group (or whole match) in a case's name is the patient; by default the
-            name itself.
-        intensity: handed on to the cases.
+            - separate folders by kind, ``{"thin": ..., "thick": ..., "lung": ...}``, the last two
+              optional; the files of a case have the same name in each.
+        patient_pattern: regular expression that finds the patient in a case's name: its first
+            group, or the whole match if it has no group. By default the patient is the case's name.
+        intensity: meaning of intensities within [0, 1]; stored in each case.
 
     Raises:
-        ValueError: if a folder is missing or empty, a file lacks its counterpart, or the pattern matches nothing.
+        ValueError: if a folder is missing or empty, a file has no counterpart in another folder, or
+            ``patient_pattern`` does not match a name.
     """
     if isinstance(source, Mapping):
         cases = _by_kind(source)
@@ -57,13 +63,21 @@ def find_cases(
 
 
 def files_by_name(folder: str | Path) -> dict[str, Path]:
-    """The volumes of :func:`mpunet.io.scans.find_scans` by their path below the folder without ``.nii`` and ``.nii.gz``, sorted."""
+    """Map names to the volumes of a folder and its subfolders, sorted by path.
+
+    A name is the path relative to the folder, without ``.nii`` or ``.nii.gz``. The volumes are
+    those that :func:`mpunet.io.scans.find_scans` finds.
+
+    Raises:
+        ValueError: if two files have the same name.
+    """
     out: dict[str, Path] = {}
     for scan in find_scans(folder):
         name = re.sub(r"\.nii(\.gz)?$", "", scan.relative.as_posix(), flags=re.IGNORECASE)
         if name in out:
             raise ValueError(
-                f"Two files have the name {name!r}: {out[name]} and {scan.path}. Remove one of them."
+                f"Two files have the name {name!r}: {out[name]} and {scan.path}. "
+                "Remove one of them."
             )
         out[name] = scan.path
     return out
@@ -84,13 +98,17 @@ def _in_folder(root: Path) -> list[Case]:
 
 
 def _is_split(root: Path) -> bool:
-    """A folder named "test" alone may be anything; one with pairs in it, or beside "train", is a part of a split."""
+    """Return whether the subfolders of ``root`` are the parts of a split.
+
+    A single subfolder "test" may have another meaning. It is taken for a part of a split if it
+    contains pairs or if a subfolder "train" exists too.
+    """
     found = [part for part in PARTS if (root / part).is_dir()]
     return ("train" in found and len(found) > 1) or any(_kinds(root / part) for part in found)
 
 
 def _kinds(root: Path) -> dict[str, str] | None:
-    """Subfolders by kind; None where there are none."""
+    """Return the subfolders by kind; None if ``root`` has no such subfolders."""
     for names in SUBFOLDERS:
         thin, thick = (root / names[kind] for kind in ("thin", "thick"))
         if thin.is_dir():
@@ -98,7 +116,8 @@ def _kinds(root: Path) -> dict[str, str] | None:
             return {kind: str(folder) for kind, folder in found.items() if folder.is_dir()}
         if thick.is_dir() and not _is_split(root):
             raise ValueError(
-                f"{root} has a subfolder '{thick.name}' but none named '{thin.name}'; put the thin volumes there under the same names."
+                f"{root} has a subfolder '{thick.name}' but none named '{thin.name}'; "
+                "put the thin volumes there under the same names."
             )
     return None
 
@@ -106,15 +125,17 @@ def _kinds(root: Path) -> dict[str, str] | None:
 def _by_kind(folders: Mapping[str, str]) -> list[Case]:
     if "thin" not in folders or not folders.keys() <= set(KINDS):
         raise ValueError(
-            f"Expected folders for 'thin' and perhaps 'thick' and 'lung', got {', '.join(map(repr, folders)) or 'none'}."
+            "Expected folders for 'thin' and perhaps 'thick' and 'lung', "
+            f"got {', '.join(map(repr, folders)) or 'none'}."
         )
     files = {kind: files_by_name(folders[kind]) if kind in folders else {} for kind in KINDS}
     thin = files["thin"]
     for kind in ("thick", "lung"):
         if files[kind] and (odd := sorted(files[kind].keys() ^ thin.keys())):
             raise ValueError(
-                f"{len(odd)} cases are not both in {folders['thin']} and in {folders[kind]}, the first of them {odd[0]!r}. "
-                "Files of one case have the same name in every folder; where they have not, a CSV of pairs says what belongs together."
+                f"{len(odd)} cases are not both in {folders['thin']} and in {folders[kind]}, "
+                f"the first of them {odd[0]!r}. Files of one case must have the same name in every "
+                "folder; if they do not, list the files that belong together in a CSV of pairs."
             )
     return [
         Case(name, "", path, files["thick"].get(name), files["lung"].get(name))

@@ -1,4 +1,4 @@
-"""Pairs listed in a CSV: what belongs together where names and folders do not tell."""
+"""Pairs listed in a CSV, for data whose file names do not show which files belong together."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ COLUMNS = ("thin", "thick", "lung", "patient", "split")
 
 
 def read_pair_list(path: str | Path) -> list[Case]:
-    """Cases of a CSV, in its order; ``patient`` is empty where the list has none.
+    """Read the cases of a CSV, in its order.
 
-    The first line names the columns: ``thin``, and any of ``thick``, ``lung``, ``patient`` and ``split`` (train, val or test).
-    Files are given from the CSV's folder, or absolutely; without ``thick`` it is simulated, without ``lung`` computed. What
-    separates columns may be a comma, a semicolon or a tab. A case is named after its thin file, as written.
+    The first line names the columns: ``thin``, and any of ``thick``, ``lung``, ``patient`` and
+    ``split`` (train, val or test). Columns are separated by commas, semicolons or tabs. File paths
+    are absolute or relative to the CSV's folder. If ``thick`` is empty, thick slices are simulated;
+    if ``lung`` is empty, the lung mask is computed; if ``patient`` is empty, so is the case's
+    ``patient``. The name of a case is the path of its thin file as written, without ``..`` and
+    without ``.nii`` or ``.nii.gz``.
 
     Raises:
-        ValueError: with the line, if a column is unknown, a file is missing, a thin file is listed twice, or a patient is in two parts.
+        ValueError: if the file cannot be read, a column is unknown, a file is missing, a thin file
+            is listed twice, a patient is in two parts, or only some lines have a split. The message
+            gives the line.
     """
     path = Path(path)
     try:
-        text = path.read_text(
-            encoding="utf-8-sig"
-        )  # spreadsheets put a mark before the first column
+        # "utf-8-sig", because spreadsheets write a byte order mark before the first column.
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ValueError(f"{path}: cannot be read as a list of pairs: {reason}") from error
@@ -40,8 +44,8 @@ def read_pair_list(path: str | Path) -> list[Case]:
     unknown = [column for column in columns if column not in COLUMNS]
     if unknown or "thin" not in columns or len(set(columns)) < len(columns):
         raise ValueError(
-            f"{path}, line 1: expected the columns thin and perhaps thick, lung, patient and split, each once, "
-            f"got {', '.join(map(repr, columns)) or 'nothing'}."
+            f"{path}, line 1: expected the columns thin and perhaps thick, lung, patient and "
+            f"split, each once, got {', '.join(map(repr, columns)) or 'nothing'}."
         )
     cases: list[Case] = []
     lines_of: dict[str, int] = {}
@@ -57,14 +61,15 @@ def read_pair_list(path: str | Path) -> list[Case]:
         )
         if (first := lines_of.setdefault(case.name, reader.line_num)) != reader.line_num:
             raise ValueError(
-                f"{where}: the thin volume {case.name!r} is in line {first} too; list each once."
+                f"{where}: the thin volume {case.name!r} is in line {first} too; list it once."
             )
         if case.patient and case.part:
             part, first = parts.setdefault(case.patient, (case.part, reader.line_num))
             if part != case.part:
                 raise ValueError(
-                    f"{where}: the patient {case.patient!r} is in {case.part} here and in {part} in line {first}; "
-                    "a patient in two parts makes the measurements too good."
+                    f"{where}: the patient {case.patient!r} is in {case.part} here and in {part} "
+                    f"in line {first}; "
+                    "a patient in two parts makes results look better than they are."
                 )
         cases.append(case)
     if not cases:
@@ -72,7 +77,8 @@ def read_pair_list(path: str | Path) -> list[Case]:
     if len({case.part is None for case in cases}) > 1:
         name = next(case.name for case in cases if case.part is None)
         raise ValueError(
-            f"{path}, line {lines_of[name]}: expected a split as in other lines, got none; fill it in for all or none."
+            f"{path}, line {lines_of[name]}: expected a split as in other lines, got none; "
+            "fill it in for all lines or for none."
         )
     return cases
 

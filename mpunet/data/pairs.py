@@ -1,4 +1,4 @@
-"""Cases split by patient, and thick series aligned with thin ones by position."""
+"""Split cases by patient, and align thick series with thin ones by position."""
 
 from __future__ import annotations
 
@@ -18,10 +18,18 @@ __all__ = ["align_pair", "check_alignment", "split_by_patient", "split_cases"]
 def split_cases(
     cases: Sequence[Case], fractions: Sequence[float], *, seed: int = 0
 ) -> dict[Part, list[Case]]:
-    """Cases for training, validation and test: by the data's own split where they have one, else by :func:`split_by_patient`.
+    """Split cases into training, validation and test.
+
+    If the cases come with a split, use it; otherwise use :func:`split_by_patient`.
+
+    Args:
+        cases: the cases.
+        fractions: fractions of the patients for training, validation and test, with sum 1.
+        seed: seed of the split.
 
     Raises:
-        ValueError: as :func:`split_by_patient`, or if the data's own split has a patient in two parts.
+        ValueError: if :func:`split_by_patient` raises it, or if the split that comes with the cases
+            has a patient in two parts.
     """
     if not any(case.part for case in cases):
         return dict(zip(PARTS, split_by_patient(cases, fractions, seed=seed), strict=True))
@@ -29,8 +37,8 @@ def split_cases(
     for case in cases:
         if part_of.setdefault(case.patient, case.part) != case.part:
             raise ValueError(
-                f"The patient {case.patient!r} is both in {part_of[case.patient]} and in {case.part}; "
-                "a patient in two parts makes the measurements too good."
+                f"The patient {case.patient!r} is both in {part_of[case.patient]} and in "
+                f"{case.part}; a patient in two parts makes results look better than they are."
             )
     return {part: [case for case in cases if case.part == part] for part in PARTS}
 
@@ -38,9 +46,19 @@ def split_cases(
 def split_by_patient(
     cases: Sequence[Case], fractions: Sequence[float], *, seed: int = 0
 ) -> list[list[Case]]:
-    """Parts of the cases in the given fractions, no patient in two of them; the same for the same patients and seed, in any order.
+    """Split cases at random into parts, so that no patient is in two parts.
 
-    Each part with a fraction above 0 gets at least one patient, so there must be as many.
+    The result depends only on the patients and the seed, not on the order of the cases. Each part
+    with a fraction above 0 gets at least one patient.
+
+    Args:
+        cases: the cases.
+        fractions: fraction of the patients in each part, with sum 1.
+        seed: seed of the split.
+
+    Raises:
+        ValueError: if a fraction is negative, their sum is not 1, or there are fewer patients than
+            parts with a fraction above 0.
     """
     if any(f < 0 for f in fractions) or not np.isclose(sum(fractions), 1):
         raise ValueError(f"Expected fractions of at least 0 with sum 1, got {list(fractions)}.")
@@ -50,8 +68,9 @@ def split_by_patient(
     wanted = [i for i, f in enumerate(fractions) if f > 0]
     if len(patients) < len(wanted):
         raise ValueError(
-            f"Expected at least {len(wanted)} patients to split into {len(wanted)} parts, got {len(patients)}. "
-            "Give separate folders (train_dir, val_dir, test_dir), or set the fraction of a part to 0."
+            f"Expected at least {len(wanted)} patients to split into {len(wanted)} parts, "
+            f"got {len(patients)}. Give separate folders (train_dir, val_dir, test_dir), "
+            "or set the fraction of a part to 0."
         )
     bounds = np.rint(np.cumsum(fractions) * len(patients)).astype(int)
     for rank, part in enumerate(wanted):
@@ -64,12 +83,23 @@ def split_by_patient(
 
 
 def align_pair(thick: VolumeInfo, thin: VolumeInfo, ratio: int) -> tuple[slice, slice]:
-    """Slices of a thick and a thin slab that cover the same range, thick slice k on thin slice ``ratio`` * k of it.
+    """Return the slices of a thick and of a thin slab that cover the same range.
 
-    Positions are read from the affines; a thick series that starts some thin slices after the thin one is cut to what both have.
+    Within this range, thick slice k is at the position of thin slice ``ratio`` * k. Positions are
+    computed from the affines. If one series starts before or ends after the other, both are cut to
+    the common range.
+
+    Args:
+        thick: the thick volume.
+        thin: the thin volume.
+        ratio: expected thick spacing / thin spacing.
+
+    Returns:
+        The range of thick slices and the range of thin slices.
 
     Raises:
-        ValueError: if grids differ in plane, the ratio is another one, or thick slices do not stand on thin ones.
+        ValueError: if the in-plane grids differ, the spacings have another ratio, thick slices lie
+            between thin ones, or the series share fewer than 2 thick slice positions.
     """
     names = f"{thick.path} and {thin.path}"
     a, b = thick.slab_affine, thin.slab_affine
@@ -82,8 +112,8 @@ def align_pair(thick: VolumeInfo, thin: VolumeInfo, ratio: int) -> tuple[slice, 
     measured = grid_spacing(a)[0] / spacing[0]
     if abs(measured - ratio) > 0.01 * ratio:
         raise ValueError(
-            f"{names} do not match: slices {grid_spacing(a)[0]:.4g} and {spacing[0]:.4g} mm apart have the ratio {measured:.3f}, "
-            f"expected {ratio}, the network's (--model.net.ratio)."
+            f"{names} do not match: slices {grid_spacing(a)[0]:.4g} and {spacing[0]:.4g} mm apart "
+            f"have the ratio {measured:.3f}, expected {ratio}, the network's (--model.net.ratio)."
         )
     if not np.allclose(a[:3, :3] / [ratio, 1, 1], b[:3, :3], rtol=0, atol=0.01 * spacing.min()):
         raise ValueError(
@@ -93,30 +123,38 @@ def align_pair(thick: VolumeInfo, thin: VolumeInfo, ratio: int) -> tuple[slice, 
     start = round(offset[0])
     if abs(offset[0] - start) > 0.1 or np.abs(offset[1:]).max() > 0.1:
         raise ValueError(
-            f"{names} do not match: the first thick slice stands at thin voxel ({offset[0]:.2f}, {offset[1]:.2f}, {offset[2]:.2f}), "
-            "expected a whole thin slice and (0, 0) in plane. Resample the thin volume onto the thick one's positions."
+            f"{names} do not match: the first thick slice is at thin voxel "
+            f"({offset[0]:.2f}, {offset[1]:.2f}, {offset[2]:.2f}), expected a whole thin slice and "
+            "(0, 0) in plane. Resample the thin volume to the positions of the thick one."
         )
     first = max(0, -(start // ratio))
     last = min(thick.shape[0] - 1, (thin.shape[0] - 1 - start) // ratio)
     if last - first < 1:
         raise ValueError(
-            f"{names} do not match: they share {max(0, last - first + 1)} thick slice positions, expected at least 2."
+            f"{names} do not match: they share {max(0, last - first + 1)} thick slice positions, "
+            "expected at least 2."
         )
-    # Each check above allows for rounded headers; over hundreds of voxels that would add up.
+    # The checks above tolerate rounding in headers. Over hundreds of voxels it could add up.
     per_voxel = np.abs(np.linalg.solve(b[:3, :3], a[:3, :3]) - np.diag([ratio, 1, 1]))
     drift = (per_voxel @ (last, *np.subtract(thick.shape[1:], 1))).max()
     if drift > 0.5:
         raise ValueError(
-            f"{names} do not match: their grids drift apart by up to {drift:.1f} thin voxels from the first slice to the last. "
-            "Resample one onto the other."
+            f"{names} do not match: their grids drift apart by up to {drift:.1f} thin voxels "
+            "from the first slice to the last. Resample one onto the other."
         )
     return slice(first, last + 1), slice(start + first * ratio, start + last * ratio + 1)
 
 
 def check_alignment(cases: Sequence[Case], *, ratio: int, slice_axis: int | None = None) -> None:
-    """Raise what :func:`align_pair` raises for the first pair that does not match, from the headers alone.
+    """Check the headers of all pairs, so that a mismatch is found before hours of reading volumes.
 
-    A pair of another ratio should not be found after hours of reading those before it.
+    Args:
+        cases: the cases; those without a thick file are skipped.
+        ratio: expected thick spacing / thin spacing.
+        slice_axis: stored axis along which slices are stacked; detected per file if None.
+
+    Raises:
+        ValueError: for the first pair that does not match, see :func:`align_pair`.
     """
     for case in cases:
         if case.thick is not None:

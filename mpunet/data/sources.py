@@ -1,4 +1,4 @@
-"""Which cases belong to training, validation and test: one folder that is split, or a folder for each."""
+"""Find the cases for training, validation and test, in one source that is split or in several."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mpunet.geometry import grid_spacing
 from mpunet.io.rplhr import Intensity
 from mpunet.io.scan_file import read_info
 
-__all__ = ["CaseSources", "Source", "thin_spacings"]
+__all__ = ["CaseSources", "Source", "split_by_spacing", "thin_spacings"]
 
 Source = dict[str, str] | str
 
@@ -19,15 +19,23 @@ NEEDED: dict[str, list[Part]] = {"fit": ["train", "val"], "validate": ["val"], "
 
 
 class CaseSources:
-    """Finds the cases of each part; a source is searched once, as a large folder takes seconds on a network file system.
+    """Find the cases of each part of the data.
+
+    Each source is searched only once, because searching a large folder takes seconds on a network
+    file system.
 
     Args:
-        data_dir: a source for all parts, with a split of its own or to be split by patient.
-        dirs: a source for each part instead; None for a part that is not given.
-        split: fractions for training, validation and test, where ``data_dir`` has no split of its own.
-        split_seed: seed of that split.
-        patient_pattern: regular expression for the patient in a case's name, see :func:`find_cases`.
-        intensity: what intensities within [0, 1] are, see :func:`find_cases`.
+        data_dir: one source for all parts, which comes with a split or is split by patient.
+        dirs: a source for each part, as an alternative to ``data_dir``; None for a missing part.
+        split: fractions for training, validation and test, used if ``data_dir`` comes without a
+            split.
+        split_seed: seed of the split.
+        patient_pattern: regular expression that finds the patient in a case's name, see
+            :func:`mpunet.data.layouts.find_cases`.
+        intensity: meaning of intensities within [0, 1], see :func:`mpunet.data.layouts.find_cases`.
+
+    Raises:
+        ValueError: if both ``data_dir`` and a source of a part are given.
     """
 
     def __init__(
@@ -53,32 +61,33 @@ class CaseSources:
         self._found: dict[Part, list[Case]] = {}
 
     def parts(self, stage: str) -> list[Part]:
-        """The parts that a stage ("fit", "validate" or "test") uses and that have cases.
+        """Return the parts that a stage ("fit", "validate" or "test") uses and that have cases.
 
         Raises:
-            ValueError: if there is no case for the first part that the stage needs.
+            ValueError: if the first part that the stage needs has no case.
         """
         needed = NEEDED[stage]
         first = needed[0]
         if self.data_dir is None:
             if self.dirs[first] is None:
                 raise ValueError(
-                    f"Expected a folder for {stage}: give {first}_dir, or data_dir to have it split."
+                    f"Expected a folder for {stage}: give {first}_dir, or data_dir, which is split."
                 )
             return [part for part in needed if self.dirs[part] is not None]
         has = [part for part in needed if self.cases(part)]
         if first not in has:
             raise ValueError(
-                f"The split of {self.data_dir} leaves no case for {stage}: give {first} a fraction above 0 (now {self.split}), cases "
-                f"if it is the data's own split, or a folder of its own ({first}_dir) instead of data_dir."
+                f"The split of {self.data_dir} leaves no case for {stage}: give {first} a fraction "
+                f"above 0 (now {self.split}), cases if it is the data's own split, or a folder of "
+                f"its own ({first}_dir) instead of data_dir."
             )
         return has
 
     def cases(self, part: Part) -> list[Case]:
-        """The cases of a part; none where it has no source.
+        """Return the cases of a part; an empty list if the part has no source.
 
         Raises:
-            ValueError: if the source of this part has a split of its own, and no case in it for this part.
+            ValueError: if the source of this part comes with a split that has no case for it.
         """
         if self.data_dir is not None:
             if not self._found:
@@ -89,7 +98,8 @@ class CaseSources:
             self._found[part] = [case for case in self._search(source) if case.part in (None, part)]
             if not self._found[part]:
                 raise ValueError(
-                    f"{source} has a split of its own, and no case in it for {part}: give another {part}_dir."
+                    f"{source} has a split of its own, and no case in it for {part}: "
+                    f"give another {part}_dir."
                 )
         return self._found.get(part, [])
 
@@ -98,6 +108,40 @@ class CaseSources:
 
 
 def thin_spacings(cases: Sequence[Case], *, slice_axis: int | None = None) -> list[float]:
-    """Distance of the thin slices of each case in mm, by its header."""
+    """Return the spacing of the thin slices of each case in mm, read from its header."""
     infos = (read_info(case.thin, slice_axis=slice_axis) for case in cases)
     return [float(grid_spacing(info.slab_affine)[0]) for info in infos]
+
+
+def split_by_spacing(
+    cases: Sequence[Case],
+    limit: float | None,
+    *,
+    slice_axis: int | None = None,
+    allow_none: bool = False,
+) -> tuple[list[Case], list[Case]]:
+    """Split training cases by the spacing of their thin slices, read from the headers.
+
+    Args:
+        cases: the training cases.
+        limit: largest spacing of the first part in mm; None puts all cases into the first part.
+        slice_axis: stored axis along which slices are stacked; detected per file if None.
+        allow_none: whether the first part may be empty.
+
+    Returns:
+        The cases with a spacing of at most ``limit``, and the other cases.
+
+    Raises:
+        ValueError: if the first part is empty and ``allow_none`` is false.
+    """
+    if limit is None:
+        return list(cases), []
+    spaced = list(zip(cases, thin_spacings(cases, slice_axis=slice_axis), strict=True))
+    kept = [case for case, spacing in spaced if spacing <= limit]
+    if not kept and not allow_none:
+        found = ", ".join(f"{case.name} {spacing:.2f} mm" for case, spacing in spaced)
+        raise ValueError(
+            f"No training volume has slices at most {limit} mm apart (max_thin_spacing): {found}. "
+            "Raise it, or have them turned (in_plane_as_depth)."
+        )
+    return kept, [case for case, spacing in spaced if spacing > limit]

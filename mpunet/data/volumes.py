@@ -1,4 +1,4 @@
-"""Whole cases for validation and test."""
+"""Whole volumes for validation and test."""
 
 from __future__ import annotations
 
@@ -19,9 +19,15 @@ __all__ = ["VolumeCase", "WholeVolumes"]
 
 
 class VolumeCase(TypedDict):
-    """A whole case: ``thick`` (D, H, W) and ``thin`` ((D - 1) * r + 1, H, W) in HU, ``lung`` on the thin grid.
+    """A whole case.
 
-    ``name`` and ``index`` are the case's, ``spacing`` that of the thin grid (depth, height, width) in mm.
+    Attributes:
+        thick: thick slices (D, H, W) in HU.
+        thin: thin slices ((D - 1) * r + 1, H, W) in HU.
+        lung: lung mask on the thin grid.
+        name: name of the case.
+        index: index of the case in the dataset.
+        spacing: voxel spacing of the thin grid (depth, height, width) in mm.
     """
 
     thick: Tensor
@@ -33,7 +39,15 @@ class VolumeCase(TypedDict):
 
 
 class WholeVolumes(Dataset[VolumeCase]):
-    """Whole cases, thick slices simulated where there are none."""
+    """Whole cases; thick slices are simulated for cases without a thick series.
+
+    Args:
+        cases: cached cases.
+        ratio: thick spacing / thin spacing.
+        profile: slice profile of simulated thick slices.
+        fwhm: full width at half maximum of the profile in thick spacings; by default 0.9 for the
+            Gaussian, 1 for the others.
+    """
 
     def __init__(
         self,

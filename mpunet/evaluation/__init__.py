@@ -1,6 +1,7 @@
-"""Two folders of volumes to scores and tables. Needs no network.
+"""Evaluation of predicted volumes against references: scores and tables.
 
-Begin with :mod:`mpunet.evaluation.evaluate`. The numbers themselves are in :mod:`mpunet.metrics`, the pages in :mod:`mpunet.report`.
+Start with :mod:`mpunet.evaluation.evaluate`. :mod:`mpunet.metrics` computes the numbers and
+:mod:`mpunet.report` writes the HTML pages. No neural network is used here.
 """
 
 from mpunet.evaluation.evaluate import Evaluator

@@ -1,4 +1,7 @@
-"""Everything that is measured of one case: quality against the reference, fidelity, consistency with the thick scan."""
+"""Scores of one case: quality against the reference, fidelity, and consistency with the thick scan.
+
+Volumes are arrays (D, H, W) in HU. Lung masks have the same shape and are nonzero in the lungs.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,12 @@ __all__ = ["Measured", "against_reference", "against_thick", "alone", "bias"]
 Slab = npt.NDArray[Any]
 Measured = Iterator[tuple[Measure, float]]
 
-CLIPPED = (HU_MIN, HU_MAX)  # what fidelity is measured of, whatever the protocol
+CLIPPED = (HU_MIN, HU_MAX)  # window of the fidelity measures, independent of the protocol
 SSIM_KIND = (
-    "2D axial, Gaussian 11 x 11, sigma 1.5, K1 0.01, K2 0.03, of HU less the window's lower end, "
+    "2D axial, Gaussian 11 x 11, sigma 1.5, K1 0.01, K2 0.03, of HU minus the window's lower end, "
 )
 BORDER_KIND = {
-    "exclude": "5 voxels at a slice's border left out of the whole volume",
+    "exclude": "without the 5 voxels at each slice's border in the whole volume",
     "zeros": "padded with zeros",
 }
 
@@ -37,7 +40,7 @@ BORDER_KIND = {
 def against_reference(
     prediction: Slab, reference: Slab, lung: Slab | None, protocol: Protocol
 ) -> Measured:
-    """MAE, RMSE, PSNR and SSIM by a protocol; (D, H, W) in HU each, and lung where not 0. No mask: only the whole volume."""
+    """Yield MAE, RMSE, PSNR and SSIM by region; without a lung mask only for the whole volume."""
     window, full = (protocol.low, protocol.high), protocol.high - protocol.low
     trimmed = f", {protocol.trim} slices left out at each end" if protocol.trim else ""
     for region, found in quality(prediction, reference, lung, protocol=protocol).items():
@@ -59,7 +62,7 @@ def against_reference(
 
 
 def bias(prediction: Slab, reference: Slab, lung: Slab | None) -> Measured:
-    """Signed bias by region and by HU of the reference; arguments as above."""
+    """Yield the signed bias by region and by HU of the reference."""
     found = hu_bias(prediction, reference, lung)
     for region, value in (
         ("whole", found.whole),
@@ -87,7 +90,10 @@ def bias(prediction: Slab, reference: Slab, lung: Slab | None) -> Measured:
 
 
 def alone(volume: Slab, lung: Slab | None, spacing: npt.NDArray[np.float64]) -> Measured:
-    """What needs no reference: lung density, noise, sharpness through the slices. ``volume`` (D, H, W) in HU, ``spacing`` in mm."""
+    """Yield the measures of a single volume: lung density, noise, sharpness across slices.
+
+    Lung density and noise require a lung mask. ``spacing`` is in mm, along depth, height and width.
+    """
     if lung is not None:
         density = lung_density(volume, lung)
         yield Measure("laa950", "lungs", "%", CLIPPED, None, "voxels below -950 HU"), density.laa950
@@ -100,13 +106,16 @@ def alone(volume: Slab, lung: Slab | None, spacing: npt.NDArray[np.float64]) -> 
                 "HU",
                 None,
                 None,
-                "standard deviation where the lung is homogeneous",
+                "standard deviation in homogeneous lung",
             ),
             found.lung,
         )
         yield Measure("noise", "air", "HU", None, None, "standard deviation in air"), found.air
     sharp = sharpness(volume, spacing, lung)
-    kind = f"power along depth / in plane, from {BAND[0]:g} to {BAND[1]:g} cycles/mm or what the voxels allow"
+    kind = (
+        f"power along depth / in plane, from {BAND[0]:g} to {BAND[1]:g} cycles/mm "
+        "or the highest frequency that the voxels allow"
+    )
     yield (
         Measure("sharpness", "whole" if lung is None else "lungs", "", None, None, kind),
         sharp.ratio,
@@ -116,14 +125,27 @@ def alone(volume: Slab, lung: Slab | None, spacing: npt.NDArray[np.float64]) -> 
 def against_thick(
     thin: Volume, thick: Volume, lung: Slab | None, *, profile: Profile, fwhm: float | None
 ) -> Measured:
-    """Consistency: the thin slices thickened again and compared with the thick scan that they were made from."""
+    """Yield the consistency with the thick scan from which the thin slices were made.
+
+    The thin slices are thickened again with the slice profile and compared with the thick scan.
+
+    Args:
+        thin: reconstructed thin slices.
+        thick: thick scan.
+        lung: mask on the grid of ``thin``, or None.
+        profile: slice profile.
+        fwhm: full width at half maximum of the profile in thick spacings; None for its default.
+
+    Raises:
+        ValueError: if the two volumes have no common range of slices at a whole spacing ratio.
+    """
     ratio = round(grid_spacing(thick.slab_affine)[0] / grid_spacing(thin.slab_affine)[0])
     thick_used, thin_used = align_pair(thick, thin, ratio)
     mask = None if lung is None else lung[thin_used]
     found = consistency(
         thin.slab[thin_used], thick.slab[thick_used], profile=profile, fwhm=fwhm, lung=mask
     )
-    kind = f"thickened again ({profile} profile) - thick scan"
+    kind = f"(output thickened with the {profile} profile) - thick scan"
     for region, part in (("whole", found), ("lungs", found.lungs)):
         if part is not None:
             yield (

@@ -1,4 +1,4 @@
-"""Which prediction belongs to which reference, and whether the two show the same slices."""
+"""Match predictions with references, and check that both show the same slices."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mpunet.io.volume import VolumeInfo
 
 __all__ = ["Matched", "common_slices", "match_cases", "misplaced"]
 
-MAX_SHIFT = 3
-CLEARLY = 0.9
-COARSE = 64
+MAX_SHIFT = 3  # slices
+CLEARLY = 0.9  # a position fits clearly better if it reduces the error to less than this share
+COARSE = 64  # voxels along each axis in plane
 
 
 class Matched(NamedTuple):
     """Predictions matched with references.
 
     Attributes:
-        pairs: reference case and its prediction, sorted by name.
+        pairs: (reference case, file of its prediction), sorted by name.
         missing: names of references without a prediction.
         extra: names of predictions without a reference.
     """
@@ -35,14 +35,18 @@ class Matched(NamedTuple):
 
 
 def match_cases(predictions: str | Path, references: str | Path) -> Matched:
-    """Match the files of two folders by their path below each, without ``.nii`` and ``.nii.gz``; two files are a pair whatever their names.
+    """Match the predictions in a folder with the references in another folder by name.
+
+    The name of a file is its path relative to its folder without ``.nii`` or ``.nii.gz``. If both
+    arguments are files, they are matched whatever their names are.
 
     Args:
-        predictions: a folder of thin volumes, or one file.
-        references: likewise, or a folder with the subfolders ``thin``, perhaps ``thick`` and ``lung``, as for training.
+        predictions: folder of thin volumes, or a single file.
+        references: folder of thin volumes, or a single file, or a folder with the subfolders
+            ``thin`` and optionally ``thick`` and ``lung``, as for training.
 
     Raises:
-        ValueError: if a folder holds no volume, or no name is in both.
+        ValueError: if a folder contains no volume, or no name occurs in both.
     """
     cases = {case.name: case for case in find_cases(references)}
     files = files_by_name(predictions)
@@ -51,8 +55,9 @@ def match_cases(predictions: str | Path, references: str | Path) -> Matched:
     names = [name for name in cases if name in files]
     if not names:
         raise ValueError(
-            f"No file of {predictions} has the name of one of {references}: there {next(iter(files))!r} and so on, "
-            f"here {next(iter(cases))!r}. Predictions are matched with references by name."
+            f"No file in {predictions} has the same name as a file in {references}: predictions "
+            f"include {next(iter(files))!r}, references include {next(iter(cases))!r}. "
+            "Predictions are matched with references by name."
         )
     pairs = [(cases[name], files[name]) for name in names]
     return Matched(
@@ -63,17 +68,23 @@ def match_cases(predictions: str | Path, references: str | Path) -> Matched:
 
 
 def common_slices(prediction: VolumeInfo, reference: VolumeInfo) -> tuple[slice, slice]:
-    """Slices of a prediction and of its reference that stand at the same positions, to a tenth of a voxel everywhere.
+    """Return the slices of a prediction and of its reference that are at the same positions.
 
-    A prediction may cover less than the reference, or more: what both have is compared.
+    A prediction may cover less or more than the reference. Voxels may differ in position by at most
+    a tenth of a voxel.
+
+    Returns:
+        Slices of the prediction, and the corresponding slices of the reference.
 
     Raises:
-        ValueError: if the grids differ in plane, in direction or in spacing, if slices stand between each other, or none is common.
+        ValueError: if the grids differ in plane, in direction or in spacing, if the prediction is
+            shifted by a fraction of a slice, or if no slice is common.
     """
     a, b = prediction.slab_affine, reference.slab_affine
     if prediction.shape[1:] != reference.shape[1:]:
         raise ValueError(
-            f"{_size(prediction)} voxels against the reference's {_size(reference)}: another field of view or size"
+            f"{_size(prediction)} voxels against the reference's {_size(reference)}: "
+            "another field of view or size"
         )
     per_voxel = np.linalg.solve(b[:3, :3], a[:3, :3])
     offset = np.linalg.solve(b[:3, :3], a[:3, 3] - b[:3, 3])
@@ -88,7 +99,8 @@ def common_slices(prediction: VolumeInfo, reference: VolumeInfo) -> tuple[slice,
     if np.abs(offset - (start, 0, 0)).max() > 0.1:
         mm = ", ".join(f"{value:.2f}" for value in np.abs(a[:3, 3] - b[:3, 3]))
         raise ValueError(
-            f"its first voxel is ({mm}) mm from the reference's in x, y, z, which is not a whole number of slices"
+            f"its first voxel is ({mm}) mm from the reference's in x, y, z, "
+            "which is not a whole number of slices"
         )
     first, last = max(0, start), min(reference.shape[0], start + prediction.shape[0])
     if last <= first:
@@ -97,17 +109,19 @@ def common_slices(prediction: VolumeInfo, reference: VolumeInfo) -> tuple[slice,
 
 
 def misplaced(prediction: npt.NDArray[Any], reference: npt.NDArray[Any]) -> str | None:
-    """What a prediction looks like if it agrees clearly better with the reference when it is moved by a few slices or turned round.
+    """Check whether a prediction fits its reference clearly better when shifted or flipped.
 
-    A header can be right and the voxels under it wrong: then every metric is a number that says nothing. Compared are about
-    64 x 64 voxels of each slice, by mean absolute difference; "clearly" is a difference of a tenth (our choice).
+    The header of a file can be correct although its voxels are in the wrong order. Its metrics are
+    then meaningless. Shifts of up to 3 slices and flips along each axis are compared by the mean
+    absolute difference of about 64 x 64 voxels of each slice. "Clearly better" means that this
+    difference is lower by more than a tenth (our choice).
 
     Args:
         prediction: (D, H, W) in HU.
-        reference: the same shape.
+        reference: (D, H, W) in HU.
 
     Returns:
-        In words, or None.
+        The shift or flip in words, or None if the prediction is at its place.
 
     >>> ramp = np.arange(20, dtype=np.float32)[:, None, None] ** 2 * np.ones((1, 4, 4), np.float32)
     >>> misplaced(ramp[2:], ramp[:-2])
@@ -119,7 +133,8 @@ def misplaced(prediction: npt.NDArray[Any], reference: npt.NDArray[Any]) -> str 
     def difference(x: npt.NDArray[np.float32], y: npt.NDArray[np.float32]) -> float:
         return float(np.abs(x - y).mean())
 
-    # Slice k of the prediction against slice k + shift of the reference, within the range that all shifts share.
+    # Compare slice k of the prediction with slice k + shift of the reference, for the same slices k
+    # at every shift.
     reach = min(MAX_SHIFT, (len(a) - 1) // 2)
     inner = a[reach : len(a) - reach]
     errors = {

@@ -1,9 +1,7 @@
-"""Folders of predictions against a folder of references: every case measured, and what could not be, told."""
+"""Evaluate folders of predictions against a folder of references, case by case."""
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
@@ -17,18 +15,17 @@ import numpy.typing as npt
 from mpunet import __version__
 from mpunet.data.case import Case
 from mpunet.data.layouts import files_by_name, find_cases
+from mpunet.evaluation.aggregate import paired_differences, scores_by_case, summaries
+from mpunet.evaluation.case_inputs import reference_lung, write_baseline
 from mpunet.evaluation.case_scores import Measured, against_reference, against_thick, alone, bias
 from mpunet.evaluation.cases import common_slices, match_cases, misplaced
-from mpunet.evaluation.scores import Evaluation, Measure, PairedDifference, Problem, Score, Summary
+from mpunet.evaluation.scores import Evaluation, Measure, Problem, Score
 from mpunet.geometry import grid_spacing
 from mpunet.io.rplhr import Intensity
 from mpunet.io.scan_file import read_volume
-from mpunet.io.thin_file import write_slices
 from mpunet.io.volume import Volume
-from mpunet.lungs.threshold import lung_mask
 from mpunet.metrics.quality import PROTOCOLS, Protocol
-from mpunet.metrics.statistics import bootstrap_mean, paired_difference
-from mpunet.slices.interpolate import Interpolation, interpolated
+from mpunet.slices.interpolate import Interpolation
 from mpunet.slices.simulate import Profile
 
 __all__ = ["Evaluator"]
@@ -37,33 +34,44 @@ TRUTH = "truth"
 
 
 class _Method(NamedTuple):
-    """A method's name and its files by case."""
+    """Name of a method and its file for each case."""
 
     name: str
     files: dict[str, Path]
 
 
 class Evaluator:
-    """Measures methods on the same references, case by case: at no time are more than three volumes and a mask in memory.
+    """Measure methods on the same references, case by case.
+
+    At most three volumes and a lung mask are in memory at a time.
 
     Args:
-        predictions: method to its folder of thin volumes; the first is the one in question, the others are compared with it.
-        references: thin volumes of the same names, or a folder with the subfolders ``thin`` and perhaps ``thick`` and ``lung``.
-        protocol: window, range and trim: a name in :data:`mpunet.metrics.quality.PROTOCOLS` or one's own.
-        inputs: the thick scans, by the same names, for the consistency and the baselines; ``references/thick`` by default.
-        lungs: a folder of lung masks on the references' grids; "auto" takes ``references/lung`` or else computes them
-            (:func:`mpunet.lungs.threshold`), "none" measures whole volumes only.
-        baselines: interpolations of the thick scans to measure beside the predictions, "linear" or "cubic".
-        baselines_dir: where they are written, a folder for each; needed with ``baselines``.
-        fidelity: measure bias, lung density, noise, sharpness and consistency too.
-        profile: slice profile that thickens predictions for the consistency.
-        fwhm: its full width at half maximum in thick spacings.
-        intensity: what intensities within [0, 1] are, see :mod:`mpunet.io.rplhr`.
-        check_hu: refuse volumes whose intensities cannot be HU.
-        title: of the report.
+        predictions: for each method, its folder of thin volumes. The first method is compared with
+            each of the others.
+        references: folder of thin volumes with the same names as the predictions, or a folder with
+            the subfolders ``thin`` and optionally ``thick`` and ``lung``.
+        protocol: window, range and trim: a name in :data:`mpunet.metrics.quality.PROTOCOLS` or a
+            custom protocol.
+        inputs: folder of thick scans with the same names, for consistency and baselines. The
+            default is ``references/thick``.
+        lungs: folder of lung masks on the grids of the references; "auto" uses ``references/lung``
+            or, if there are none, computes masks (:func:`mpunet.lungs.threshold`); "none" measures
+            whole volumes only.
+        baselines: interpolations of the thick scans ("linear", "cubic") to measure as further
+            methods.
+        baselines_dir: folder to which the baselines are written, in a subfolder for each; required
+            with ``baselines``.
+        fidelity: also measure bias, lung density, noise, sharpness and consistency.
+        profile: slice profile with which predictions are thickened for the consistency.
+        fwhm: full width at half maximum of the profile in thick spacings; by default 0.9 for the
+            Gaussian, else 1.
+        intensity: meaning of intensities within [0, 1], see :mod:`mpunet.io.rplhr`.
+        check_hu: reject volumes whose intensities cannot be HU.
+        title: title of the report.
 
     Raises:
-        ValueError: if a folder cannot be used; what is wrong with single files becomes a problem of the evaluation instead.
+        ValueError: if an option is invalid or a folder cannot be used. Errors in single files are
+            recorded as problems of the evaluation instead.
     """
 
     def __init__(
@@ -88,12 +96,14 @@ class Evaluator:
         names = [*predictions, *baselines]
         if not predictions or len(set(names)) < len(names) or TRUTH in names:
             raise ValueError(
-                f"Expected methods of distinct names other than {TRUTH!r}, got {', '.join(names) or 'none'}."
+                f"Expected methods with distinct names other than {TRUTH!r}, "
+                f"got {', '.join(names) or 'none'}."
             )
         unknown = sorted(set(baselines) - set(get_args(Interpolation)))
         if unknown:
             raise ValueError(
-                f"Expected baselines among {', '.join(get_args(Interpolation))}, got {', '.join(unknown)}."
+                f"Expected baselines among {', '.join(get_args(Interpolation))}, "
+                f"got {', '.join(unknown)}."
             )
         self.protocol = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
         self.cases = {case.name: case for case in find_cases(references)}
@@ -123,35 +133,23 @@ class Evaluator:
         self.files: dict[str, dict[str, Path]] = {}
 
     def run(self) -> Iterator[str]:
-        """Measure case after case; the name of each when it is done."""
+        """Measure one case after the other; yield the name of each measured case."""
         for name, case in self.cases.items():
             if any(name in method.files for method in self.methods):
                 self._measure(case)
                 yield name
 
     def result(self) -> Evaluation:
-        """All that was measured so far."""
+        """Return the results for the cases measured so far."""
         methods = [*(method.name for method in self.methods), *self.baselines]
-        values: dict[tuple[str, Measure], dict[str, float]] = defaultdict(dict)
-        for score in self.scores:
-            values[score.method, score.measure][score.case] = score.value
-        differences = [
-            PairedDifference(methods[0], other, measure, *_paired(mine, values[other, measure]))
-            for other in methods[1:]
-            for (method, measure), mine in list(values.items())
-            if method == methods[0] and (other, measure) in values
-        ]
+        values = scores_by_case(self.scores)
         return Evaluation(
             title=self.title,
             protocol=self.protocol,
             methods=methods,
             scores=self.scores,
-            summaries=[
-                _summary(method, measure, found)
-                for (method, measure), found in values.items()
-                if found
-            ],
-            differences=differences,
+            summaries=summaries(values),
+            differences=paired_differences(values, methods),
             problems=self.problems,
             files=self.files,
             version=__version__,
@@ -169,7 +167,7 @@ class Evaluator:
         return {case.name: path for case, path in pairs}
 
     def _files(self, folder: str | Path) -> dict[str, Path]:
-        """By name; a single file belongs to a single case whatever its name."""
+        """Files by case; a single file is used for a single case whatever its name is."""
         files = files_by_name(folder)
         return (
             dict(zip(self.cases, files.values(), strict=False))
@@ -199,15 +197,15 @@ class Evaluator:
             try:
                 thick = self._read(shown["thick"]) if self.fidelity or self.baselines else None
                 files |= {
-                    kind: self._interpolate(kind, case.name, thick, reference)
+                    kind: write_baseline(
+                        self.baselines_dir / kind / f"{case.name}.nii.gz", kind, thick, reference
+                    )
                     for kind in self.baselines
                     if thick
                 }
             except (ValueError, OSError) as error:
                 self.problems.append(
-                    Problem(
-                        "thick", case.name, f"neither consistency nor baselines: {error}", False
-                    )
+                    Problem("thick", case.name, f"no consistency and no baselines: {error}", False)
                 )
         for method, path in files.items():
             try:
@@ -231,7 +229,8 @@ class Evaluator:
         prediction, truth = volume.slab[mine], reference.slab[used]
         mask = None if lung is None else lung[used]
         spacing = grid_spacing(reference.slab_affine)
-        # All or nothing: a case that breaks off half-way must not be in some of the means only.
+        # All scores are computed before any is added, so that a case that fails halfway does not
+        # contribute to some of the means.
         found = list(against_reference(prediction, truth, mask, self.protocol))
         work: list[tuple[str, Measured]] = []
         if self.fidelity:
@@ -241,19 +240,25 @@ class Evaluator:
             ]
             if (TRUTH, case) not in self._done:
                 work.append((TRUTH, alone(truth, mask, spacing)))
-        with (
-            ThreadPoolExecutor(2) as pool
-        ):  # NumPy lets go of the interpreter for most of this; torch is slow in other threads
+        # NumPy releases the GIL for most of this work. Metrics in torch are not computed here, as
+        # torch is slow in other threads.
+        with ThreadPoolExecutor(2) as pool:
             measured = list(pool.map(list[tuple[Measure, float]], (part for _, part in work)))
         self._add(method, case, found)
         for (name, _), part in zip(work, measured, strict=True):
             self._add(name, case, part)
             self._done.add((name, case))
         if len(prediction) < len(reference.slab) and (used.start > 0 or mine.start > 0):
-            note = f"begins {used.start or -mine.start} slices off: {len(prediction)} of {len(reference.slab)} slices compared"
+            note = (
+                f"slice offset of {used.start or -mine.start} from the reference: "
+                f"{len(prediction)} of {len(reference.slab)} slices compared"
+            )
             self.problems.append(Problem(method, case, note, True))
         if (how := misplaced(prediction, truth)) is not None:
-            note = f"agrees clearly better with the reference when {how}: are its affine and its voxels' order right?"
+            note = (
+                f"agrees clearly better with the reference when {how}; "
+                "check its affine and the order of its voxels"
+            )
             self.problems.append(Problem(method, case, note, True))
         if self.fidelity and thick is not None:
             try:
@@ -277,38 +282,4 @@ class Evaluator:
         path = self.masks.get(case.name) if self.masks else case.lung
         if path is None and self.masks:
             raise ValueError(f"no lung mask of this name in {self.lungs}")
-        if path is None:
-            lung = lung_mask(reference.slab, grid_spacing(reference.slab_affine))
-        else:
-            mask = read_volume(path, slice_axis=reference.slice_axis, check_hu=False)
-            _, covered = common_slices(mask, reference)
-            if covered != slice(0, reference.shape[0]) or mask.shape != reference.shape:
-                raise ValueError(f"{path} does not cover the reference's slices")
-            lung = mask.slab > 0
-        if not lung.any():
-            raise ValueError("no lung found; give masks (lungs) if there are lungs")
-        return lung
-
-    def _interpolate(
-        self, kind: Interpolation, case: str, thick: Volume, reference: Volume
-    ) -> Path:
-        ratio = max(
-            1, round(grid_spacing(thick.slab_affine)[0] / grid_spacing(reference.slab_affine)[0])
-        )
-        path = self.baselines_dir / kind / f"{case}.nii.gz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_slices(path, interpolated(thick.slab, ratio, kind=kind), thick, ratio)
-        return path
-
-
-def _summary(method: str, measure: Measure, values: Mapping[str, float]) -> Summary:
-    finite = [value for value in values.values() if not math.isnan(value)]
-    return Summary(method, measure, len(finite), *bootstrap_mean(finite))
-
-
-def _paired(
-    a: Mapping[str, float], b: Mapping[str, float]
-) -> tuple[int, float, float, float, float]:
-    both = [(a[case], b[case]) for case in a if case in b and not math.isnan(a[case] + b[case])]
-    found = paired_difference([x for x, _ in both], [y for _, y in both])
-    return len(both), found.mean, found.low, found.high, found.p
+        return reference_lung(reference, path)

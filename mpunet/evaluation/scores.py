@@ -1,4 +1,4 @@
-"""What an evaluation consists of: numbers that say what they mean, and what could not be measured and why."""
+"""Data types of an evaluation: measures, scores, their summaries, and problems with cases."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["Evaluation", "Measure", "PairedDifference", "Problem", "Score", "Sum
 
 
 class Measure(NamedTuple):
-    """What a number measures.
+    """Definition of a number: metric, region, unit and method of computation.
 
     Attributes:
         metric: "mae", "rmse", "psnr", "ssim", "bias", "laa950", ...
         region: "whole", "lungs", "outside", or a range of HU.
         unit: "HU", "dB", "%", or "" for a number without unit.
-        window: what HU were clipped to first; None for none.
-        range: of PSNR and SSIM, in HU; None where it plays no part.
-        kind: how it is computed, in words.
+        window: (low, high) in HU to which voxels are clipped first; None for no clipping.
+        range: data range of PSNR and SSIM in HU; None for other metrics.
+        kind: how the number is computed, in words.
     """
 
     metric: str
@@ -33,7 +33,7 @@ class Measure(NamedTuple):
 
 
 class Score(NamedTuple):
-    """One number of one case and method."""
+    """Value of one measure for one case and one method."""
 
     method: str
     case: str
@@ -42,7 +42,7 @@ class Score(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """Mean over ``cases`` cases with its 95 % bootstrap interval, NaN for a single case."""
+    """Mean over ``cases`` cases and its 95 % bootstrap interval, which is NaN for a single case."""
 
     method: str
     measure: Measure
@@ -53,7 +53,11 @@ class Summary(NamedTuple):
 
 
 class PairedDifference(NamedTuple):
-    """Mean over the cases that both have of ``method`` - ``other``, its 95 % bootstrap interval, and the Wilcoxon signed-rank p."""
+    """Mean of ``method`` - ``other`` over the cases that both methods have.
+
+    ``low`` and ``high`` are the 95 % bootstrap interval, ``p`` is that of the Wilcoxon signed-rank
+    test.
+    """
 
     method: str
     other: str
@@ -66,7 +70,7 @@ class PairedDifference(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A case that could not be measured, or was measured in spite of something: ``measured`` tells."""
+    """Problem with a case. ``measured`` is True if the case was measured despite the problem."""
 
     method: str
     case: str
@@ -76,16 +80,20 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One or several methods, measured on the same references.
+    """Results of one or several methods, measured on the same references.
 
     Attributes:
-        title: for the report.
-        protocol: window, range and what is trimmed.
-        methods: the first is the one in question, the others are what it is compared with.
-        scores, summaries, differences, problems: the numbers.
-        files: case to {"thick" if given, each method, "truth"} to its file, in the order they are shown.
-        version: of mpunet.
-        created: date and time, UTC.
+        title: title of the report.
+        protocol: window, range and number of slices trimmed at each end.
+        methods: names of the methods; the first one is compared with each of the others.
+        scores: value of each measure for each case and method.
+        summaries: means over cases.
+        differences: paired differences between the first method and each other one.
+        problems: cases that were not measured, or were measured despite a problem.
+        files: for each case, the file of "thick" (if given), of each method and of "truth", in
+            display order.
+        version: version of mpunet.
+        created: date and time in UTC.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""An evaluation as files (CSV, JSON) and as text for the screen."""
+"""Write an evaluation to CSV and JSON files, and format it as text for the screen."""
 
 from __future__ import annotations
 
@@ -21,9 +21,15 @@ DIGITS = {"ssim": 4, "sharpness": 3}
 
 
 def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write ``scores.csv`` (a line for each number of each case), ``summary.csv``, ``differences.csv``, ``problems.csv`` and ``evaluation.json``.
+    """Write the evaluation to CSV files and to ``evaluation.json``.
 
-    Each number stands beside its unit, region, window, range and kind. NaN is an empty field, in JSON null, as is infinity there.
+    The CSV files are ``scores.csv`` (one row for each number of each case), ``summary.csv``,
+    ``differences.csv`` and ``problems.csv``. The row of a number also contains its unit, region,
+    window, range and kind. NaN is written as an empty field in CSV files. NaN and infinity are
+    written as null in the JSON file.
+
+    Returns:
+        Paths of the files.
     """
     tables: dict[str, tuple[list[str], Iterable[Sequence[Any]]]] = {
         "scores": (
@@ -57,19 +63,19 @@ def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:
 
 
 def write_whole(path: Path, text: str) -> Path:
-    """Write a file so that it is at any time absent, as before, or whole."""
+    """Write a text file in UTF-8 atomically: an existing file is replaced when all is written."""
     with whole_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
     return path
 
 
 def screen(evaluation: Evaluation) -> str:
-    """Means with their intervals by region, fidelity, paired differences, and what went wrong."""
+    """Format means and intervals by region, fidelity, paired differences and problems as text."""
     protocol = evaluation.protocol
     trim = f", {protocol.trim} slices left out at each end" if protocol.trim else ""
     parts = [
-        f"Protocol {protocol.name}: HU clipped to [{protocol.low:g}, {protocol.high:g}], PSNR and SSIM for a range of "
-        f"{protocol.high - protocol.low:g} HU, SSIM 2D axial{trim}."
+        f"Protocol {protocol.name}: HU clipped to [{protocol.low:g}, {protocol.high:g}], PSNR and "
+        f"SSIM for a range of {protocol.high - protocol.low:g} HU, SSIM 2D axial{trim}."
     ]
     found = {(s.method, s.measure.metric, s.measure.region): s for s in evaluation.summaries}
     for region in ("lungs", "outside", "whole"):

@@ -1,4 +1,8 @@
-"""Reconstruction of whole volumes. The Lightning callback stays in :mod:`mpunet.inference.writer`: this needs no Lightning."""
+"""Reconstruction of thin slices from whole thick-slice volumes.
+
+This package does not import Lightning. The Lightning callback that writes predictions is in
+:mod:`mpunet.inference.writer`.
+"""
 
 from mpunet.inference.engine import StreamingEngine, reconstruct_slab
 from mpunet.inference.options import InferenceOptions

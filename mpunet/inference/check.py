@@ -1,4 +1,8 @@
-"""``predict --check``: the consistency of each volume, measured while it is written, against that of the checkpoint's validation."""
+"""The consistency check of ``predict --check``.
+
+Each result is compared with its scan while it is written. The difference is judged by the range
+that the checkpoint recorded during its validation.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +20,32 @@ __all__ = ["CheckSummary", "ConsistencyCheck", "data_profile", "gather", "summar
 
 T = TypeVar("T")
 
-_SHOWN = 20  # volumes in the summary; the manifest has them all
+_SHOWN = 20  # most volumes to list in the summary; the manifest lists all
 
 
 class CheckSummary(NamedTuple):
-    """What one process has to say: volumes out of range as (file, MAE, limit), and how many there was no range for."""
+    """Results of the check in one process.
+
+    Attributes:
+        out_of_range: (file, MAE in HU, limit in HU) of each volume above the limit.
+        not_judged: number of volumes for which the checkpoint has no range.
+    """
 
     out_of_range: list[tuple[str, float, float]]
     not_judged: int
 
 
 class ConsistencyCheck:
-    """Measures volumes on their way to the disk; the scans are read a second time, the results are not.
+    """Measure the consistency of volumes while they are written.
+
+    Each scan is read a second time; results are not read back.
 
     Args:
-        known: range over the cases of the checkpoint's validation; without one, volumes are measured and not judged.
-        profile: slice profile to thicken by, where there is no range to tell.
-        fwhm: its full width at half maximum in thick spacings.
+        known: consistency range of the checkpoint's validation cases. If None, volumes are measured
+            but not judged.
+        profile: slice profile used to thicken the results; ignored if ``known`` is given.
+        fwhm: full width at half maximum of the profile, in thick slice spacings; ignored if
+            ``known`` is given.
     """
 
     def __init__(
@@ -49,12 +62,18 @@ class ConsistencyCheck:
         self.summary = CheckSummary([], 0)
 
     def meter(self, scan: ScanFile, ratio: float, *, last_first: bool) -> ConsistencyMeter:
-        """What is to watch the thin slices of a scan, which come in the order that ``last_first`` tells."""
+        """Return a meter for the thin slices of a scan.
+
+        Args:
+            scan: the thick scan.
+            ratio: thick spacing / thin spacing.
+            last_first: whether the thin slices arrive in reverse order.
+        """
         thick = scan if scan.last_first == last_first else reversed(list(scan))
         return ConsistencyMeter(thick, scan.shape, ratio, last_first=last_first, **self._options)
 
     def judge(self, file: str, meter: ConsistencyMeter) -> ConsistencyRecord:
-        """What the manifest says of a file that was written."""
+        """Add a finished volume to the summary and return its record for the manifest."""
         measured = meter.result()
         limit = None if self.known is None else self.known.limit
         out_of_range = None if limit is None else measured.mae > limit
@@ -73,35 +92,40 @@ class ConsistencyCheck:
 
 
 def summary_lines(summaries: Iterable[CheckSummary]) -> list[str]:
-    """Lines for the user, from all processes; none where all is well."""
+    """Return the messages for the user from the summaries of all processes; none if all is well."""
     summaries = list(summaries)
     found = sorted(entry for summary in summaries for entry in summary.out_of_range)
     lines = []
     if found:
         limit = found[0][2]
         lines.append(
-            f"Warning: {len(found)} volumes, thickened again, differ from their scans by more than {limit:.1f} HU, "
-            "1.5 times the most that validation saw (mean absolute difference):"
+            f"Warning: {len(found)} volumes, thickened again, differ from their scans by more than "
+            f"{limit:.1f} HU, 1.5 times the largest difference in validation (mean absolute "
+            "difference):"
         )
         lines += [f"  {file}: {mae:.1f} HU" for file, mae, _ in found[:_SHOWN]]
         if len(found) > _SHOWN:
             lines.append(f"  ... and {len(found) - _SHOWN} more, see {NAME}")
     if any(summary.not_judged for summary in summaries):
         lines.append(
-            f"The checkpoint knows no range of consistency from its validation: {NAME} has the numbers, none was judged."
+            "The checkpoint has no consistency range from a validation: the differences are in "
+            f"{NAME}, but they were not judged."
         )
     return lines
 
 
 def data_profile(trainer: Any) -> dict[str, Any]:
-    """Slice profile and its width (``profile``, ``fwhm``) that a trainer's data module validates with; the default where it has none."""
+    """Return the slice profile (``profile``, ``fwhm``) that the data module uses in validation.
+
+    A data module without profiles gives the default, a Gaussian.
+    """
     profiles = getattr(getattr(trainer, "datamodule", None), "profiles", None)
     profile, fwhm = ("gaussian", None) if profiles is None else profiles.fixed
     return {"profile": profile, "fwhm": fwhm}
 
 
 def gather(value: T) -> list[T]:
-    """The values of all ranks, on each of them."""
+    """Collect the values of all ranks on every rank."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [value]
     values = [value] * torch.distributed.get_world_size()

@@ -1,7 +1,8 @@
-"""The streaming engine: windows of thick slices through any network, overlaps averaged, finished thin slices out in order.
+"""Streaming reconstruction of a volume with any network that maps a window of thick slices to thin.
 
-It knows nothing of MPU-Net, files or HU. What it holds does not depend on the depth of the volume: the thick slices of a batch of
-windows, and a ring of the thin slices that are still open, about as many as one window has.
+Overlapping windows are averaged and finished thin slices are returned in order. The engine does not
+depend on MPU-Net, on files or on HU. Its memory does not grow with the depth of the volume: it
+holds the thick slices of one batch of windows and a ring buffer with the thin slices of one window.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mpunet.geometry import reflect_indices, thin_depth, window_starts
+from mpunet.inference.overlap import OverlapMean
 from mpunet.inference.tiles import plan_tiles
 from mpunet.memory import is_out_of_memory
 
@@ -27,32 +29,39 @@ Planes = Tensor | npt.NDArray[Any] | Iterable[Tensor | npt.NDArray[Any]]
 
 logger = logging.getLogger(__name__)
 
-# Which of depth, height and width (B, 1, n, H, W) are mirrored in window k, by k modulo 8; neighbours differ as much as they can.
+# Axes of (B, 1, n, H, W) to flip in window k, by k modulo 8. Neighbouring windows differ in as many
+# axes as possible.
 FLIPS = ((), (2, 3, 4), (3,), (2, 4), (4,), (2, 3), (3, 4), (2,))
 
 
 class StreamingEngine:
-    """Runs a network over volumes window by window; each thin slice is the mean of all windows that reconstruct it.
+    """Run a network over volumes, window by window.
 
-    Where the device runs out of memory it halves the batch, then cuts planes into tiles, says so in the log, and goes on; it stays
-    with what it found for the volumes that follow.
+    Each thin slice is the mean of all windows that reconstruct it. If the device runs out of
+    memory, the engine halves the batch, then cuts planes into tiles, logs a warning and continues.
+    It keeps the smaller batch or tile for later volumes.
 
     Args:
-        network: maps windows (B, 1, n_thick, H, W), float32, to (B, 1, N, H, W) with N = (n_thick - 1) * ratio + 1, as a tensor
-            or as an output with an attribute ``image``.
-        n_thick: thick slices in a window.
+        network: maps windows (B, 1, n_thick, H, W), float32, to (B, 1, N, H, W) with
+            N = (n_thick - 1) * ratio + 1. It returns a tensor or an object with a tensor ``image``.
+        n_thick: number of thick slices per window.
         ratio: thick spacing / thin spacing.
-        stride: thick slices between windows, 1 (the paper's) to ``n_thick - 1``.
-        batch_size: windows in one call of the network.
-        multiple: H and W are extended to multiples of this by repeating the last row and column; cropped from the result.
-        tile: height and width above which a plane is cut into overlapping tiles of this size, rounded up to ``multiple``, whose
-            results are blended with smooth weights; whole planes by default.
-        device: where the network runs.
-        autocast: type for automatic mixed precision; by default the surrounding state stays as it is.
-        prepare: applied to each thick slice (H, W) on the device, such as a change of unit.
-        flips: mirror the windows, each in another of the eight ways, before the network, and what it makes of them back. A network
-            that was trained on flipped crops errs differently in each, so that the mean of overlapping windows errs less, at no more
-            cost (ours; docs/predict.md has what it gains).
+        stride: distance between windows in thick slices, 1 (as in the paper) to ``n_thick - 1``.
+        batch_size: number of windows per call of the network.
+        multiple: H and W are padded to multiples of this by repeating the last row and column; the
+            padding is cropped from the result.
+        tile: height and width in pixels above which a plane is cut into overlapping tiles of this
+            size, rounded up to ``multiple``. Tiles are blended with smooth weights. Default: whole
+            planes.
+        device: device on which the network runs.
+        autocast: data type for automatic mixed precision. Default: keep the caller's autocast
+            state.
+        prepare: function applied to each thick slice (H, W) on the device, for example to convert
+            units.
+        flips: flip consecutive windows along different axes before the network and flip its output
+            back. A network trained on flipped crops makes different errors for each flip, so the
+            mean of overlapping windows has a smaller error, at no extra cost (our choice; for the
+            gain see docs/predict.md).
     """
 
     def __init__(
@@ -70,10 +79,9 @@ class StreamingEngine:
         prepare: Callable[[Tensor], Tensor] | None = None,
         flips: bool = False,
     ) -> None:
+        # Invalid values raise here, not at the first volume.
         thin_depth(n_thick, ratio)
-        window_starts(
-            n_thick, n_thick, stride
-        )  # raises here for a bad stride, not at the first volume
+        window_starts(n_thick, n_thick, stride)
         if batch_size < 1:
             raise ValueError(
                 f"Expected at least 1 window in a batch, got batch_size = {batch_size}."
@@ -96,18 +104,19 @@ class StreamingEngine:
     def stream(
         self, thick: Planes, *, shape: tuple[int, int, int] | None = None, last_first: bool = False
     ) -> Iterator[Tensor]:
-        """Yield the thin slices of a volume in order, as soon as no window that reaches them is missing.
+        """Yield the thin slices of a volume in order, each as soon as all its windows are computed.
 
         Args:
-            thick: the slices (H, W) in order, in the unit that the network takes: a volume (D, H, W), D at least 2, or with
-                ``shape`` any iterable, which is read only as far as the next windows need. Fewer than ``n_thick`` slices are
-                extended by reflection at the last one, and what the extension reconstructs is dropped.
-            shape: (D, H, W), where ``thick`` is not an array.
-            last_first: the slices come from the last to the first, and so do the thin ones. The windows, and what the network
-                sees, are the same as if they came in order.
+            thick: slices (H, W) in order, in the unit of the network's input: a volume (D, H, W)
+                with D >= 2, or, if ``shape`` is given, any iterable, which is read only as far as
+                the next windows need. Fewer than ``n_thick`` slices are extended by reflection at
+                the last one; the thin slices of the extension are dropped.
+            shape: (D, H, W); required if ``thick`` is not an array.
+            last_first: whether ``thick`` is in reverse order. The thin slices are then in reverse
+                order, too. The windows and the network's input are the same as in forward order.
 
         Yields:
-            (k, H, W) float32 on the device, the next k slices; (D - 1) * ratio + 1 in all.
+            The next k slices (k, H, W), float32, on the device; (D - 1) * ratio + 1 in total.
         """
         if shape is None:
             shape = tuple(np.shape(thick))  # type: ignore[arg-type]
@@ -121,18 +130,16 @@ class StreamingEngine:
         if last_first:
             starts = [depth - window - start for start in reversed(starts)]
             flips.reverse()
-        counts = np.zeros(thin_depth(depth, self.ratio), np.float32)
-        for start in starts:
-            counts[start * self.ratio :][:size] += 1
-        weights = torch.from_numpy(1 / counts).to(self.device)[:, None, None]
-
+        mean = OverlapMean(
+            [start * self.ratio for start in starts],
+            size,
+            thin_depth(depth, self.ratio),
+            (height, width),
+            self.device,
+        )
         planes = iter(thick)
         held: list[Tensor] = []  # thick slices first, first + 1, ...
         first = 0
-        ring = torch.empty(
-            size, height, width, device=self.device
-        )  # sums of thin slice t at t % size
-        done = reached = 0  # thin slices handed over, and thin slices that a window has reached
         while starts:
             batch = starts[: self.batch_size]
             del held[: batch[0] - first]
@@ -145,28 +152,23 @@ class StreamingEngine:
                 size,
                 last_first,
             )
-            if thin is None:  # out of memory: the same again, in less at once
+            if thin is None:  # out of memory: try again with a smaller batch or smaller tiles
                 continue
             starts, flips = starts[len(batch) :], flips[len(batch) :]
             for start, slices in zip(batch, thin, strict=True):
-                begin, end = start * self.ratio, start * self.ratio + size
-                if begin > done:
-                    yield _take(ring, done, begin) * weights[done:begin]
-                    done = begin
-                for a, b in _pieces(begin, reached, size):
-                    ring[a % size :][: b - a] += slices[a - begin : b - begin]
-                for a, b in _pieces(max(begin, reached), end, size):
-                    ring[a % size :][: b - a] = slices[a - begin : b - begin]
-                reached = end
-            del thin, slices  # before the next windows need the room
-        yield _take(ring, done, reached) * weights[done:]
+                begin = start * self.ratio
+                if begin > mean.done:
+                    yield mean.finish(begin)
+                mean.add(begin, slices)
+            del thin, slices  # free the memory before the next windows
+        yield mean.finish(mean.reached)
 
     def _upload(self, plane: Tensor | npt.NDArray[Any]) -> Tensor:
-        """A slice on the device, in float32 and prepared."""
+        """Copy a slice to the device in float32 and apply ``prepare``."""
         if not isinstance(plane, Tensor):
             plane = torch.from_numpy(np.array(plane, np.float32))
             if self.device.type == "cuda":
-                plane = plane.pin_memory()  # only then is the copy asynchronous
+                plane = plane.pin_memory()  # required for an asynchronous copy
         plane = plane.to(self.device, torch.float32, non_blocking=True)
         return plane if self.prepare is None else self.prepare(plane)
 
@@ -177,7 +179,12 @@ class StreamingEngine:
         size: int,
         last_first: bool,
     ) -> Tensor | None:
-        """The first ``size`` thin slices (B, size, H, W) of each window, both in the order in which slices come; None for lack of memory."""
+        """Reconstruct a batch of windows; return None if the device runs out of memory.
+
+        Returns:
+            The first ``size`` thin slices of each window, (B, size, H, W), in the order of the
+            stream.
+        """
         ordered = [window[::-1] if last_first else window for window in windows]
         taken = reflect_indices(len(ordered[0]), self.n_thick)
         stacked = torch.stack([window[i] for window in ordered for i in taken])
@@ -188,12 +195,12 @@ class StreamingEngine:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            problem = error.with_traceback(None)  # the traceback would keep what filled the memory
-        self._retreat(thick, problem)
+            problem = error.with_traceback(None)  # the traceback refers to the tensors in memory
+        self._reduce_memory(thick, problem)
         return None
 
     def _forward(self, thick: Tensor) -> Tensor:
-        """(B, 1, n, H, W) to (B, N, H, W), one tile at a time."""
+        """Map (B, 1, n, H, W) to (B, N, H, W), one tile at a time."""
         height, width = thick.shape[3:]
         if self.tile is None or (height <= self.tile[0] and width <= self.tile[1]):
             return self._call(thick)
@@ -205,7 +212,7 @@ class StreamingEngine:
         return thin
 
     def _call(self, thick: Tensor) -> Tensor:
-        """The network on (B, 1, n, h, w), padded in-plane as it needs."""
+        """Apply the network to (B, 1, n, h, w), padded in-plane to ``multiple``."""
         height, width = thick.shape[3:]
         down, right = self._round_up(height) - height, self._round_up(width) - width
         padded = (
@@ -223,13 +230,17 @@ class StreamingEngine:
         if not isinstance(thin, Tensor) or tuple(thin.shape) != expected:
             got = tuple(thin.shape) if isinstance(thin, Tensor) else type(thin).__name__
             raise ValueError(
-                f"Expected the network to map windows {tuple(padded.shape)} to {expected}, got {got}; "
-                "check that n_thick and ratio are those of the network."
+                f"Expected the network to map windows {tuple(padded.shape)} to {expected}, "
+                f"got {got}; check that n_thick and ratio are those of the network."
             )
         return thin[:, 0, :, :height, :width]
 
-    def _retreat(self, thick: Tensor, problem: BaseException) -> None:
-        """Ask for less at once: half the windows, then tiles, then smaller ones."""
+    def _reduce_memory(self, thick: Tensor, problem: BaseException) -> None:
+        """Halve the batch; if it is a single window, use tiles or halve their size.
+
+        Raises:
+            MemoryError: if the smallest tile does not fit.
+        """
         height, width = thick.shape[3:]
         tile = min(self.tile or (height, width), (height, width))
         before = f"{len(thick)} × {self.n_thick} × {tile[0]} × {tile[1]} voxels"
@@ -250,7 +261,7 @@ class StreamingEngine:
             else f"{self.batch_size} in a batch"
         )
         logger.warning(
-            "Out of memory on %s with windows of %s: going on with %s.", self.device, before, now
+            "Out of memory on %s with windows of %s: continuing with %s.", self.device, before, now
         )
 
     def _round_up(self, size: int) -> int:
@@ -260,10 +271,19 @@ class StreamingEngine:
 def reconstruct_slab(
     network: Callable[[Tensor], Any], thick: Tensor | npt.NDArray[Any], **options: Any
 ) -> Tensor:
-    """All thin slices of a volume (D, H, W) at once: ((D - 1) * ratio + 1, H, W) float32. Options as for :class:`StreamingEngine`.
+    """Reconstruct all thin slices of a volume at once.
+
+    Args:
+        network: as in :class:`StreamingEngine`.
+        thick: thick volume (D, H, W).
+        **options: options of :class:`StreamingEngine`.
+
+    Returns:
+        ((D - 1) * ratio + 1, H, W), float32.
 
     >>> def linear(windows):
-    ...     return F.interpolate(windows, size=(36, *windows.shape[3:]), mode="trilinear", align_corners=True)
+    ...     size = (36, *windows.shape[3:])
+    ...     return F.interpolate(windows, size=size, mode="trilinear", align_corners=True)
     >>> thick = torch.arange(10.0)[:, None, None].expand(10, 4, 4)
     >>> reconstruct_slab(linear, thick, n_thick=8, ratio=5, multiple=1)[:6, 0, 0]
     tensor([0.0000, 0.2000, 0.4000, 0.6000, 0.8000, 1.0000])
@@ -272,20 +292,7 @@ def reconstruct_slab(
 
 
 def _flip(windows: Tensor, flips: Sequence[Sequence[int]]) -> Tensor:
-    """Each window of (B, 1, D, H, W) mirrored along its dimensions; doing it twice undoes it."""
+    """Flip each window of (B, 1, D, H, W) along its own axes; a second call restores the input."""
     if not any(flips):
         return windows
     return torch.cat([torch.flip(windows[k : k + 1], tuple(dims)) for k, dims in enumerate(flips)])
-
-
-def _pieces(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
-    """The stretches of thin slices ``first`` to ``last`` that lie in one piece on a ring of ``size``."""
-    while first < last:
-        end = min(last, first - first % size + size)
-        yield first, end
-        first = end
-
-
-def _take(ring: Tensor, first: int, last: int) -> Tensor:
-    size = len(ring)
-    return torch.cat([ring[a % size :][: b - a] for a, b in _pieces(first, last, size)])

@@ -1,26 +1,45 @@
-"""What became of each scan of a folder: one JSON line per scan and run, in ``manifest.jsonl`` beside the results."""
+"""The manifest: the outcome of each scan of a prediction run.
+
+It has one JSON line per scan and run and is written to ``manifest.jsonl`` in the output folder.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
-__all__ = ["NAME", "ConsistencyRecord", "Manifest", "Record", "read_manifest"]
+from mpunet import __version__
+from mpunet.io.scans import Scan
+
+__all__ = [
+    "NAME",
+    "ConsistencyRecord",
+    "Manifest",
+    "Record",
+    "new_record",
+    "note_skipped",
+    "read_manifest",
+]
 
 NAME = "manifest.jsonl"
 _PART = ".manifest.rank*.jsonl"
 
 
 class ConsistencyRecord(TypedDict):
-    """The result thickened again minus the scan, in HU; see :mod:`mpunet.metrics.consistency`.
+    """Difference between the thickened result and the scan; see :mod:`mpunet.metrics.consistency`.
 
     Attributes:
-        mae: mean absolute difference; rmse its root mean square, bias its signed mean.
-        limit: largest ``mae`` that is in the range of the checkpoint's validation; null where the checkpoint knows none.
-        out_of_range: whether ``mae`` is above it, likewise.
+        mae: mean absolute difference in HU.
+        rmse: root mean square difference in HU.
+        bias: mean signed difference (result minus scan) in HU.
+        limit: largest ``mae`` in HU that the checkpoint's validation allows; null if the checkpoint
+            has no consistency range.
+        out_of_range: whether ``mae`` is above ``limit``; null if there is no limit.
     """
 
     mae: float
@@ -31,25 +50,26 @@ class ConsistencyRecord(TypedDict):
 
 
 class Record(TypedDict):
-    """A line of the manifest. What is not known, as of a file that could not be read, is null.
+    """A line of the manifest. Unknown values are null, for example the shape of a failed scan.
 
     Attributes:
-        file: path from the input folder, which is also that of the result.
-        status: "written", "failed", or "skipped" for a result that was there before and that no line tells of.
-        reason: why it failed.
-        warning: what may be wrong with the result: slices that stand nearer or further apart than those the network was trained on.
-            Older manifests do not have it.
+        file: path of the scan relative to the input folder, and of the result relative to the
+            output folder.
+        status: "written", "failed", or "skipped" for an existing result without a manifest line.
+        reason: why the scan failed.
+        warning: possible problem of the result: the scan's slice spacing differs from the spacing
+            that the network was trained on. Missing in older manifests.
         shape: voxels of the result along the stored axes.
-        spacing: of the result along the stored axes, in mm.
-        seconds: from the first window to the finished file.
-        checkpoint: SHA-256 of the checkpoint.
-        version: mpunet's.
-        stride: thick slices between windows.
-        thin_spacing: mm that were asked for between the slices of the result; null for the scan's divided by the network's ratio.
-            Older manifests do not have it.
-        tile: in-plane size of tiles, where planes were cut.
-        consistency: with the scan, where it was asked for. Older manifests do not have it.
-        time: when, in UTC (ISO 8601).
+        spacing: voxel spacing of the result along the stored axes, in mm.
+        seconds: time from the first window to the finished file.
+        checkpoint: SHA-256 of the checkpoint file.
+        version: version of mpunet.
+        stride: distance between windows in thick slices.
+        thin_spacing: requested slice spacing of the result in mm; null for the scan's spacing
+            divided by the network's ratio. Missing in older manifests.
+        tile: height and width of tiles in pixels, if planes were cut into tiles.
+        consistency: agreement with the scan, if it was checked. Missing in older manifests.
+        time: time of writing in UTC (ISO 8601).
     """
 
     file: str
@@ -69,11 +89,14 @@ class Record(TypedDict):
 
 
 class Manifest:
-    """Appends records; each process has a file of its own until rank 0 merges them, as network file systems mix up shared ones.
+    """Append records to the manifest.
+
+    Each process writes its own file until rank 0 merges them, because concurrent appends to one
+    file are unsafe on network file systems.
 
     Args:
-        folder: the output folder, which exists.
-        rank: of this process.
+        folder: existing output folder.
+        rank: rank of this process.
     """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
@@ -81,12 +104,12 @@ class Manifest:
         self._waiting: list[bytes] = []
 
     def add(self, record: Record) -> None:
-        """Append a record. Where that fails (disk full) the run goes on, and the line waits for the next one."""
+        """Append a record. If writing fails (disk full), keep the line for the next call."""
         self._waiting.append(json.dumps(record).encode() + b"\n")
         self.flush()
 
     def flush(self) -> bool:
-        """Try to write what waits; whether nothing waits any more."""
+        """Try to write the waiting lines; return whether all lines are written."""
         if self._waiting:
             try:
                 _append(self.path, b"".join(self._waiting))
@@ -96,9 +119,10 @@ class Manifest:
         return True
 
     def merge(self) -> None:
-        """Move what the other ranks wrote, in this run or in one that was killed, into this manifest. For rank 0, while no other writes.
+        """Move the lines of the other ranks, from this run or a killed one, into this manifest.
 
-        What does not fit on the disk stays for the next time.
+        Call it on rank 0 while no other rank writes. If the disk is full, the remaining files are
+        kept for the next call.
         """
         with suppress(OSError):
             for part in sorted(self.path.parent.glob(_PART)):
@@ -107,7 +131,10 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> dict[str, Record]:
-    """The last record of each file; none where there is no manifest. Lines that a killed process left half written are passed over."""
+    """Read the last record of each file; return an empty dictionary if there is no manifest.
+
+    Incomplete lines, which a killed process may leave, are skipped.
+    """
     try:
         lines = (folder / NAME).read_bytes().splitlines()
     except FileNotFoundError:
@@ -122,11 +149,71 @@ def read_manifest(folder: Path) -> dict[str, Record]:
     return records
 
 
+def new_record(scan: Scan, module: Any, checkpoint: str | None) -> Record:
+    """Return the record of a written scan; fields that depend on its volume are None.
+
+    Args:
+        scan: the scan.
+        module: the LightningModule; stride, tile and slice spacing are read from its
+            ``reconstructor``, if it has one.
+        checkpoint: SHA-256 of the checkpoint file.
+    """
+    reconstructor = getattr(module, "reconstructor", None)
+    engine = getattr(reconstructor, "engine", None)
+    tile = getattr(engine, "tile", None)
+    return Record(
+        file=scan.relative.as_posix(),
+        status="written",
+        reason=None,
+        warning=None,
+        shape=None,
+        spacing=None,
+        seconds=None,
+        checkpoint=checkpoint,
+        version=__version__,
+        stride=getattr(engine, "stride", None),
+        thin_spacing=getattr(reconstructor, "thin_spacing", None),
+        tile=None if tile is None else list(tile),
+        consistency=None,
+        time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def note_skipped(manifest: Manifest, records: Iterable[Record]) -> list[str]:
+    """Add skipped results that the manifest does not list, and compare the settings of the others.
+
+    Args:
+        manifest: the merged manifest of rank 0.
+        records: for each skipped scan, the record that this run would have written.
+
+    Returns:
+        A message if some skipped results were made with different settings, else nothing.
+    """
+    known = read_manifest(manifest.path.parent)
+    others = 0
+    for now in records:
+        before = known.get(now["file"])
+        if before is None:
+            unknown: Any = dict.fromkeys(("checkpoint", "stride", "thin_spacing", "tile"))
+            manifest.add({**now, **unknown, "status": "skipped"})
+        elif before["status"] == "written":
+            changed = any(
+                before[key] != now[key] for key in ("checkpoint", "stride") if now[key] is not None
+            )
+            others += changed or before.get("thin_spacing") != now["thin_spacing"]
+    if not others:
+        return []
+    return [
+        f"{others} of the skipped volumes were made with another checkpoint, stride or "
+        f"thin_spacing (see {NAME}); --writer.existing overwrite processes them again."
+    ]
+
+
 def _append(path: Path, lines: bytes) -> None:
-    """Append whole lines or nothing."""
+    """Append all lines, or none if the write fails."""
     with path.open("ab", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        # A process that was killed may have left half a line: it is ended, not continued.
+        # A killed process may have left an incomplete line; end it so that ours starts a new one.
         if size and _last_byte(path) != b"\n":
             lines = b"\n" + lines
         written = 0

@@ -1,4 +1,7 @@
-"""How whole volumes are reconstructed: what does not belong to a network but to a run, and so stands in no checkpoint."""
+"""Options for the reconstruction of whole volumes.
+
+They belong to a run, not to a network, so checkpoints do not store them.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +20,31 @@ Stride = int | Literal["best", "fast"]
 
 @dataclass
 class InferenceOptions:
-    """Options of :class:`mpunet.inference.Reconstructor` that a command line or a LightningModule hands on.
+    """Options of :class:`mpunet.inference.Reconstructor` that the command line and the module pass.
 
     Args:
-        stride: thick slices between windows: "best" is 1, the paper's, "fast" is n - 2; see :func:`window_stride`.
-        batch_size: windows in one call of the network.
-        tile: in-plane size in voxels above which planes are cut into overlapping tiles; whole planes by default.
-        precision: "auto" is what the device computes fastest without loss of range, see :func:`autocast_dtype`.
-        compile: compile the network by ``torch.compile`` (minutes, once per in-plane size).
-        thin_spacing: mm between the slices of the result, whatever those of the scan are, see :class:`Reconstructor`; by default the
-            scan's, divided by the network's ratio.
-        limit_memory: GiB that a run may allocate, on the device or else in the process; beyond, it halves its batches and then
-            cuts planes into tiles. Without it a CPU run that needs too much is killed by the system.
-        any_spacing: take scans whose slices stand nearer or further apart than those that the network was trained on, without a
-            warning or refusal; see :mod:`mpunet.inference.spacing`.
-        flips: mirror every window in another way, which lets the errors of overlapping windows average out, at no cost; by default for
-            networks whose record says that they were trained on flipped crops, as those of ``mpunet fit`` are.
+        stride: distance between windows in thick slices: a number from 1 to n - 1 for windows of n
+            slices, "best" for 1 (as in the paper) or "fast" for n - 2, which is faster and slightly
+            less accurate.
+        batch_size: number of windows per call of the network.
+        tile: in-plane size in pixels above which planes are cut into overlapping tiles. Default:
+            whole planes.
+        precision: number format of the network's computations: float32, bf16 or fp16. "auto"
+            selects bf16 if the processor supports it, else fp16 on CUDA devices and float32 on
+            others.
+        compile: compile the network with ``torch.compile``. This takes minutes, once per in-plane
+            size.
+        thin_spacing: slice spacing of the result in mm, for all scans. Default: the slice spacing
+            of the scan divided by the network's ratio.
+        limit_memory: largest amount of memory in GiB that the run may allocate, on the GPU or,
+            without a GPU, in the process. Above it, the run halves its batches and then cuts planes
+            into tiles. Default: no limit; the system may then kill a CPU run that needs too much
+            memory.
+        any_spacing: accept scans of any slice spacing, without the warning or error for a spacing
+            that differs from the one the network was trained on.
+        flips: flip overlapping windows along different axes so that their errors average out, at no
+            extra cost. Default: true for networks that were trained on flipped crops according to
+            their record, such as those of ``mpunet fit``.
     """
 
     stride: Stride = "best"
@@ -47,10 +59,13 @@ class InferenceOptions:
 
 
 def window_stride(stride: Stride, n_thick: int) -> int:
-    """Thick slices between windows of a named or given stride.
+    """Return the distance between windows in thick slices for a named or numeric stride.
 
-    "fast" is n - 2. At n - 1 windows only touch: a tenth fewer windows, but no interval is averaged, and the loss in PSNR doubles
-    (docs/predict.md).
+    "fast" is n - 2 for windows of n slices. At n - 1, consecutive windows share only one slice: a
+    tenth fewer windows, but no interval is averaged and the loss in PSNR doubles (docs/predict.md).
+
+    Raises:
+        ValueError: if the stride is unknown or not in 1 to n - 1.
 
     >>> window_stride("best", 8), window_stride("fast", 8), window_stride(7, 8)
     (1, 6, 7)
@@ -60,14 +75,15 @@ def window_stride(stride: Stride, n_thick: int) -> int:
             f"Expected a stride of 1 to {n_thick - 1}, 'best' or 'fast', got {stride!r}."
         )
     number = stride if isinstance(stride, int) else 1 if stride == "best" else max(1, n_thick - 2)
-    window_starts(n_thick, n_thick, number)  # raises for a stride that the windows do not bear
+    window_starts(n_thick, n_thick, number)  # raises if the stride is out of range
     return number
 
 
 def autocast_dtype(device: torch.device, precision: Precision = "auto") -> torch.dtype | None:
-    """Type for automatic mixed precision on a device; None is plain float32.
+    """Return the data type for automatic mixed precision on a device; None for float32.
 
-    "auto" is bfloat16 where the processor has instructions for it, float16 on CUDA devices that do not, float32 otherwise.
+    "auto" is bfloat16 if the processor has instructions for it, float16 on CUDA devices without
+    them, and float32 otherwise.
     """
     if precision != "auto":
         return {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -77,9 +93,10 @@ def autocast_dtype(device: torch.device, precision: Precision = "auto") -> torch
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 natively (AVX-512 BF16; processors with AMX have it too).
+    """Return whether the CPU multiplies bfloat16 natively (AVX-512 BF16, which AMX implies).
 
-    ``torch.ops.mkldnn._is_mkldnn_bf16_supported`` is no answer: it says yes to any AVX-512, where bfloat16 is emulated.
+    ``torch.ops.mkldnn._is_mkldnn_bf16_supported`` cannot be used: it is true for any AVX-512
+    processor, where bfloat16 may be emulated.
     """
     # get_capabilities is public but recent; older releases have only the private function.
     if hasattr(torch.cpu, "get_capabilities"):

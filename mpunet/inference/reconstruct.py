@@ -1,11 +1,10 @@
-"""Thick volume in, thin volume out: the one call for other people's code."""
+"""Reconstruction of a whole thick volume with any network, in one call."""
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,16 +14,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mpunet.geometry import grid_spacing, thin_depth
+from mpunet.geometry import grid_spacing
 from mpunet.inference.engine import StreamingEngine
 from mpunet.inference.options import Precision, Stride, autocast_dtype, window_stride
-from mpunet.inference.regrid import output_ratio, regridded
+from mpunet.inference.regrid import output_ratio
 from mpunet.inference.spacing import SliceSpacing
-from mpunet.intensity import from_hu, round_hu, to_hu
+from mpunet.inference.thin_slices import ThinSlices
+from mpunet.intensity import from_hu, to_hu
+from mpunet.io.intensity_range import check_voxels
 from mpunet.io.read_ahead import read_ahead
 from mpunet.io.scan_file import ScanFile, open_scan
 from mpunet.io.thin_file import Dtype, thin_image, write_slices
-from mpunet.io.volume import Volume, VolumeInfo, check_voxels, volume_from_image
+from mpunet.io.volume import Volume, VolumeInfo, volume_from_image
 from mpunet.models.base import geometry_of
 
 __all__ = ["Reconstructor", "ThinSlices"]
@@ -32,104 +33,44 @@ __all__ = ["Reconstructor", "ThinSlices"]
 Image = TypeVar("Image", nib.Nifti1Image, npt.NDArray[Any], Tensor)
 
 
-class ThinSlices:
-    """Thin slices of a scan in HU that are computed while they are taken, once: in :meth:`chunks`, or as a whole array.
-
-    Attributes:
-        shape: ((D - 1) * ratio + 1, H, W).
-        ratio: thick spacing / thin spacing.
-        last_first: chunks come, and run, from the last slice to the first. ``numpy.asarray`` has the slices in order.
-    """
-
-    def __init__(
-        self,
-        finished: Iterator[Tensor],
-        shape: tuple[int, int, int],
-        ratio: float,
-        *,
-        last_first: bool,
-        native: int | None = None,
-    ) -> None:
-        """``finished`` are the slices of a network whose ratio is ``native``, by default that of the result; ``shape`` is the scan's."""
-        depth, *plane = shape
-        self.shape = (thin_depth(depth, ratio), *plane)
-        self.ratio = ratio
-        self.last_first = last_first
-        self._finished = finished
-        self._depth = depth
-        self._native = native or ratio
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def chunks(self, dtype: Dtype = "float32") -> Iterator[npt.NDArray[Any]]:
-        """(k, H, W) consecutive slices at a time; ``int16`` is rounded and clipped to [-1024, 3071] on the device.
-
-        Raises:
-            ValueError: if the network returned NaN, which int16 cannot hold.
-        """
-        if self._native == self.ratio:
-            yield from self._computed(dtype)
-            return
-        planes = itertools.chain.from_iterable(self._computed("float32"))
-        for plane in regridded(
-            planes, thin_depth(self._depth, self._native), self._native / self.ratio, len(self)
-        ):
-            yield (round_hu(plane) if dtype == "int16" else plane)[None]
-
-    def _computed(self, dtype: Dtype) -> Iterator[npt.NDArray[Any]]:
-        """Chunks of the network's own slices."""
-        for chunk, nan in _to_host(
-            (round_hu(hu) if dtype == "int16" else hu, hu.isnan().any()) for hu in self._finished
-        ):
-            if nan:
-                raise ValueError(
-                    "The network returned NaN; with precision fp16 or bf16, try float32."
-                )
-            yield chunk.numpy()
-
-    def slab(self, dtype: Dtype = "float32") -> npt.NDArray[Any]:
-        """All slices in order."""
-        slab = np.empty(self.shape, dtype)
-        ordered = slab[::-1] if self.last_first else slab
-        done = 0
-        for chunk in self.chunks(dtype):
-            ordered[done : done + len(chunk)] = chunk
-            done += len(chunk)
-        return slab
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        return self.slab() if dtype is None else self.slab().astype(dtype, copy=False)
-
-
 class Reconstructor:
-    """Reconstructs thin slices of whole CT volumes with any network.
+    """Reconstruct thin slices of whole CT volumes with any network.
 
     Args:
-        network: maps windows (B, 1, n_thick, H, W) to (B, 1, N, H, W), N = (n_thick - 1) * ratio + 1, intensity in [0, 1] for HU
-            of [-1024, 3071]. A module is put into evaluation mode and moved to the device.
-        n_thick: thick slices in a window.
+        network: maps windows (B, 1, n_thick, H, W) to (B, 1, N, H, W), N = (n_thick - 1) * ratio +
+            1. Intensities in [0, 1] represent [-1024, 3071] HU. A module is set to evaluation mode
+            and moved to the device.
+        n_thick: number of thick slices per window.
         ratio: thick spacing / thin spacing.
-        multiple: the network's in-plane sizes are multiples of this; other sizes are padded and cropped.
-        stride: thick slices between windows; "best" is 1, the paper's, "fast" is ``n_thick - 2``.
-        batch_size: windows in one call of the network.
-        tile: in-plane size in voxels above which planes are cut into overlapping tiles; whole planes by default.
-        device: where the network runs; "auto" is the first CUDA device, or else the CPU.
-        precision: "auto" is what the device computes fastest without loss of range, see
-            :func:`mpunet.inference.options.autocast_dtype`.
-        compile: compile the network by ``torch.compile``.
-        check_hu: refuse images whose intensities cannot be HU.
-        spacing: range in mm of the thick slices' spacing that the network was trained on. An image beside it brings a warning, one of
-            less than half or more than twice a ValueError; see :mod:`mpunet.inference.spacing`. None takes any.
-        flips: mirror every window in another way, see :class:`StreamingEngine`; for networks trained on flipped crops.
-        thin_spacing: mm between the slices of the result. The network's slices, thick spacing / ratio apart, are interpolated (cubic
-            convolution) at these positions, beginning with the slice that comes first in the file. By default they are the result.
+        multiple: the network requires in-plane sizes that are multiples of this; other sizes are
+            padded, and the result is cropped.
+        stride: distance between windows in thick slices; "best" is 1 (as in the paper), "fast" is
+            ``n_thick - 2``.
+        batch_size: number of windows per call of the network.
+        tile: in-plane size in pixels above which planes are cut into overlapping tiles. Default:
+            whole planes.
+        device: device on which the network runs; "auto" is the first CUDA device, or the CPU if
+            there is none.
+        precision: number format of the network's computations. "auto" is the fastest format of the
+            device that loses no range, see :func:`mpunet.inference.options.autocast_dtype`.
+        compile: compile the network with ``torch.compile``.
+        check_hu: raise an error for images whose intensities cannot be HU.
+        spacing: smallest and largest slice spacing in mm of the training scans. Other spacings give
+            a warning; below half or above twice the range they give a ValueError (see
+            :mod:`mpunet.inference.spacing`). None accepts all spacings.
+        flips: flip consecutive windows along different axes, see :class:`StreamingEngine`; for
+            networks trained on flipped crops.
+        thin_spacing: slice spacing of the result in mm. The network's slices are interpolated
+            (cubic convolution) at this spacing, starting from the first slice of the file. Default:
+            no interpolation; the slice spacing is thick spacing / ratio.
 
     Attributes:
-        engine: the :class:`StreamingEngine`, whose ``batch_size`` and ``tile`` shrink where the device runs out of memory.
+        engine: the :class:`StreamingEngine`. Its ``batch_size`` and ``tile`` are reduced if the
+            device runs out of memory.
 
     >>> def linear(windows):
-    ...     return nn.functional.interpolate(windows, size=(36, *windows.shape[3:]), mode="trilinear", align_corners=True)
+    ...     size = (36, *windows.shape[3:])
+    ...     return nn.functional.interpolate(windows, size, mode="trilinear", align_corners=True)
     >>> thick = np.linspace(-1000, 1000, 5).repeat(16).reshape(5, 4, 4)
     >>> Reconstructor(linear, n_thick=8, ratio=5, multiple=4)(thick)[:6, 0, 0].round()
     array([-1000.,  -900.,  -800.,  -700.,  -600.,  -500.], dtype=float32)
@@ -160,16 +101,13 @@ class Reconstructor:
         self.check_hu = check_hu
         self.thin_spacing = thin_spacing
         if thin_spacing is not None:
-            output_ratio(
-                math.inf, thin_spacing
-            )  # raises here for a bad one, not at the first volume
+            output_ratio(math.inf, thin_spacing)  # raises here if invalid, not at the first volume
         self.spacing = None if spacing is None else SliceSpacing(*spacing)
         if isinstance(network, nn.Module):
             network = network.eval().to(self.device)
             for parameter in network.parameters():
-                if (
-                    parameter.ndim == 5
-                ):  # the order of channels that 3D convolutions are fastest with, on CPUs as on GPUs
+                # 3D convolutions are fastest in this memory layout, on CPUs and GPUs.
+                if parameter.ndim == 5:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
         self.engine = StreamingEngine(
             torch.compile(network) if compile else network,
@@ -187,7 +125,13 @@ class Reconstructor:
 
     @classmethod
     def from_checkpoint(cls, path: str | Path | None = None, **options: Any) -> Reconstructor:
-        """Reconstructor with the network of a checkpoint or weights file (without a path, the packaged one) and options as above."""
+        """Create a reconstructor with the network of a checkpoint or weights file.
+
+        Args:
+            path: the file. Default: the weights file that is included in mpunet.
+            **options: arguments of :class:`Reconstructor`. ``spacing`` and ``flips`` default to the
+                file's training record.
+        """
         from mpunet.weights import read_weights
 
         weights = read_weights(path)
@@ -199,18 +143,28 @@ class Reconstructor:
 
     @classmethod
     def from_network(cls, network: Any, **options: Any) -> Reconstructor:
-        """Reconstructor with a network that states its own geometry, see :func:`mpunet.models.base.geometry_of`."""
+        """Create a reconstructor with a network that has its geometry as attributes.
+
+        Args:
+            network: the network, see :func:`mpunet.models.base.geometry_of`.
+            **options: other arguments of :class:`Reconstructor`.
+        """
         return cls(network, **geometry_of(network)._asdict(), **options)
 
     def __call__(self, image: Image) -> Image:
-        """Thin volume of a thick one, of the same kind as the thick one.
+        """Reconstruct the thin volume of a thick one; the result has the type of the input.
 
         Args:
-            image: a nibabel NIfTI image in any orientation, or an array or tensor (D, H, W), depth first; in HU.
+            image: thick volume in HU: a nibabel NIfTI image in any orientation, or an array or
+                tensor (D, H, W), depth first.
 
         Returns:
-            (D - 1) * ratio + 1 slices in HU, or as many as fit of ``thin_spacing``: a NIfTI image in int16 with the header of ``image`` and the affine of the thin
-            slices; or an array, or a tensor on the device of ``image``, in float32.
+            (D - 1) * ratio + 1 slices in HU, or as many as fit at ``thin_spacing``. For an image: a
+            NIfTI image, int16, with the header of ``image`` and the affine of the thin slices. For
+            an array or tensor: an array or a tensor on the device of ``image``, float32.
+
+        Raises:
+            ValueError: if the image is not a valid volume in HU, or its slice spacing is refused.
         """
         if isinstance(image, Tensor):
             thin = self(image.detach().float().cpu().numpy())
@@ -218,7 +172,8 @@ class Reconstructor:
         if isinstance(image, np.ndarray):
             if self.thin_spacing is not None:
                 raise ValueError(
-                    "An array tells no spacing, so that thin_spacing means nothing for it: give a NIfTI image."
+                    "An array has no slice spacing, so thin_spacing cannot be used with it; pass a "
+                    "NIfTI image."
                 )
             if image.ndim != 3 or 0 in image.shape:
                 raise ValueError(f"Expected a volume (D, H, W), got shape {image.shape}.")
@@ -230,10 +185,10 @@ class Reconstructor:
         return thin_image(slices.slab("int16"), volume, slices.ratio)
 
     def stream(self, volume: Volume | ScanFile) -> ThinSlices:
-        """Thin slices of a volume, computed while they are taken.
+        """Return the thin slices of a volume, which are computed while they are read.
 
         Raises:
-            ValueError: if the scan's slices stand no further apart than ``thin_spacing``.
+            ValueError: if the slice spacing of the scan is not larger than ``thin_spacing``.
         """
         if self.thin_spacing is not None:
             return self._stream_regridded(volume, self.thin_spacing)
@@ -249,9 +204,20 @@ class Reconstructor:
         dtype: Dtype = "int16",
         slice_axis: int | None = None,
     ) -> None:
-        """Thin slices of one NIfTI file to another, with memory that does not depend on how many there are.
+        """Reconstruct a NIfTI file and write the result to another file.
 
-        ``target`` is at any time absent, as before, or whole. Errors as for :func:`mpunet.io.scan_file.open_scan`.
+        Slices are streamed, so memory does not depend on their number. ``target`` is replaced only
+        when the result is complete.
+
+        Args:
+            source: the thick scan.
+            target: the result, ``.nii`` or ``.nii.gz``.
+            dtype: "int16" rounds and clips to [-1024, 3071] HU; "float32" keeps the values.
+            slice_axis: voxel axis along which slices are stacked. Default: found from the header.
+
+        Raises:
+            ValueError: as :func:`mpunet.io.scan_file.open_scan`, or if the slice spacing is
+                refused.
         """
         scan = open_scan(source, slice_axis=slice_axis, check_hu=self.check_hu)
         self._warn(scan)
@@ -266,7 +232,11 @@ class Reconstructor:
         )
 
     def spacing_warning(self, volume: VolumeInfo) -> str | None:
-        """What to tell of a scan's slice spacing, see :meth:`mpunet.inference.spacing.SliceSpacing.warning`."""
+        """Return the warning about a scan's slice spacing; None if the spacing fits.
+
+        Raises:
+            ValueError: as :meth:`mpunet.inference.spacing.SliceSpacing.warning`.
+        """
         return (
             None
             if self.spacing is None
@@ -301,31 +271,10 @@ class Reconstructor:
         )
 
     def _stream_regridded(self, volume: Volume | ScanFile, thin_spacing: float) -> ThinSlices:
-        """In the file's order, as it is its first slice that keeps its position."""
+        """Stream in the order of the file, because its first slice keeps its position."""
         ratio = output_ratio(float(grid_spacing(volume.slab_affine)[0]), thin_spacing)
         last_first = volume.frame.flipped[0]
         planes: Any = volume.slab if isinstance(volume, Volume) else volume
         if last_first and not getattr(volume, "last_first", False):
             planes = list(planes)[::-1]
         return self._stream(planes, volume.shape, last_first=last_first, ratio=ratio)
-
-
-def _to_host(results: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors on the CPU; from a CUDA device with a delay of one, so that the next are computed while some are copied and used."""
-    waiting: tuple[tuple[Tensor, ...], torch.cuda.Event] | None = None
-    for result in results:
-        if result[0].device.type != "cuda":
-            yield tuple(tensor.cpu() for tensor in result)
-            continue
-        copies = tuple(
-            tensor.to("cpu", non_blocking=True) for tensor in result
-        )  # into pinned memory
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(result[0].device))
-        if waiting is not None:
-            waiting[1].synchronize()
-            yield waiting[0]
-        waiting = copies, event
-    if waiting is not None:
-        waiting[1].synchronize()
-        yield waiting[0]

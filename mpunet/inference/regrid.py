@@ -1,4 +1,8 @@
-"""Thin slices at positions of one's choice: a network cuts every scan's slices into ``ratio``, and a user wants 1 mm."""
+"""Interpolation of thin slices to a given slice spacing.
+
+A network divides the slice spacing of every scan by its ratio; users may need a fixed spacing, such
+as 1 mm.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +22,14 @@ Plane = npt.NDArray[Any]
 
 
 def output_ratio(spacing: float, thin_spacing: float) -> float:
-    """Thick spacing / thin spacing, both in mm, of a result whose slices stand ``thin_spacing`` apart.
+    """Return thick spacing / thin spacing for a scan and a requested slice spacing of the result.
+
+    Args:
+        spacing: slice spacing of the scan in mm.
+        thin_spacing: slice spacing of the result in mm.
 
     Raises:
-        ValueError: if the result would have no more slices than the scan.
+        ValueError: if ``thin_spacing`` is not positive, or not smaller than ``spacing``.
 
     >>> output_ratio(3.0, 1.25)
     2.4
@@ -31,8 +39,9 @@ def output_ratio(spacing: float, thin_spacing: float) -> float:
     ratio = spacing / thin_spacing
     if ratio < 1.001:
         raise ValueError(
-            f"slices stand {spacing:.3g} mm apart, which is no more than the thin_spacing of {thin_spacing:g} mm that was asked for; "
-            "there is nothing to reconstruct. Leave the scan out, or ask for less."
+            f"the slice spacing of {spacing:.3g} mm is not larger than the thin_spacing of "
+            f"{thin_spacing:g} mm; there is nothing to reconstruct. Leave the scan out, or use a "
+            "smaller thin_spacing."
         )
     return ratio
 
@@ -40,14 +49,20 @@ def output_ratio(spacing: float, thin_spacing: float) -> float:
 def regridded(
     planes: Iterable[Plane], depth: int, step: float, count: int
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Slices at 0, ``step``, 2 * ``step``, ... of consecutive slices (H, W), each as soon as the slices around it have come.
+    """Interpolate consecutive slices (H, W) at the positions 0, ``step``, 2 * ``step``, ...
 
-    By cubic convolution (Keys 1981), the sequence continued linearly beyond its ends; holds four slices.
+    Uses cubic convolution (Keys 1981) with linear extrapolation at the ends. Each new slice is
+    yielded as soon as the slices around it are read; four slices are held in memory.
 
     Args:
-        planes: the slices, ``depth`` of them.
-        step: distance of the new slices in old ones.
-        count: new slices, the last at (count - 1) * step, which is at most depth - 1 (but for rounding).
+        planes: the input slices.
+        depth: number of input slices.
+        step: distance between new slices, in input slices.
+        count: number of new slices. The last one, at (count - 1) * step, must not be after the last
+            input slice (except for rounding).
+
+    Yields:
+        (H, W), float32.
 
     >>> [float(plane[0, 0]) for plane in regridded(np.arange(4.0)[:, None, None], 4, 1.5, 3)]
     [0.0, 1.5, 3.0]
@@ -58,9 +73,8 @@ def regridded(
     first = 0
     for k in range(count):
         position = min(k * step, depth - 1.0)
-        needed = min(
-            max(0, math.floor(position) - 1), depth - window
-        )  # first of the four slices around the position
+        # First of the four slices around the position.
+        needed = min(max(0, math.floor(position) - 1), depth - window)
         while first < needed:
             held = [*held[1:], next(source)]
             first += 1
@@ -70,5 +84,5 @@ def regridded(
             if weight:
                 out += np.float32(weight) * plane
         yield out
-    for _ in source:  # to the end, for those who watch it
+    for _ in source:  # read to the end: the source may check or measure all slices
         pass

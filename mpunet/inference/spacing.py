@@ -1,7 +1,8 @@
-"""Whether a scan's slices stand as far apart as those that a network was trained on.
+"""Comparison of a scan's slice spacing with the spacing that a network was trained on.
 
-A network of ratio 5 cuts any scan's slices into five. Trained on 5 mm, it knows what 5 mm hide; of 3 mm it makes 0.6 mm slices with
-detail that it was never shown, of 10 mm it makes 2 mm slices that look sharp and are guessed.
+A network of ratio 5 divides every slice spacing by five. If it was trained on scans of 5 mm, then
+scans of 3 mm become slices of 0.6 mm with details that the training never showed, and scans of
+10 mm become slices of 2 mm that look sharp but are guessed.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from typing import Any, NamedTuple
 
 __all__ = ["SliceSpacing"]
 
-TOLERANCE = 0.1  # our choice: 5 mm networks serve scans of 4.5 to 5.5 mm without a word
-REFUSED = 2.0  # our choice: beyond this factor nothing was learnt that could serve
+TOLERANCE = 0.1  # relative difference without a warning: 4.5 to 5.5 mm for 5 mm; our choice
+REFUSED = 2.0  # factor above which the network has learned nothing useful; our choice
 
 
 class SliceSpacing(NamedTuple):
-    """Smallest and largest spacing in mm of the thick slices that a network was trained on.
+    """Smallest and largest slice spacing in mm of the thick scans that a network was trained on.
 
     >>> SliceSpacing(5.0, 6.25).warning(5.5) is None
     True
@@ -28,7 +29,10 @@ class SliceSpacing(NamedTuple):
 
     @classmethod
     def from_record(cls, training: Mapping[str, Any] | None) -> SliceSpacing | None:
-        """From the data's record in a checkpoint, see :meth:`mpunet.ThickThinDataModule.training_record`; None where it tells nothing."""
+        """Read the range from the training record of a checkpoint; None if it is not recorded.
+
+        The record is written by :meth:`mpunet.ThickThinDataModule.training_record`.
+        """
         found = (training or {}).get("thick_spacing")
         return None if not found else cls(float(found[0]), float(found[1]))
 
@@ -37,34 +41,35 @@ class SliceSpacing(NamedTuple):
         return f"{low} mm" if low == high else f"{low} to {high} mm"
 
     def fits(self, spacing: float) -> bool:
-        """Whether ``spacing`` is within a tenth of what was trained on."""
+        """Return whether ``spacing`` (mm) is in the range, extended by 10 %."""
         return self.low * (1 - TOLERANCE) <= spacing <= self.high * (1 + TOLERANCE)
 
     def warning(self, spacing: float) -> str | None:
-        """What to tell of a scan whose slices stand ``spacing`` mm apart; None if it is within a tenth of what was trained on.
+        """Return the warning for a scan with this slice spacing in mm; None if the spacing fits.
 
         Raises:
-            ValueError: if it is less than half or more than twice of that.
+            ValueError: if the spacing is below half or above twice the range.
         """
         if self.fits(spacing):
             return None
-        text = f"slices stand {spacing:.3g} mm apart, and the network was trained on {self}"
+        text = f"the slice spacing is {spacing:.3g} mm, but the network was trained on {self}"
         fitting = [name for name, known in _packaged() if known.fits(spacing)]
         better = (
-            f"Take --ckpt_path {fitting[0]}, which was trained on such scans"
+            f"Use --ckpt_path {fitting[0]}, which was trained on such scans"
             if fitting
-            else "docs/model_card.md tells how to train for such scans"
+            else "docs/model_card.md describes how to train for such scans"
         )
         if not self.low / REFUSED <= spacing <= self.high * REFUSED:
             raise ValueError(
-                f"{text}: refused. {better}; or have it done nevertheless (--inference.any_spacing true; in Python, spacing=None)."
+                f"{text}: refused. {better}, or turn off this check (--inference.any_spacing true; "
+                "in Python, spacing=None)."
             )
         return f"{text}: fine structures may be wrong. {better}."
 
 
 @cache
 def _packaged() -> list[tuple[str, SliceSpacing]]:
-    """Names and spacings of the networks that come with mpunet."""
+    """Return the names and spacings of the networks that are included in mpunet."""
     from mpunet.weights import packaged, read_weights
 
     known = (

@@ -1,4 +1,4 @@
-"""Overlapping in-plane tiles whose smooth weights sum to one."""
+"""Overlapping in-plane tiles with smooth weights that sum to one."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor
 
 __all__ = ["OVERLAP", "Tile", "plan_tiles", "tile_starts", "tile_weights"]
 
-OVERLAP = 0.25  # of a tile, at least, with its neighbour; our choice
+OVERLAP = 0.25  # smallest part of a tile that it shares with its neighbour; our choice
 
 
 class Tile(NamedTuple):
     """A part of a plane.
 
     Attributes:
-        rows: of the plane.
-        columns: of the plane.
-        weight: (h, w) float32; over all tiles of a plane the weights of each pixel sum to one.
+        rows: rows of the plane.
+        columns: columns of the plane.
+        weight: (h, w), float32. The weights of each pixel sum to one over all tiles of a plane.
     """
 
     rows: slice
@@ -30,7 +30,10 @@ class Tile(NamedTuple):
 
 
 def tile_starts(size: int, tile: int) -> list[int]:
-    """First pixel of each tile along an axis: evenly spread, first and last at the ends, at least ``OVERLAP`` of a tile shared.
+    """Return the first pixel of each tile along an axis of ``size`` pixels.
+
+    Tiles are evenly spaced from one end to the other. Neighbours share at least ``OVERLAP`` of a
+    tile.
 
     >>> tile_starts(512, 256)
     [0, 128, 256]
@@ -45,10 +48,12 @@ def tile_starts(size: int, tile: int) -> list[int]:
 
 
 def tile_weights(size: int, tile: int) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
-    """Weights along an axis of each tile of :func:`tile_starts`: squared sines that fall towards the tile's ends, divided by their sum.
+    """Return the weights along an axis for each tile of :func:`tile_starts`.
 
-    The pixels at a tile's own border, which a convolution knows only from one side, count least; at the end of the axis, where there is
-    no other tile, they count fully.
+    Weights are squared sines that decrease towards the ends of the tile, divided by their sum over
+    all tiles. Pixels at a tile border have the smallest weight, because a convolution sees their
+    neighbours on one side only. At the ends of the axis, where no other tile covers them, pixels
+    have the weight one.
     """
     starts, length = tile_starts(size, tile), min(size, tile)
     to_end = np.minimum(np.arange(length) + 0.5, np.arange(length)[::-1] + 0.5)
@@ -63,7 +68,7 @@ def tile_weights(size: int, tile: int) -> list[np.ndarray[tuple[int], np.dtype[n
 def plan_tiles(
     height: int, width: int, tile: tuple[int, int], device: torch.device
 ) -> tuple[Tile, ...]:
-    """The tiles of a plane (height, width), each at most ``tile`` large, row by row."""
+    """Return the tiles of a plane (height, width), each at most ``tile`` pixels large, by rows."""
     axes = [
         [
             (slice(start, start + min(size, side)), weight)

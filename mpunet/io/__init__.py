@@ -1,6 +1,7 @@
-"""Scans on disk: found, read slice by slice, and written so that a file is either whole or absent.
+"""Find scans on disk, read them slice by slice, and write new ones.
 
-Begin with :mod:`mpunet.io.scan_file` for reading and :mod:`mpunet.io.thin_file` for writing.
+A file that is being written appears under its name only when it is complete. Start with
+:mod:`mpunet.io.scan_file` for reading and :mod:`mpunet.io.thin_file` for writing.
 """
 
 from mpunet.io.scan_file import ScanFile, open_scan, read_volume

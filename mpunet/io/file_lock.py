@@ -1,8 +1,8 @@
 """Locks between processes, on one machine or on several that share a file system.
 
-Locks are the kernel's (``flock``, which Linux passes on to an NFS server): they end with their process, however that ends. Nothing that
-must be right depends on them, as some file systems have none: there, work may be done twice, and what is in use is taken to be in
-use for ever.
+The locks are kernel locks (``flock``, which Linux forwards to an NFS server). They end with their
+process, even if it is killed. Some file systems do not support locks, so correct results must not
+depend on them: without locks, work may be done twice, and leased names count as in use forever.
 """
 
 from __future__ import annotations
@@ -25,24 +25,26 @@ except ImportError:  # Windows
 
 __all__ = ["Lease", "leased", "locked"]
 
-# Leases of this process and, after a fork, of its parent. Where locks belong to the process (NFS), opening and closing one's own lock
-# file would end the lock.
+# Leases of this process and, after a fork, of its parent. If locks belong to the process (NFS), the
+# lock would end when the process opens and closes its own lock file.
 _OWN: set[Path] = set()
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Hold the lock of a file, which is created if missing; wait for whoever holds it.
+    """Hold an exclusive lock on a file; create the file if it is missing.
+
+    Wait while another process holds the lock.
 
     Yields:
-        False where the file system has no locks, so that others may hold it too.
+        False if the file system does not support locks. Other processes may then hold the lock too.
 
     >>> import tempfile
     >>> with locked(Path(tempfile.mkdtemp()) / "lock"):
     ...     pass
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # No fallback: a lock that is only a file stays for ever when its process is killed.
+    # No fallback: a lock that is only a file would remain after its process is killed.
     lock = FileLock(path, mode=0o666, fallback_to_soft=False)
     try:
         lock.acquire()
@@ -56,12 +58,13 @@ def locked(path: Path) -> Iterator[bool]:
 
 
 class Lease:
-    """Names of what this process uses, for :func:`leased` in other processes; ends with the object, and at the latest with the process.
+    """Names that this process uses, published for :func:`leased` in other processes.
 
-    A process that was forked meanwhile holds on to it too.
+    The lease ends when this object is deleted, at the latest when the process ends. A process that
+    is forked in the meantime holds the lease too.
 
     Args:
-        folder: where leases are kept. Make, extend and read leases under one and the same lock.
+        folder: folder of the lease files. Create, extend and read leases under the same lock.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,21 +76,27 @@ class Lease:
         weakref.finalize(self, _end, descriptor, self.path)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()  # its end is here, so that another process gets None for it
+        return type(None), ()  # the lease belongs to this process: others unpickle None
 
     def add(self, names: Iterable[str]) -> None:
-        """Use these as well."""
+        """Add names to the lease."""
         extend_lease(self.path, names)
 
 
 def extend_lease(path: Path, names: Iterable[str]) -> None:
-    """Add names to the lease at ``path``: what :meth:`Lease.add` does, for a process that works for its holder."""
+    """Add names to the lease at ``path``.
+
+    Does the same as :meth:`Lease.add`, for a process that works for the holder of the lease.
+    """
     with path.open("a") as file:
         file.writelines(f"{name}\n" for name in names)
 
 
 def leased(folder: Path) -> set[str]:
-    """All names that living processes use; the leases of others are deleted."""
+    """Return all names that running processes use.
+
+    Leases of processes that have ended are deleted.
+    """
     names: set[str] = set()
     for path in folder.iterdir() if folder.is_dir() else ():
         if path in _OWN or _is_held(path):
@@ -111,7 +120,10 @@ def _end(descriptor: int, path: Path) -> None:
 
 
 def _try_lock(descriptor: int) -> bool:
-    """Whether the lock was taken; False too where the file system has no locks."""
+    """Return whether the lock was acquired.
+
+    False also if the file system does not support locks.
+    """
     if fcntl is None:
         return False
     try:

@@ -1,4 +1,4 @@
-"""Items of an iterable made ahead of their use, in a thread."""
+"""Produce the items of an iterable ahead of their use, in a background thread."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ Item = TypeVar("Item")
 
 
 def read_ahead(items: Iterable[Item], size: int) -> Iterator[Item]:
-    """The same items in the same order, up to ``size`` of them made in a background thread before they are asked for.
+    """Iterate over ``items``, with up to ``size`` items produced ahead in a background thread.
 
-    What the iterable raises is raised where its item would have come. The thread starts with the first item asked for and is gone
-    when the last one came or the iterator is closed; closing waits for the item in the making.
+    Items keep their order. An error that the iterable raises is raised in place of its item. The
+    thread starts when the first item is requested. It ends after the last item or when the iterator
+    is closed; closing waits for the item that is being produced.
 
     >>> list(read_ahead(range(4), 2))
     [0, 1, 2, 3]
     """
     if size < 1:
-        raise ValueError(f"Expected to go at least 1 item ahead, got {size}.")
+        raise ValueError(f"Expected to read at least 1 item ahead, got {size}.")
     return _ahead(iter(items), size)
 
 

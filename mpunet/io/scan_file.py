@@ -1,4 +1,7 @@
-"""Scans on disk: read slice by slice in HU, with memory that does not grow with depth, or whole as a slab."""
+"""Read scans from disk in HU, slice by slice or whole as a slab.
+
+Reading slice by slice needs an amount of memory that does not grow with depth.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ import numpy.typing as npt
 from isal import igzip
 from nibabel.volumeutils import apply_read_scaling
 
+from mpunet.io.intensity_range import IntensityRange
 from mpunet.io.rplhr import Intensity, reads_as_rplhr, rplhr_to_hu
 from mpunet.io.volume import (
-    IntensityRange,
     Volume,
     VolumeInfo,
     nifti_suffix,
@@ -28,19 +31,22 @@ from mpunet.io.volume import (
 
 __all__ = ["ScanFile", "open_scan", "read_info", "read_volume"]
 
-# DEFLATE packs at most 258 bytes into 2 bits: https://zlib.net/zlib_tech.html. A smaller file breaks its header's promise.
+# DEFLATE compresses at most 258 bytes into 2 bits: https://zlib.net/zlib_tech.html. A file smaller
+# than that cannot contain the voxels that its header announces.
 _MAX_COMPRESSION = 1032
 
 
 class ScanFile(VolumeInfo):
-    """A scan that :func:`open_scan` has checked, iterated over as slices (H, W) in HU, in slab orientation.
+    """A scan checked by :func:`open_scan`.
 
-    Slices are C-contiguous and belong to the caller. Each iteration opens the file anew, so that several may go on at once.
+    Iteration yields slices (H, W) in HU, in slab orientation. Each slice is a new C-contiguous
+    array, which the caller may change. Each iteration opens the file again, so that several
+    iterations can run at the same time.
 
     Attributes:
-        dtype: of the slices, int16 or float32.
-        last_first: the order in which slices come. False is the slab's, slice 0 at the smallest world coordinate first; True is
-            from the last to the first.
+        dtype: data type of the slices, int16 or float32.
+        last_first: order of the slices. False is the order of the slab: slice 0, at the smallest
+            world coordinate, comes first. True is from the last slice to the first.
     """
 
     def __init__(self, info: VolumeInfo, proxy: Any) -> None:
@@ -48,7 +54,7 @@ class ScanFile(VolumeInfo):
         scaled = (proxy.slope, proxy.inter) != (1, 0)
         self.dtype = np.dtype(np.float32) if scaled else slab_dtype(proxy.dtype)
         self.last_first = self.slice_axis == 2 and self.frame.flipped[0]
-        self._proxy = proxy  # where nibabel found the voxels in the file
+        self._proxy = proxy  # nibabel's: position, type and scaling of the voxels in the file
         self._slab: npt.NDArray[Any] | None = None
         self._rplhr = False
 
@@ -57,7 +63,7 @@ class ScanFile(VolumeInfo):
         return self.shape[0]
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
-        """Slices one by one, read when asked for."""
+        """Read and yield the slices one by one."""
         if self._slab is not None:
             for plane in self._slab:
                 yield plane.copy()
@@ -69,7 +75,10 @@ class ScanFile(VolumeInfo):
     def _read_through(
         self, slab: npt.NDArray[Any] | None, *, check_hu: bool, intensity: Intensity
     ) -> None:
-        """Check the file to its end, find out what its intensities stand for, and fill ``slab``, if there is one to fill."""
+        """Check the whole file and determine the scale of its intensities.
+
+        If ``slab`` is given, fill it with the voxels in HU.
+        """
         by_place = reads_as_rplhr(self.path, intensity)
         stored = None if slab is None else self.frame.to_stored(slab)
         seen = IntensityRange()
@@ -77,7 +86,7 @@ class ScanFile(VolumeInfo):
             seen.add(plane)
             if stored is not None:
                 stored[..., index] = plane
-        self._rplhr = by_place and seen.unit  # known only now that all voxels were seen
+        self._rplhr = by_place and seen.unit  # known only after all voxels were read
         if self._rplhr:
             seen = seen.in_hu()
             for plane in () if slab is None else slab:
@@ -85,7 +94,10 @@ class ScanFile(VolumeInfo):
         seen.check(name=self.name, check_hu=check_hu)
 
     def _stored_planes(self) -> Iterator[npt.NDArray[Any]]:
-        """Planes of the first two stored axes in HU, in the file's order; reads on to the end for the checksum."""
+        """Yield planes of the first two stored axes in HU, in the order of the file.
+
+        Read to the end of the file, so that its checksum is verified.
+        """
         first, second, third = self.stored_shape
         with (
             one_line_errors(self.name, "voxels cannot be read"),
@@ -102,9 +114,8 @@ class ScanFile(VolumeInfo):
                 pass
 
     def _in_hu(self, plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        with np.errstate(
-            over="ignore"
-        ):  # what float32 cannot hold is infinite, and refused as such
+        # Values beyond the range of float32 become infinite, and infinite values are rejected.
+        with np.errstate(over="ignore"):
             scaled = np.asarray(
                 apply_read_scaling(plane, self._proxy.slope, self._proxy.inter), self.dtype
             )
@@ -118,21 +129,27 @@ def open_scan(
     check_hu: bool = True,
     intensity: Intensity = "auto",
 ) -> ScanFile:
-    """Check a NIfTI file (``.nii``, ``.nii.gz``) from end to end, to read its slices afterwards.
+    """Check all of a NIfTI file (``.nii``, ``.nii.gz``) and open it for reading slice by slice.
 
-    Takes the memory of a few slices where the slice axis is the last stored one, as in nearly all axial scans. The slices of other
-    files lie all over them, so their slab is held in memory from here on.
+    If the slice axis is the last stored one, as in nearly all axial scans, this needs memory for a
+    few slices only. In other files each slice is spread over the whole file; their slab is read
+    into memory and kept.
 
     Args:
-        path: the file.
-        slice_axis: stored axis along which slices are stacked; by default :func:`mpunet.geometry.find_slice_axis` tells.
-        check_hu: refuse intensities that cannot be HU, see :func:`mpunet.io.volume.check_voxels`.
-        intensity: what intensities that lie within [0, 1] are. "auto": RPLHR-CT's, and turned into HU, if the file lies in that
-            benchmark's layout, see :mod:`mpunet.io.rplhr`; refused elsewhere. "rplhr": RPLHR-CT's wherever the file lies.
+        path: NIfTI file.
+        slice_axis: stored axis (0, 1 or 2) along which slices are stacked; by default the axis that
+            :func:`mpunet.geometry.find_slice_axis` finds.
+        check_hu: reject intensities that cannot be HU, see
+            :func:`mpunet.io.intensity_range.check_voxels`.
+        intensity: scale of intensities that all lie in [0, 1]. "auto" (default) converts them to HU
+            if the file is in the folder layout of the benchmark RPLHR-CT (see
+            :mod:`mpunet.io.rplhr`), and rejects them otherwise. "rplhr" converts them to HU in any
+            folder.
 
     Raises:
-        ValueError: in one line with the file's name, if it cannot be read or does not hold one 3D volume of HU. Later iterations
-            raise it too, should the file have changed.
+        ValueError: if the file cannot be read or does not contain one 3D volume in HU. The message
+            is one line with the file's name. A later iteration raises it too if the file has
+            changed.
     """
     scan = _read_header(Path(path), slice_axis)
     slab = None if scan.slice_axis == 2 else np.empty(scan.shape, scan.dtype)
@@ -148,7 +165,10 @@ def read_volume(
     check_hu: bool = True,
     intensity: Intensity = "auto",
 ) -> Volume:
-    """Read a NIfTI file as a slab in HU; arguments and errors as for :func:`open_scan`."""
+    """Read a NIfTI file as a slab in HU.
+
+    Arguments and errors are those of :func:`open_scan`.
+    """
     scan = _read_header(Path(path), slice_axis)
     slab = np.empty(scan.shape, scan.dtype)
     scan._read_through(slab, check_hu=check_hu, intensity=intensity)
@@ -156,7 +176,10 @@ def read_volume(
 
 
 def read_info(path: str | Path, *, slice_axis: int | None = None) -> VolumeInfo:
-    """What a NIfTI file's header tells, in a millisecond or two: shape and affine, but no voxel. Errors of :func:`open_scan`."""
+    """Read shape and affine from the header of a NIfTI file, but no voxels; takes 1 to 2 ms.
+
+    Errors are those of :func:`open_scan`.
+    """
     scan = _read_header(Path(path), slice_axis)
     return VolumeInfo(scan.shape, scan.affine, scan.slice_axis, scan.header, scan.path)
 
@@ -165,32 +188,34 @@ def _read_header(path: Path, slice_axis: int | None) -> ScanFile:
     rule = "not a NIfTI file"
     with one_line_errors(path.name, rule):
         status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
         raise ValueError(f"{path.name}: {rule} but a folder or device.")
     if nifti_suffix(path) is None:
         raise ValueError(
-            f"{path.name}: expected a file name ending in .nii or .nii.gz; nibabel.load and nibabel.save convert."
+            f"{path.name}: expected a file name ending in .nii or .nii.gz; "
+            "convert it with nibabel.load and nibabel.save."
         )
     with one_line_errors(path.name, rule):
-        path.open(
-            "rb"
-        ).close()  # nibabel takes a file that it may not read for one of unknown format
+        # Without this, nibabel reports an unknown format for a file without read permission.
+        path.open("rb").close()
         image = nib.load(path, mmap=False)
     info = volume_info(image, slice_axis=slice_axis, path=path)
-    # A header that lies must not make us allocate, or read for hours, before the file turns out to be short.
+    # A wrong header must not cause a large allocation, or hours of reading, before the file turns
+    # out to be too short.
     proxy = image.dataobj
-    promised = proxy.offset + math.prod(info.shape) * proxy.dtype.itemsize
-    packed = path.suffix.lower() == ".gz"
-    if promised > status.st_size * (_MAX_COMPRESSION if packed else 1):
-        got = f"{status.st_size} compressed" if packed else f"{status.st_size}"
+    expected = proxy.offset + math.prod(info.shape) * proxy.dtype.itemsize
+    compressed = path.suffix.lower() == ".gz"
+    if expected > status.st_size * (_MAX_COMPRESSION if compressed else 1):
+        got = f"{status.st_size} compressed" if compressed else f"{status.st_size}"
         raise ValueError(
-            f"{path.name}: voxels cannot be read, damaged or cut short: expected {promised} bytes, got {got}."
+            f"{path.name}: voxels cannot be read, damaged or cut short: "
+            f"expected {expected} bytes, got {got}."
         )
     return ScanFile(info, proxy)
 
 
 def _open(path: Path) -> BufferedIOBase:
-    # igzip takes half the time of gzip.
+    # igzip needs half the time of gzip.
     return (
         cast(BufferedIOBase, igzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
     )

@@ -1,4 +1,7 @@
-"""The scans of a folder, shared out over processes and opened one by one, whatever is wrong with some of them."""
+"""Find the scans of a folder, distribute them over processes, and open them one by one.
+
+A scan that cannot be opened does not stop the others.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ __all__ = ["PredictCase", "PredictLoader", "Scan", "find_scans", "share_out"]
 
 
 class Scan(NamedTuple):
-    """A file of a folder of scans.
+    """A scan file in a folder of scans.
 
     Attributes:
-        path: where it is.
-        relative: the same from the folder, which names the case and its output.
+        path: path of the file.
+        relative: path relative to the folder; names the case and its output.
     """
 
     path: Path
@@ -30,7 +33,7 @@ class Scan(NamedTuple):
 
 
 class PredictCase(NamedTuple):
-    """A scan that is open to be read, or the reason why it is not."""
+    """A scan that is open for reading, or the reason why it could not be opened."""
 
     scan: Scan
     volume: ScanFile | None
@@ -38,10 +41,12 @@ class PredictCase(NamedTuple):
 
 
 def find_scans(folder: str | Path) -> list[Scan]:
-    """The NIfTI files (``.nii``, ``.nii.gz``) of a folder and its subfolders, sorted; a single file is a list of one.
+    """List the NIfTI files (``.nii``, ``.nii.gz``) of a folder and its subfolders, sorted by path.
 
-    Hidden files and folders are left out, and with them what an interrupted :func:`mpunet.io.thin_file.write_slices` leaves.
-    Whatever else has such a name is listed, readable or not, so that a broken link shows up as a failure and not as nothing.
+    A single file gives a list of one. Hidden files and folders are skipped; this includes the
+    temporary files of an interrupted :func:`mpunet.io.thin_file.write_slices`. Every other entry
+    with such a name is listed, readable or not, so that a broken link is reported as a failure
+    instead of being ignored.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -66,9 +71,11 @@ def find_scans(folder: str | Path) -> list[Scan]:
 
 
 def share_out(scans: Sequence[Scan], ranks: int) -> list[list[Scan]]:
-    """Each rank's scans, so that all finish at about the same time: the largest first, each to the rank that has least to do.
+    """Distribute scans over ``ranks`` processes so that all finish at about the same time.
 
-    Sizes are numbers of voxels by the header; a file without a readable one is as good as done.
+    Scans are assigned from the largest to the smallest, each to the rank with the least work so
+    far. The size of a scan is its number of voxels in the header; a file without a readable header
+    counts as one voxel.
     """
     shares: list[list[Scan]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
@@ -81,13 +88,17 @@ def share_out(scans: Sequence[Scan], ranks: int) -> list[list[Scan]]:
 
 
 class PredictLoader:
-    """Iterates over scans as :class:`PredictCase`; never raises for a file. The next scan is opened while one is worked on.
+    """Iterates over scans and yields a :class:`PredictCase` for each.
+
+    A file that cannot be opened gives a case with an error; nothing is raised. The next scan is
+    opened while the current one is processed.
 
     Args:
-        scans: what to read, as :func:`find_scans` lists it.
-        slice_axis: stored axis along which slices are stacked; found per file if not given.
-        check_hu: refuse intensities that cannot be HU.
-        intensity: what intensities within [0, 1] are, see :func:`mpunet.io.scan_file.open_scan`.
+        scans: scans to open, as listed by :func:`find_scans`.
+        slice_axis: stored axis (0, 1 or 2) along which slices are stacked; by default it is found
+            for each file.
+        check_hu: reject intensities that cannot be HU.
+        intensity: scale of intensities in [0, 1], see :func:`mpunet.io.scan_file.open_scan`.
     """
 
     def __init__(
@@ -120,14 +131,12 @@ class PredictLoader:
             return PredictCase(scan, volume, None)
         except ValueError as error:
             return PredictCase(scan, None, str(error))
-        except (
-            Exception
-        ) as error:  # one file of an archive, whatever is wrong with it, must not stop the others
+        except Exception as error:  # no defect of one file may stop the others
             return PredictCase(scan, None, f"{scan.path.name}: {type(error).__name__}: {error}")
 
 
 def _voxels(path: Path) -> int:
     try:
         return math.prod(nib.load(path).shape) if path.is_file() else 1
-    except Exception:  # its error is told when its turn comes
+    except Exception:  # the error is reported when the scan is opened
         return 1

@@ -1,4 +1,7 @@
-"""Simulated thick slices on disk: a thin scan is read slice by slice and its thick one written while it comes."""
+"""Simulate thick slices on disk.
+
+A thin scan is read slice by slice while its thick scan is written.
+"""
 
 from __future__ import annotations
 
@@ -20,31 +23,40 @@ __all__ = ["thick_count", "thick_header", "write_thick"]
 
 
 def thick_count(depth: int, ratio: int, start: int = 0) -> int:
-    """Thick slices whose centres are the thin slices ``start``, ``start`` + ratio, ... of ``depth``.
+    """Count the thick slices whose centres are the thin slices ``start``, ``start`` + ratio, ...
+
+    Args:
+        depth: number of thin slices.
+        ratio: thick spacing / thin spacing, at least 2.
+        start: thin slice at the centre of the first thick slice, at least 0.
 
     Raises:
-        ValueError: if there are fewer than two, or the ratio or start are none.
+        ValueError: if there are fewer than two thick slices, or the ratio or start is too small.
 
     >>> thick_count(36, 5), thick_count(140, 5, start=2)
     (8, 28)
     """
     if ratio < 2 or not start >= 0:
         raise ValueError(
-            f"Expected a ratio of at least 2 and an offset of at least 0 thin slices, got {ratio} and {start}."
+            "Expected a ratio of at least 2 and an offset of at least 0 thin slices, "
+            f"got {ratio} and {start}."
         )
     count = (depth - 1 - start) // ratio + 1
     if count < 2:
         raise ValueError(
-            f"Expected at least {start + ratio + 1} thin slices to make two thick ones at ratio {ratio} from slice {start} on, "
-            f"got {depth}; take a smaller ratio."
+            f"Expected at least {start + ratio + 1} thin slices to make two thick ones at ratio "
+            f"{ratio} from slice {start} on, got {depth}; use a smaller ratio."
         )
     return count
 
 
 def thick_header(like: VolumeInfo, ratio: int, *, start: int = 0) -> nib.Nifti1Header:
-    """Header of the thick volume made from the thin one ``like``, int16: its header, with the thick grid and no scaling."""
+    """Create the int16 header of the thick volume made from the thin volume ``like``.
+
+    It is the header of ``like`` with the thick grid and without scaling.
+    """
     count = thick_count(like.shape[0], ratio, start)
-    # Counted from the slice that is stored first.
+    # thick_affine counts from the slice that is stored first.
     first = like.shape[0] - 1 - start - (count - 1) * ratio if like.frame.flipped[0] else start
     return regridded_header(
         like, count, lambda affine: thick_affine(affine, like.slice_axis, ratio, first)
@@ -59,18 +71,22 @@ def write_thick(
     weights: npt.NDArray[np.float64] | None = None,
     start: int = 0,
 ) -> None:
-    """Simulate the thick series of a thin one and write it in int16 HU, with its position, whole or not at all.
+    """Simulate the thick series of a thin series and write it in int16 HU, with its position.
+
+    The file appears only when it is complete.
 
     Args:
-        path: the file, ``.nii`` or ``.nii.gz``, in a folder that exists.
-        thin: the thin series, or its file.
+        path: file to write, ``.nii`` or ``.nii.gz``, in an existing folder.
+        thin: thin series, or the path of its file.
         ratio: thick spacing / thin spacing.
-        weights: of the thin slices around a thick slice's centre, see :func:`mpunet.slices.simulate.profile_weights`; by default those of
-            the default profile.
-        start: thin slice (towards superior, of an axial series) that the first thick slice is centred on.
+        weights: weights of the thin slices around the centre of a thick slice, see
+            :func:`mpunet.slices.simulate.profile_weights`; by default those of the default profile.
+        start: thin slice at the centre of the first thick slice, counted from 0 towards superior
+            in an axial series.
 
     Raises:
-        ValueError: if the file cannot be used (:func:`mpunet.io.scan_file.open_scan`) or makes fewer than two slices.
+        ValueError: if the file cannot be used (:func:`mpunet.io.scan_file.open_scan`) or gives
+            fewer than two thick slices.
     """
     scan = thin if isinstance(thin, ScanFile) else open_scan(thin)
     header = thick_header(scan, ratio, start=start)

@@ -1,6 +1,7 @@
-"""A volume as the library works on it: a slab in HU, and what is known of it beside its voxels. In memory; no files here.
+"""Volumes in memory: a slab in HU, with the metadata of its source.
 
-:mod:`mpunet.io.scan_file` reads volumes, :mod:`mpunet.io.thin_file` writes thin ones. nibabel does the formats.
+:mod:`mpunet.io.scan_file` reads volumes from files and :mod:`mpunet.io.thin_file` writes thin ones.
+nibabel handles the file formats.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from mpunet.geometry import Affine, SlabFrame
+from mpunet.io.intensity_range import IntensityRange
 from mpunet.io.rplhr import Intensity, reads_as_rplhr, rplhr_to_hu
 
 __all__ = [
-    "IntensityRange",
     "Volume",
     "VolumeInfo",
-    "check_voxels",
     "nifti_suffix",
     "one_line_errors",
     "slab_dtype",
@@ -33,8 +33,8 @@ __all__ = [
     "volume_info",
 ]
 
-# What nibabel and the decompressors raise for files that are no NIfTI, end too early or hold garbage. Any: isal's stubs declare
-# its error to be an instance.
+# Errors that nibabel and the decompressors raise for files that are not NIfTI, end too early or
+# contain garbage. Any: isal's stubs declare its error as an instance.
 _BUILT_IN_ERRORS = (EOFError, OSError, OverflowError, ValueError)
 _READ_ERRORS: tuple[Any, ...] = (
     *_BUILT_IN_ERRORS,
@@ -46,16 +46,17 @@ _READ_ERRORS: tuple[Any, ...] = (
 
 
 class VolumeInfo:
-    """What is known of a volume beside its voxels; enough to write another one like it.
+    """Metadata of a volume without its voxels, sufficient to write another volume like it.
 
-    A plain class, as data loaders and Lightning take tuples and dataclasses apart, turn arrays into tensors and copy them.
+    This is a plain class because data loaders and Lightning take tuples and dataclasses apart,
+    convert their arrays to tensors and copy them.
 
     Attributes:
-        shape: (D, H, W) of the slab; axes as :mod:`mpunet.geometry` defines them.
-        affine: stored voxel indices to RAS+ in mm, (4, 4).
-        slice_axis: the stored axis along which slices are stacked.
-        header: the header as read.
-        path: the file that it came from, if it came from one.
+        shape: shape (D, H, W) of the slab; axes as defined in :mod:`mpunet.geometry`.
+        affine: transform from stored voxel indices to RAS+ in mm, (4, 4).
+        slice_axis: stored axis along which slices are stacked.
+        header: header as read.
+        path: file that the volume was read from, or None.
     """
 
     def __init__(
@@ -74,23 +75,23 @@ class VolumeInfo:
 
     @property
     def name(self) -> str:
-        """What errors call it: the file's name, or "image"."""
+        """Name of the volume in error messages: the file's name, or "image"."""
         return "image" if self.path is None else self.path.name
 
     @property
     def frame(self) -> SlabFrame:
-        """How the stored axes map to the slab's, and back."""
+        """Mapping between the stored axes and the slab's axes."""
         return SlabFrame.from_affine(self.affine, self.slice_axis)
 
     @property
     def stored_shape(self) -> tuple[int, int, int]:
-        """Voxels along the stored axes."""
+        """Number of voxels along each stored axis."""
         first, second, third = np.argsort(self.frame.order)
         return self.shape[first], self.shape[second], self.shape[third]
 
     @property
     def slab_affine(self) -> Affine:
-        """Slab indices (depth, height, width) to RAS+ in mm, (4, 4)."""
+        """Transform from slab indices (depth, height, width) to RAS+ in mm, (4, 4)."""
         return self.frame.slab_affine(self.affine, self.stored_shape)
 
 
@@ -98,7 +99,7 @@ class Volume(VolumeInfo):
     """A volume with its voxels.
 
     Attributes:
-        slab: (D, H, W) in HU, int16 or float32, C-contiguous.
+        slab: voxels (D, H, W) in HU, int16 or float32, C-contiguous.
     """
 
     def __init__(
@@ -122,9 +123,11 @@ def volume_from_image(
     intensity: Intensity = "auto",
     path: str | Path | None = None,
 ) -> Volume:
-    """Slab in HU of a nibabel NIfTI image; arguments and errors as for :func:`mpunet.io.scan_file.read_volume`.
+    """Convert a nibabel NIfTI image to a volume with a slab in HU.
 
-    A fourth axis of length one is dropped. An image without sform and qform gets nibabel's affine from its spacing.
+    Arguments and errors are those of :func:`mpunet.io.scan_file.read_volume`. A fourth axis of
+    length one is dropped. An image without sform and qform gets the affine that nibabel derives
+    from its spacing.
 
     >>> voxels = np.full((4, 6, 3), -1000, np.int16)
     >>> voxels[1:3, 2:4] = 40
@@ -136,11 +139,12 @@ def volume_from_image(
     proxy = image.dataobj
     with one_line_errors(info.name, "voxels cannot be read"):
         scaled = nib.is_proxy(proxy) and (proxy.slope, proxy.inter) != (1, 0)
-        # nibabel's default for scaled voxels is float64, twice the memory.
+        # nibabel's default for scaled voxels is float64, which needs twice the memory.
         stored = (np.asarray(proxy, np.float32) if scaled else np.asanyarray(proxy)).reshape(
             info.stored_shape
         )
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as such
+    # Values beyond the range of float32 become infinite, and infinite values are rejected.
+    with np.errstate(over="ignore"):
         slab = np.ascontiguousarray(info.frame.to_slab(stored), dtype=slab_dtype(stored.dtype))
     seen = IntensityRange()
     seen.add(slab)
@@ -154,26 +158,29 @@ def volume_from_image(
 def volume_info(
     image: Any, *, slice_axis: int | None = None, path: str | Path | None = None
 ) -> VolumeInfo:
-    """What is known of a nibabel NIfTI image before its voxels are read.
+    """Return the metadata of a nibabel NIfTI image, without reading its voxels.
 
     Raises:
-        ValueError: if it does not hold one 3D volume of real numbers with at least 2 slices.
+        ValueError: if it does not contain one 3D volume of real numbers with at least 2 slices.
     """
     name = "image" if path is None else Path(path).name
     if not isinstance(image, nib.Nifti1Pair):
         raise ValueError(
-            f"{name}: expected a NIfTI image, got {type(image).__name__}; nibabel.Nifti1Image.from_image converts."
+            f"{name}: expected a NIfTI image, got {type(image).__name__}; "
+            "convert it with nibabel.Nifti1Image.from_image."
         )
     shape = image.shape[:3] if len(image.shape) == 4 and image.shape[3] == 1 else image.shape
     if len(shape) != 3:
         raise ValueError(
-            f"{name}: expected a 3D volume, got {len(shape)}D of shape {shape}; split it into one file per volume."
+            f"{name}: expected a 3D volume, got {len(shape)}D of shape {shape}; "
+            "split it into one file per volume."
         )
     if min(shape) < 1:
         raise ValueError(f"{name}: expected voxels, got an empty volume of shape {shape}.")
     if image.get_data_dtype().kind not in "iuf":
         raise ValueError(
-            f"{name}: expected one real number per voxel, got data of type {image.get_data_dtype()}."
+            f"{name}: expected one real number per voxel, "
+            f"got data of type {image.get_data_dtype()}."
         )
     if slice_axis not in (None, 0, 1, 2):
         raise ValueError(f"Expected slice_axis 0, 1, 2 or None, got {slice_axis}.")
@@ -184,8 +191,8 @@ def volume_info(
     depth, height, width = (int(shape[axis]) for axis in frame.order)
     if depth < 2:
         raise ValueError(
-            f"{name}: expected at least 2 slices along depth (axis {frame.axis} of shape {shape}), got 1; "
-            "a single slice cannot be interpolated."
+            f"{name}: expected at least 2 slices along depth (axis {frame.axis} of shape {shape}), "
+            "got 1; a single slice cannot be interpolated."
         )
     affine = np.asarray(image.affine, np.float64)
     return VolumeInfo(
@@ -197,86 +204,18 @@ def volume_info(
     )
 
 
-class IntensityRange:
-    """Smallest and largest intensity of arrays seen one after the other, how many voxels were not finite, and whether it is a mask.
-
-    >>> seen = IntensityRange()
-    >>> for plane in np.array([[[-1000.0, 40]], [[60, 50]]]):
-    ...     seen.add(plane)
-    >>> seen.low, seen.high
-    (-1000.0, 60.0)
-    """
-
-    def __init__(self) -> None:
-        self.low, self.high = np.inf, -np.inf
-        self.voxels = self.not_finite = 0
-        self.between = False  # some voxel of an array within [0, 1] was neither 0 nor 1
-
-    def add(self, voxels: npt.NDArray[Any]) -> None:
-        """See an array of any shape, at least one voxel."""
-        low, high = float(voxels.min()), float(voxels.max())
-        if not (np.isfinite(low) and np.isfinite(high)):
-            self.not_finite += voxels.size - int(np.isfinite(voxels).sum())
-        self.voxels += voxels.size
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        if not self.between and voxels.dtype.kind == "f" and _within_unit(low, high):
-            self.between = bool(((voxels != 0) & (voxels != 1)).any())
-
-    @property
-    def unit(self) -> bool:
-        """Whether all lies within [0, 1] (to a thousandth, for rounding and resampling) but is no mask of zeros and ones.
-
-        HU of a scan never do: air is -1000, water 0.
-        """
-        return self.between and _within_unit(self.low, self.high)
-
-    def in_hu(self) -> IntensityRange:
-        """The same of :func:`mpunet.io.rplhr.rplhr_to_hu` of all that was seen."""
-        out = IntensityRange()
-        out.low, out.high = (float(hu) for hu in rplhr_to_hu(np.array([self.low, self.high])))
-        out.voxels, out.not_finite = self.voxels, self.not_finite
-        return out
-
-    def check(self, *, name: str, check_hu: bool = True) -> None:
-        """Raise what :func:`check_voxels` raises, for all that was seen."""
-        if self.not_finite:
-            raise ValueError(
-                f"{name}: expected finite intensities, got {self.not_finite} NaN or infinite voxels of {self.voxels}."
-            )
-        if check_hu and (self.low > -200 or self.high - self.low < 100):
-            way_out = (
-                "if they stand for [-1024, 2048] HU as in RPLHR-CT, say so by intensity 'rplhr' (--data.intensity rplhr), else "
-                "rescale them to HU."
-                if self.unit
-                else "rescale them to HU, or pass check_hu=False if they are HU of something without air."
-            )
-            raise ValueError(
-                f"{name}: intensities of {self.low:g} to {self.high:g} are not HU, where air is -1000; {way_out}"
-            )
-
-
-def check_voxels(voxels: npt.NDArray[Any], *, name: str, check_hu: bool = True) -> None:
-    """Raise if voxels are not finite or, with ``check_hu``, cannot be HU of a CT scan.
-
-    A CT scan shows air (-1000 HU) around or in the patient: a smallest value above -200 or a range below 100 means another scale,
-    such as [0, 1] or raw detector values of 0 ... 4095.
-    """
-    seen = IntensityRange()
-    seen.add(voxels)
-    seen.check(name=name, check_hu=check_hu)
-
-
-def _within_unit(low: float, high: float) -> bool:
-    return low >= -1e-3 and high <= 1 + 1e-3
-
-
 def slab_dtype(stored: np.dtype[Any]) -> np.dtype[Any]:
-    """Type of a slab of unscaled voxels of this type: int16 if it can hold all of its values, else float32."""
+    """Return the data type of the slab for unscaled voxels of type ``stored``.
+
+    It is int16 if int16 can represent all values of ``stored``, otherwise float32.
+    """
     return np.dtype(np.int16 if np.can_cast(stored, np.int16) else np.float32)
 
 
 def nifti_suffix(path: Path) -> str | None:
-    """``.nii.gz`` or ``.nii``, as written, if the name ends so in any case; otherwise None.
+    """Return the suffix ``.nii.gz`` or ``.nii`` of a file name, or None for other names.
+
+    Upper and lower case are accepted; the suffix is returned as written.
 
     >>> nifti_suffix(Path("scan.v2.NII.gz"))
     '.NII.gz'
@@ -289,15 +228,16 @@ def nifti_suffix(path: Path) -> str | None:
 
 @contextmanager
 def one_line_errors(name: str, rule: str) -> Iterator[None]:
-    """Whatever reading raises becomes a ValueError of one line: the file's ``name``, the ``rule`` that was broken, the reason."""
+    """Convert errors of reading a file to a ValueError of one line.
+
+    The line consists of the file's ``name``, the ``rule`` that was broken, and the reason.
+    """
     try:
         yield
     except FileNotFoundError as error:
         raise ValueError(f"{name}: no such file: {error.filename}") from error
     except _READ_ERRORS as error:
-        if (
-            isinstance(error, OSError) and error.strerror
-        ):  # the system's word; nibabel and gzip give none
+        if isinstance(error, OSError) and error.strerror:  # only errors of the system set it
             raise ValueError(f"{name}: cannot be read: {error.strerror.lower()}") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name}: {rule}, damaged or cut short: {reason}") from error

@@ -1,4 +1,4 @@
-"""Files that are at any time absent, as before, or whole."""
+"""Write files so that a file appears under its name only when it is complete."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ __all__ = ["whole_file"]
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Another path in the same folder to write to, which gets the name ``path`` if all went well and is removed if not.
+    """Yield a temporary path to write to; rename it to ``path`` on success, remove it on failure.
 
-    Its suffix is that of ``path``. Folders that are missing are made.
+    The temporary path is in the same folder and has the suffix of ``path``. Missing folders are
+    created.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())

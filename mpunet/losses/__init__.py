@@ -1,4 +1,7 @@
-"""Losses: each a function and a thin module of the same idea; :class:`Objective` adds them up."""
+"""Losses, as functions and as modules that hold their parameters.
+
+:class:`Objective` computes their weighted sum.
+"""
 
 from __future__ import annotations
 

@@ -13,11 +13,14 @@ __all__ = ["critic_loss", "generator_loss", "gradient_penalty"]
 
 
 def critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    """E[fake] - E[real]: minus the critic's estimate of the Wasserstein distance, as long as its gradient has norm 1.
+    """Compute the loss of the critic, E[fake] - E[real].
+
+    This is the negative of the critic's estimate of the Wasserstein distance, if its gradient has
+    norm 1.
 
     Args:
         real_scores: the critic's scores of true slices, (B,).
-        fake_scores: those of the network's slices, (B,).
+        fake_scores: the critic's scores of the network's slices, (B,).
 
     >>> critic_loss(torch.tensor([3.0, 5.0]), torch.tensor([1.0, 2.0]))
     tensor(-2.5000)
@@ -26,7 +29,7 @@ def critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
 
 
 def generator_loss(fake_scores: Tensor) -> Tensor:
-    """-E[fake], of scores (B,).
+    """Compute the adversarial loss of the network, -E[fake], from scores (B,).
 
     >>> generator_loss(torch.tensor([1.0, 2.0]))
     tensor(-1.5000)
@@ -41,15 +44,18 @@ def gradient_penalty(
     *,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Mean over samples of (||critic'(x)||_2 - 1)^2, x = e * real + (1 - e) * fake, e uniform in [0, 1] for each sample.
+    """Compute the gradient penalty: the mean over samples of (||critic'(x)||_2 - 1)^2.
 
-    Taken in float32 (float64 for float64 input) outside of autocast: a second derivative in half precision is not reliable.
+    x = e * real + (1 - e) * fake, with e uniform in [0, 1] for each sample. Computed in float32
+    (float64 for float64 input) without autocast, because second derivatives in half precision are
+    not reliable.
 
     Args:
-        critic: (B, ...) to scores (B,), each of its own sample only.
+        critic: function from (B, ...) to scores (B,); a score must depend on its own sample only.
         real: true slices, (B, 1, N, h, w), intensity in [0, 1].
-        fake: the network's slices, likewise; no gradient reaches them.
-        generator: draws e, on its own device; the global one of the images' device by default.
+        fake: the network's slices, of the same shape and unit; they receive no gradient.
+        generator: random generator for e, on any device. Default: the global generator of the
+            device of the images.
 
     Returns:
         Scalar, differentiable with respect to the critic's parameters.
@@ -58,7 +64,7 @@ def gradient_penalty(
         ValueError: if the shapes differ.
 
     >>> image = torch.rand(2, 1, 3, 4, 4)
-    >>> gradient_penalty(lambda x: 3 * x[:, 0, 0, 0, 0], image, image)  # the gradient is 3 in one voxel
+    >>> gradient_penalty(lambda x: 3 * x[:, 0, 0, 0, 0], image, image)  # gradient 3 in one voxel
     tensor(4.)
     """
     real, fake = checked_floats(real, fake, names=("real", "fake"))

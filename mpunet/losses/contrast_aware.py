@@ -1,4 +1,7 @@
-"""Contrast-aware loss (Eq. 2 of the paper): L1 whose weight grows with the relative error, so that faint structures count."""
+"""Contrast-aware loss (Eq. 2 of the paper).
+
+It is an L1 loss whose weight grows with the relative error, so that faint structures count.
+"""
 
 from __future__ import annotations
 
@@ -23,29 +26,35 @@ def contrast_aware_weight(
     beta: float = 5.0,
     sigma: float = 0.0,
 ) -> Tensor:
-    """The weight w of Eq. 2 as a volume: w = (abs(prediction - target) / (target + alpha)) ** gamma * beta, optionally smoothed.
+    """Compute the weight w of Eq. 2 for each voxel, optionally smoothed.
 
-    Look at it to choose alpha and gamma, as the authors did. Its gradient at an error of exactly 0, where the derivative of
-    the power is infinite for gamma < 1, is 0.
+    w = (abs(prediction - target) / (target + alpha)) ** gamma * beta. The authors chose alpha and
+    gamma by viewing w. For gamma < 1 the derivative is infinite at an error of exactly 0; the
+    gradient is defined as 0 there.
 
     Args:
         prediction: (B, 1, N, H, W), intensity in [0, 1].
         target: (B, 1, N, H, W), intensity in [0, 1].
-        region: (B, 1, N, H, W), {0, 1}, float or bool; w is 0 outside, and smoothing takes nothing
-            from there, where a stream of the network may return anything. Everywhere if not given.
-        alpha: added to the target's intensity, above 0; a small one favours dark voxels.
+        region: (B, 1, N, H, W), {0, 1}, float or bool. Outside of it w is 0 and values do not enter
+            the smoothing, because a stream of the network may return anything there. Default: all
+            voxels.
+        alpha: offset added to the target's intensity, above 0; a small value favours dark voxels.
         gamma: exponent, at least 0; 0 makes w the constant beta.
         beta: scale, above 0.
-        sigma: standard deviation in voxels, along all three axes, of a Gaussian that smooths w; 0 = none. The Gaussian is
-            normalised over the voxels of the crop (and of the region), so that a constant w stays constant up to the borders.
+        sigma: standard deviation in voxels, along all three axes, of the Gaussian that smooths w;
+            0: no smoothing. The Gaussian is normalised over the voxels of the crop and of the
+            region, so that a constant w stays constant up to the borders.
 
     Returns:
-        w: (B, 1, N, H, W), at least 0, no unit; float32 (float64 for float64 input) whatever autocast does.
+        w (B, 1, N, H, W), at least 0, without unit; float32 (float64 for float64 input), also under
+        autocast.
 
     Raises:
-        ValueError: if shapes differ or a parameter is out of its range.
+        ValueError: if shapes differ or a parameter is out of range.
 
-    >>> contrast_aware_weight(torch.tensor([0.54]), torch.tensor([0.5]))  # (0.04 / (0.5 + 0.5)) ** 0.5 * 5
+    The weight below is (0.04 / (0.5 + 0.5)) ** 0.5 * 5:
+
+    >>> contrast_aware_weight(torch.tensor([0.54]), torch.tensor([0.5]))
     tensor([1.0000])
     """
     _check_parameters(alpha, gamma, beta, sigma)
@@ -74,29 +83,31 @@ def contrast_aware_loss(
     sigma: float = 0.0,
     detach_weight: bool = False,
 ) -> Tensor:
-    """Contrast-aware loss, Eq. 2: mean over all voxels of region * abs(prediction - target) * w.
+    """Compute the contrast-aware loss, Eq. 2: the mean of region * abs(prediction - target) * w.
 
-    The paper's loss of the inner-lung stream, with ``region = lung``. The mean is over all voxels of the crop, not over those of
-    the region, so that every voxel weighs the same in every crop; a crop without lung gives 0.
+    With ``region = lung`` this is the paper's loss of the inner-lung stream. The mean is over all
+    voxels of the crop, not only over those of the region, so that every voxel has the same weight
+    in every crop. A crop without lung gives 0.
 
     Args:
         prediction: (B, 1, N, H, W), intensity in [0, 1].
         target: (B, 1, N, H, W), intensity in [0, 1].
-        region: (B, 1, N, H, W), {0, 1}, float or bool; everywhere if not given.
-        alpha: see :func:`contrast_aware_weight`, as for gamma, beta and sigma.
-        gamma: as above.
-        beta: as above.
-        sigma: as above, in voxels.
-        detach_weight: take w as a constant in the gradient; the default differentiates it as part of Eq. 2. Without smoothing the
-            two gradients differ by the factor 1 + gamma only.
+        region: (B, 1, N, H, W), {0, 1}, float or bool; default: all voxels.
+        alpha: offset added to the target's intensity in w, above 0.
+        gamma: exponent of w, at least 0.
+        beta: scale of w, above 0.
+        sigma: standard deviation in voxels of the Gaussian that smooths w; 0: no smoothing. See
+            :func:`contrast_aware_weight` for all four.
+        detach_weight: treat w as a constant in the gradient. By default w is differentiated as part
+            of Eq. 2. Without smoothing, the two gradients differ only by the factor 1 + gamma.
 
     Returns:
-        Scalar, float32 (float64 for float64 input) whatever autocast does.
+        Scalar, float32 (float64 for float64 input), also under autocast.
 
     Raises:
-        ValueError: if shapes differ or a parameter is out of its range.
+        ValueError: if shapes differ or a parameter is out of range.
 
-    >>> contrast_aware_loss(torch.tensor([0.54, 0.5]), torch.tensor([0.5, 0.5]))  # (0.04 * 1 + 0) / 2
+    >>> contrast_aware_loss(torch.tensor([0.54, 0.5]), torch.tensor([0.5, 0.5]))  # 0.04 * 1 / 2
     tensor(0.0200)
     """
     weight = contrast_aware_weight(
@@ -109,7 +120,10 @@ def contrast_aware_loss(
 
 
 class ContrastAware(nn.Module):
-    """:func:`contrast_aware_loss` as a module that holds its parameters; :meth:`weight` shows w."""
+    """:func:`contrast_aware_loss` as a module that holds its parameters.
+
+    :meth:`weight` returns w.
+    """
 
     def __init__(
         self,
@@ -131,7 +145,7 @@ class ContrastAware(nn.Module):
         )
 
     def weight(self, prediction: Tensor, target: Tensor, region: Tensor | None = None) -> Tensor:
-        """The weight w: (B, 1, N, H, W); see :func:`contrast_aware_weight`."""
+        """Compute the weight w (B, 1, N, H, W); see :func:`contrast_aware_weight`."""
         return contrast_aware_weight(
             prediction,
             target,
@@ -143,7 +157,7 @@ class ContrastAware(nn.Module):
         )
 
     def forward(self, prediction: Tensor, target: Tensor, region: Tensor | None = None) -> Tensor:
-        """Scalar; see :func:`contrast_aware_loss`."""
+        """Compute the loss, a scalar; see :func:`contrast_aware_loss`."""
         return contrast_aware_loss(
             prediction,
             target,
@@ -157,27 +171,31 @@ class ContrastAware(nn.Module):
 
 
 def _power(base: Tensor, exponent: float) -> Tensor:
-    """base ** exponent for base >= 0, with gradient 0 at base = 0.
+    """Compute base ** exponent for base >= 0, with gradient 0 at base = 0.
 
-    The inner ``where`` keeps the infinite derivative out of the graph: multiplied by the outer one's 0 it would be NaN.
+    The inner ``where`` keeps the infinite derivative out of the graph: multiplied by the 0 of the
+    outer ``where`` it would give NaN.
     """
     zero = base == 0
     return torch.where(zero, 0.0**exponent, torch.where(zero, 1.0, base) ** exponent)
 
 
 def _gaussian_blur(volume: Tensor, sigma: float) -> Tensor:
-    """(B, 1, N, H, W) convolved with a Gaussian of ``sigma`` voxels, cut at 4 sigma, zeros beyond the borders."""
+    """Convolve (B, 1, N, H, W) with a Gaussian of ``sigma`` voxels, truncated at 4 sigma.
+
+    Values beyond the borders count as 0.
+    """
     if volume.ndim != 5:
         raise ValueError(
-            f"Expected volumes of shape (B, 1, N, H, W) to smooth w with sigma > 0, got shape {tuple(volume.shape)}."
+            "Expected volumes of shape (B, 1, N, H, W) to smooth w with sigma > 0, got shape "
+            f"{tuple(volume.shape)}."
         )
     radius = math.ceil(4 * sigma)
     offsets = torch.arange(-radius, radius + 1, dtype=volume.dtype, device=volume.device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = kernel / kernel.sum()
-    with torch.autocast(
-        volume.device.type, enabled=False
-    ):  # convolutions would run in half precision
+    # Under autocast the convolutions would run in half precision.
+    with torch.autocast(volume.device.type, enabled=False):
         for axis in range(3):
             shape, padding = [1] * 5, [0] * 3
             shape[2 + axis], padding[axis] = kernel.numel(), radius
@@ -188,6 +206,7 @@ def _gaussian_blur(volume: Tensor, sigma: float) -> Tensor:
 def _check_parameters(alpha: float, gamma: float, beta: float, sigma: float) -> None:
     if not (alpha > 0 and gamma >= 0 and beta > 0 and sigma >= 0):
         raise ValueError(
-            "Expected alpha > 0, gamma >= 0, beta > 0 and sigma >= 0 (the paper: 0.5, 0.5, 5 and 0), got "
-            f"alpha = {alpha}, gamma = {gamma}, beta = {beta}, sigma = {sigma}."
+            "Expected alpha > 0, gamma >= 0, beta > 0 and sigma >= 0 (the paper: "
+            f"0.5, 0.5, 5 and 0), got alpha = {alpha}, gamma = {gamma}, beta = {beta}, "
+            f"sigma = {sigma}."
         )

@@ -1,4 +1,7 @@
-"""Feature matching (Eq. 3 of the paper): thin slices are compared by what VGG-16, trained on ImageNet, sees in them."""
+"""Feature matching (Eq. 3 of the paper).
+
+Thin slices are compared by their feature maps in VGG-16 trained on ImageNet.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,10 @@ VGGLayer = Literal[
     "relu4_1", "relu4_2", "relu4_3",
     "relu5_1", "relu5_2", "relu5_3",
 ]  # fmt: skip
-"""Where features are read: after the ReLU of convolution j of block i."""
+"""Layer of the features: relu{i}_{j} is the output of the ReLU after convolution j of block i."""
 
-# Their places in torchvision.models.vgg16().features: convolution and ReLU alternate, a pooling ends each block.
+# Index of each layer in torchvision.models.vgg16().features, where convolution and ReLU alternate
+# and each block ends with a pooling layer.
 _INDEX = dict(
     zip(get_args(VGGLayer), (1, 3, 6, 8, 11, 13, 15, 18, 20, 22, 25, 27, 29), strict=True)
 )
@@ -40,24 +44,28 @@ def feature_matching_loss(
     *,
     chunk: int = 4,
 ) -> Tensor:
-    """Feature matching, Eq. 3: mean squared difference of feature maps, summed over layers, averaged over thin slices.
+    """Compute the feature matching loss of Eq. 3.
 
-    Slices are taken ``chunk`` at a time and their feature maps computed again in the backward pass, so that memory is that of one
-    chunk however many slices there are; value and gradient do not depend on ``chunk``.
+    It is the mean squared difference of feature maps, summed over layers and averaged over thin
+    slices. Slices are processed in chunks, and their feature maps are computed again in the
+    backward pass. Memory therefore depends on ``chunk`` but not on the number of slices. Value and
+    gradient do not depend on ``chunk``.
 
     Args:
-        prediction: (B, 1, N, H, W), intensity in [0, 1]; the composed image.
-        target: (B, 1, N, H, W), intensity in [0, 1]; no gradient flows into it.
-        features: from slices (S, 1, H, W) to one map (S, C, h, w) per layer, such as :class:`VGG16Features`.
-        chunk: slices at a time, at least 1.
+        prediction: composed image (B, 1, N, H, W), intensity in [0, 1].
+        target: (B, 1, N, H, W), intensity in [0, 1]; it receives no gradient.
+        features: function from slices (S, 1, H, W) to one map (S, C, h, w) per layer, for example
+            :class:`VGG16Features`.
+        chunk: number of slices processed at a time, at least 1.
 
     Returns:
-        Scalar; differences are squared in float32, the features keep the precision of autocast.
+        Scalar. Differences are squared in float32; features have the precision of autocast.
 
     Raises:
         ValueError: if shapes differ or ``chunk`` is below 1.
 
-    >>> feature_matching_loss(torch.zeros(1, 1, 3, 4, 4), torch.full((1, 1, 3, 4, 4), 0.5), lambda slices: [slices, 2 * slices])
+    >>> zeros = torch.zeros(1, 1, 3, 4, 4)
+    >>> feature_matching_loss(zeros, zeros + 0.5, lambda slices: [slices, 2 * slices])
     tensor(1.2500)
     """
     if chunk < 1:
@@ -82,9 +90,14 @@ def feature_matching_loss(
 
 
 class FeatureMatching(nn.Module):
-    """:func:`feature_matching_loss` with VGG-16, as a module. Its weights are loaded at construction, to fail before training.
+    """:func:`feature_matching_loss` with VGG-16 as a module.
 
-    ``layers`` and ``weights`` are those of :class:`VGG16Features`.
+    The weights are loaded at construction, so that a missing file is reported before training.
+
+    Args:
+        layers: VGG-16 layers to compare; see :class:`VGG16Features`.
+        weights: file with the weights of VGG-16; None: torchvision's ImageNet weights.
+        chunk: number of slices processed at a time, at least 1.
     """
 
     def __init__(
@@ -99,25 +112,29 @@ class FeatureMatching(nn.Module):
         self.chunk = chunk
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Scalar; see :func:`feature_matching_loss`."""
+        """Compute the loss, a scalar; see :func:`feature_matching_loss`."""
         return feature_matching_loss(prediction, target, self.features, chunk=self.chunk)
 
 
 class VGG16Features(nn.Module):
-    """Feature maps of torchvision's VGG-16, frozen, cut off after the deepest layer asked for.
+    """Feature maps of torchvision's VGG-16, frozen and truncated after the deepest requested layer.
 
-    It follows ``.to(device)`` but has no parameters of its own to anybody who asks: checkpoints do not hold them, optimisers do
-    not see them, and distributed training does not send them around.
+    The network follows ``.to(device)``, but the module has no registered parameters: they are not
+    saved in checkpoints, not visible to optimisers and not synchronised in distributed training.
 
     Args:
-        layers: names from relu1_1 to relu5_3. The paper does not name its layers; relu2_2 and relu3_3 are our choice.
-        weights: a file with the state dict of torchvision's ``vgg16`` or of its ``features`` (.pth or .safetensors; it may
-            stop at the deepest layer asked for). None = torchvision's ImageNet weights, from torch hub's cache or else
-            downloaded (528 MB).
+        layers: layer names from relu1_1 to relu5_3. The paper does not name its layers; relu2_2 and
+            relu3_3 are our choice.
+        weights: file (.pth or .safetensors) with the state dict of torchvision's ``vgg16`` or of
+            its ``features``; layers deeper than the deepest requested one may be missing. None:
+            torchvision's ImageNet weights, which are read from the cache of torch hub or downloaded
+            (528 MB).
 
     Raises:
-        FileNotFoundError: no such file, or torchvision's weights are neither in the cache nor to be had.
-        ValueError: an unknown layer, or a file that is not VGG-16's weights.
+        FileNotFoundError: if the file does not exist, or if torchvision's weights are not in the
+            cache and cannot be downloaded.
+        ValueError: if a layer is unknown or repeated, or the file does not contain the weights of
+            VGG-16.
     """
 
     def __init__(
@@ -138,20 +155,23 @@ class VGG16Features(nn.Module):
             _read_weights(weights),
             source="torchvision" if weights is None else os.fspath(weights),
         )
-        # In a tuple, so that nn.Module does not register it: see the class docstring.
+        # A tuple hides the network from nn.Module, so its parameters are not registered.
         self._network = (network.requires_grad_(False).eval(),)
 
     def forward(self, slices: Tensor) -> tuple[Tensor, ...]:
-        """Maps (S, C, h, w) of slices (S, 1, H, W) with intensity in [0, 1], one for each layer, from shallow to deep."""
+        """Compute the feature maps of slices (S, 1, H, W) with intensity in [0, 1].
+
+        Returns:
+            One map (S, C, h, w) per layer, from shallow to deep.
+        """
         (network,) = self._network
         weight = next(network.parameters())
         mean, std = (
             weight.new_tensor(channels).view(1, 3, 1, 1)
             for channels in (_IMAGENET_MEAN, _IMAGENET_STD)
         )
-        x = (
-            slices.to(weight.dtype) - mean
-        ) / std  # broadcasting replicates the one channel to three
+        # Broadcasting replicates the single channel to three.
+        x = (slices.to(weight.dtype) - mean) / std
         wanted = {_INDEX[name] for name in self.layers}
         maps = []
         for index, layer in enumerate(network):
@@ -161,13 +181,13 @@ class VGG16Features(nn.Module):
         return tuple(maps)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VGG16Features:
-        """What ``.to()``, ``.cuda()`` and ``.double()`` call, passed on to the network that nn.Module does not know."""
+        """Apply ``.to()``, ``.cuda()`` or ``.double()`` to the unregistered network too."""
         self._network[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return cast(VGG16Features, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
 
 def _truncated_vgg16(length: int) -> nn.Sequential:
-    """The first ``length`` layers of torchvision's vgg16, without memory for weights yet."""
+    """Create the first ``length`` layers of torchvision's vgg16 on the meta device (no weights)."""
     from torchvision.models import vgg16  # type: ignore[import-untyped]
 
     with torch.device("meta"):
@@ -179,16 +199,16 @@ def _read_weights(weights: str | os.PathLike[str] | None) -> Any:
         return _torchvision_weights()
     path = Path(weights)
     if not path.is_file():
-        raise FileNotFoundError(f"No file {path} with weights of VGG-16. {_WAY_OUT}")
+        raise FileNotFoundError(f"No file {path} with weights of VGG-16. {_WEIGHTS_HINT}")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in as many ways as there are libraries below
+    except Exception as error:  # damaged files raise many types of errors
         raise ValueError(
-            f"{path} cannot be read as a state dict ({type(error).__name__}). {_WAY_OUT}"
+            f"{path} cannot be read as a state dict ({type(error).__name__}). {_WEIGHTS_HINT}"
         ) from error
 
 
@@ -201,22 +221,24 @@ def _torchvision_weights() -> Any:
     except (OSError, RuntimeError) as error:
         cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
         raise FileNotFoundError(
-            f"ImageNet weights of VGG-16 are not in {cached} and could not be downloaded from {weights.url} ({error}). {_WAY_OUT}"
+            f"ImageNet weights of VGG-16 are not in {cached} and could not be downloaded from "
+            f"{weights.url} ({error}). {_WEIGHTS_HINT}"
         ) from error
 
 
-_WAY_OUT = (
-    "Download vgg16-397923af.pth from https://download.pytorch.org/models/ on a machine with internet and pass its path as the "
-    "weights of feature matching, or set the weight of the feature loss to 0."
+_WEIGHTS_HINT = (
+    "Download vgg16-397923af.pth from https://download.pytorch.org/models/ on a machine with "
+    "internet and pass its path as the weights of feature matching, or set the weight of the "
+    "feature loss to 0."
 )
 
 
 def _load(network: nn.Sequential, state: Any, *, source: str) -> None:
-    """Fill ``network`` from the state dict of a vgg16 or of its ``features``; what lies deeper is left out."""
+    """Load the state dict of a vgg16 or its ``features`` into ``network``; skip deeper layers."""
     if not isinstance(state, dict) or not all(
         isinstance(value, Tensor) for value in state.values()
     ):
-        raise ValueError(f"{source} does not hold a state dict (tensors by name). {_WAY_OUT}")
+        raise ValueError(f"{source} does not hold a state dict (tensors by name). {_WEIGHTS_HINT}")
     given = {str(name).removeprefix("features."): value for name, value in state.items()}
     wanted = network.state_dict()
     missing = [name for name in wanted if name not in given]
@@ -228,6 +250,6 @@ def _load(network: nn.Sequential, state: Any, *, source: str) -> None:
     if missing or wrong:
         problems = ([f"missing are {', '.join(missing)}"] if missing else []) + wrong
         raise ValueError(
-            f"{source} does not hold the weights of VGG-16: {'; '.join(problems)}. {_WAY_OUT}"
+            f"{source} does not hold the weights of VGG-16: {'; '.join(problems)}. {_WEIGHTS_HINT}"
         )
     network.load_state_dict({name: given[name].float() for name in wanted}, assign=True)

@@ -1,4 +1,4 @@
-"""Cross entropy of the predicted lung mask."""
+"""Cross entropy loss of the predicted lung mask."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ __all__ = ["MaskCrossEntropy", "mask_cross_entropy"]
 
 
 def mask_cross_entropy(logits: Tensor, lung: Tensor) -> Tensor:
-    """Binary cross entropy of the mask stream, mean over all voxels.
+    """Compute the binary cross entropy of the mask stream, averaged over all voxels.
 
     Args:
         logits: (B, 1, N, H, W), log odds that a voxel is lung.
         lung: (B, 1, N, H, W), {0, 1}, float or bool.
 
     Returns:
-        Scalar in nats, float32 (float64 for float64 input) whatever autocast does.
+        Scalar in nats, float32 (float64 for float64 input), also under autocast.
 
     Raises:
         ValueError: if shapes differ.
 
     >>> import torch
-    >>> mask_cross_entropy(torch.zeros(1, 1, 2, 4, 4), torch.ones(1, 1, 2, 4, 4))  # undecided: ln 2
+    >>> mask_cross_entropy(torch.zeros(1, 1, 2, 4, 4), torch.ones(1, 1, 2, 4, 4))  # p = 0.5: ln 2
     tensor(0.6931)
     """
     logits, lung = checked_floats(logits, lung, names=("logits", "lung"))
@@ -35,5 +35,5 @@ class MaskCrossEntropy(nn.Module):
     """:func:`mask_cross_entropy` as a module."""
 
     def forward(self, logits: Tensor, lung: Tensor) -> Tensor:
-        """Scalar; see :func:`mask_cross_entropy`."""
+        """Compute the loss, a scalar; see :func:`mask_cross_entropy`."""
         return mask_cross_entropy(logits, lung)

@@ -1,4 +1,4 @@
-"""The training objective: the weighted sum of the losses, each part reported."""
+"""Training objective: the weighted sum of the losses."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ __all__ = ["Objective", "StreamOutput"]
 
 
 class StreamOutput(Protocol):
-    """What the objective needs of a network's output; all (B, 1, N, H, W), None for a stream that the network does not have."""
+    """Network output that the objective requires.
+
+    Each value is (B, 1, N, H, W), or None for a stream that the network does not have.
+    """
 
     @property
     def image(self) -> Tensor:
-        """The composed image, intensity in [0, 1]."""
+        """Composed image, intensity in [0, 1]."""
 
     @property
     def mask_logits(self) -> Tensor | None:
@@ -31,15 +34,17 @@ class StreamOutput(Protocol):
 
     @property
     def inner(self) -> Tensor | None:
-        """The inner-lung stream, intensity in [0, 1]."""
+        """Inner-lung stream, intensity in [0, 1]."""
 
     @property
     def outer(self) -> Tensor | None:
-        """The outer-lung stream, intensity in [0, 1]."""
+        """Outer-lung stream, intensity in [0, 1]."""
 
 
 class Objective(Configurable, nn.Module):
-    """Weighted sum of the losses on a multi-stream output. The paper names the parts; their weights are ours.
+    """Weighted sum of the losses on a multi-stream output.
+
+    The paper names the parts except ``image``; the weights are our choice.
 
     ======= ===================================== ===================================
     part    loss                                  on
@@ -51,29 +56,36 @@ class Objective(Configurable, nn.Module):
     image   L1 (ours)                             composed image
     ======= ===================================== ===================================
 
-    A part is taken if its weight is above 0 and the output has its stream. A network with only one of the inner and outer
-    streams (the paper's ablation) has no regions to split: that stream is its image, so its loss is taken on the whole of it.
+    A part is computed if its weight is above 0 and the output has its stream. If a network has only
+    one of the inner and outer streams (the paper's ablation), that stream is the image, and its
+    loss is computed on all voxels instead of one region.
 
-    All arguments are plain values, so that they can stand in a YAML file and in a checkpoint.
+    All arguments are plain values, so that they can be stored in YAML files and checkpoints.
 
     Args:
-        mask: weight of the mask's cross entropy.
-        inner: weight of the inner-lung stream's loss.
-        outer: weight of the outer-lung stream's L1.
-        feature: weight of feature matching; VGG-16 is loaded only if this is above 0.
-        image: weight of L1 on the composed image; the part for networks without streams.
-        inner_loss: the inner-lung stream's loss; "l1" is the paper's ablation of Eq. 2.
-        alpha: of Eq. 2, added to the target's intensity; above 0.
-        gamma: of Eq. 2, the exponent; at least 0.
-        beta: of Eq. 2, the scale; above 0.
-        sigma: standard deviation in voxels of the Gaussian that smooths the weight of Eq. 2; 0 = none.
-        detach_weight: take the weight of Eq. 2 as a constant in the gradient.
-        feature_layers: see :class:`~mpunet.losses.VGG16Features`.
-        feature_weights: path of a file with VGG-16's weights; None = torchvision's.
-        feature_chunk: slices that feature matching takes at a time.
+        mask: weight of the cross entropy of the mask, at least 0.
+        inner: weight of the loss of the inner-lung stream, at least 0.
+        outer: weight of L1 on the outer-lung stream, at least 0.
+        feature: weight of feature matching, at least 0; VGG-16 is loaded only if this is above 0.
+        image: weight of L1 on the composed image, at least 0; required for networks without streams
+            unless ``feature`` is above 0.
+        inner_loss: loss of the inner-lung stream: "contrast_aware" (Eq. 2), or "l1" for the paper's
+            ablation of Eq. 2.
+        alpha: offset added to the target's intensity in Eq. 2; above 0.
+        gamma: exponent of Eq. 2; at least 0.
+        beta: scale of Eq. 2; above 0.
+        sigma: standard deviation in voxels of the Gaussian that smooths the weight of Eq. 2; 0: no
+            smoothing.
+        detach_weight: treat the weight of Eq. 2 as a constant in the gradient.
+        feature_layers: VGG-16 layers of feature matching, relu1_1 to relu5_3; see
+            :class:`~mpunet.losses.VGG16Features`.
+        feature_weights: path of a file with the weights of VGG-16; None: torchvision's ImageNet
+            weights.
+        feature_chunk: number of slices that feature matching processes at a time, at least 1.
 
     Raises:
-        ValueError: if a weight is negative or not finite, or all are 0.
+        ValueError: if a weight is negative or not finite, if all weights are 0, or if another
+            argument is out of range.
 
     >>> from types import SimpleNamespace
     >>> zeros = torch.zeros(1, 1, 2, 4, 4)
@@ -126,35 +138,38 @@ class Objective(Configurable, nn.Module):
         self.feature_matching: FeatureMatching | None = None
 
     def prepare(self) -> None:
-        """Load VGG-16 if features are to be matched. The first call of the objective does so too; call this to fail early.
+        """Load VGG-16 if the weight of feature matching is above 0.
 
-        Not done on construction, as a checkpoint's objective is built for prediction too, where nobody needs VGG-16.
+        The first call of the objective loads it too; call this method to fail early. VGG-16 is not
+        loaded at construction, because the objective of a checkpoint is also built for prediction,
+        which does not need VGG-16.
         """
         if self.weights["feature"] and self.feature_matching is None:
             layers, weights, chunk = self.feature_args
             self.feature_matching = FeatureMatching(layers, weights, chunk=chunk)
 
     def forward(self, output: StreamOutput, thin: Tensor, lung: Tensor) -> dict[str, Tensor]:
-        """The objective and its parts.
+        """Compute the objective and its parts.
 
         Args:
-            output: the network's, intensity in [0, 1]; see :class:`StreamOutput`.
-            thin: (B, 1, N, H, W), the true thin slices, intensity in [0, 1].
-            lung: (B, 1, N, H, W), {0, 1}, float or bool.
+            output: output of the network, intensity in [0, 1]; see :class:`StreamOutput`.
+            thin: true thin slices (B, 1, N, H, W), intensity in [0, 1].
+            lung: lung mask (B, 1, N, H, W), {0, 1}, float or bool.
 
         Returns:
-            Scalars: "loss", to minimise, and under its name each part that was taken, before its weight. A value that is not
-            finite is handed on as it is.
+            Scalars by name: "loss", the weighted sum to minimise, and each computed part without
+            its weight. Values that are not finite are returned unchanged.
 
         Raises:
-            ValueError: if no part with a weight above 0 has its stream in the output, or shapes differ.
+            ValueError: if the output has no stream for any part with a weight above 0, or if shapes
+                differ.
         """
         parts = self._parts(output, thin, lung.to(thin.dtype))
         if not parts:
             wanted = [name for name, weight in self.weights.items() if weight > 0]
             raise ValueError(
-                f"No loss to take: only {', '.join(wanted)} have a weight above 0, and the network's output has no such stream; "
-                "set the weight of image or feature above 0."
+                f"No loss to compute: only {', '.join(wanted)} have a weight above 0, and the "
+                "network's output has no such stream; set the weight of image or feature above 0."
             )
         total = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
         return {"loss": total, **parts}

@@ -1,4 +1,7 @@
-"""Lung masks: found by thresholds (:mod:`mpunet.lungs.threshold`), kept in little memory (:mod:`mpunet.lungs.packed`)."""
+"""Lung masks: segmentation by thresholds, and masks packed into bits to save memory.
+
+See :mod:`mpunet.lungs.threshold` and :mod:`mpunet.lungs.packed`.
+"""
 
 from mpunet.lungs.threshold import lung_mask
 

@@ -1,4 +1,4 @@
-"""A mask with eight voxels of a row in a byte, of which only the bytes that are asked for are read and unpacked."""
+"""Masks packed into bits: eight voxels of a row per byte; only the requested bytes are read."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ Index = int | np.integer[Any] | slice | npt.NDArray[np.intp]
 
 
 class PackedMask:
-    """A boolean volume (D, H, W) packed along the width; indexed as the array would be.
+    """A boolean volume (D, H, W) packed into bits along the width, with the indexing of an array.
 
-    The first axis takes whatever NumPy takes; the second and third, integers and slices of step 1, as a crop needs them.
+    The first axis supports every index that NumPy supports. The second and the third axis support
+    integers and slices of step 1, which is enough for crops.
 
     Args:
-        bits: (D, H, ceil(W / 8)), uint8 as ``np.packbits`` gives them; may be memory-mapped.
-        width: W.
+        bits: (D, H, ceil(W / 8)), uint8 as returned by ``np.packbits``; may be memory-mapped.
+        width: W, the width of the volume in voxels.
 
     >>> mask = PackedMask.pack(np.eye(11, dtype=bool)[None])
     >>> mask.bits.shape, mask[:, 8:10, 7:11].astype(int).tolist()
@@ -33,7 +34,8 @@ class PackedMask:
     def __init__(self, bits: npt.NDArray[np.uint8], width: int) -> None:
         if bits.ndim != 3 or bits.shape[2] != -(-width // 8):
             raise ValueError(
-                f"Expected bits (D, H, {-(-width // 8)}) of a mask {width} voxels wide, got shape {bits.shape}."
+                f"Expected bits (D, H, {-(-width // 8)}) of a mask {width} voxels wide, "
+                f"got shape {bits.shape}."
             )
         self.bits = bits
         self.shape = (bits.shape[0], bits.shape[1], width)
@@ -59,7 +61,8 @@ class PackedMask:
         start, stop, step = width.indices(self.shape[2])
         if step != 1 or isinstance(height, np.ndarray):
             raise ValueError(
-                f"Expected slices of step 1 in plane, got {height} and {width}; index np.asarray(mask) instead."
+                f"Expected slices of step 1 in plane, got {height} and {width}; "
+                f"index np.asarray(mask) instead."
             )
         first = start // 8
         voxels = np.unpackbits(self.bits[depth, height, first : max(first, -(-stop // 8))], axis=-1)

@@ -1,7 +1,8 @@
-"""Numbers that compare volumes: MAE, RMSE, PSNR and SSIM, and what they do not show.
+"""Metrics that compare volumes: MAE, RMSE, PSNR and SSIM, and measures of what these do not show.
 
-Begin with :mod:`mpunet.metrics.quality`. Fidelity (bias, lung density), texture (noise, sharpness), consistency with the thick scan
-and statistics over cases have a module each. No network and no file is needed.
+Start with :mod:`mpunet.metrics.quality`. Other modules measure fidelity (bias, lung density),
+texture (noise, sharpness) and consistency with the thick scan, and compute statistics over cases.
+They need neither a network nor files.
 """
 
 from mpunet.metrics.fidelity import hu_bias, lung_density

@@ -1,8 +1,11 @@
-"""Whether thin slices agree with the thick ones that they were made from: thickened again, they should give them back. Needs no truth.
+"""Consistency of thin slices with the thick slices that they were made from.
 
-It tells of an output that invents or loses density; it does not tell of sharpness, as blur along the slices' normal can be
-consistent too. Both volumes are clipped to [-1024, 3071] HU first, outside of which networks see nothing. Of the first and the last
-thick slice the output holds one half only: there the profile is cut and scaled up, as :func:`mpunet.slices.simulate.thicken` does.
+Thin slices, thickened again, should equal the thick slices. No reference is needed. The measure
+detects an output that invents or loses density. It does not measure sharpness, because an output
+that is blurred along the slice normal can be consistent too. Both volumes are first clipped to
+[-1024, 3071] HU, the range that networks see. The output covers only half of the first and of the
+last thick slice. There the profile is cut off and its weights are scaled up, as in
+:func:`mpunet.slices.simulate.thicken`.
 """
 
 from __future__ import annotations
@@ -29,16 +32,20 @@ __all__ = ["Consistency", "ConsistencyMeter", "ConsistencyRange", "consistency",
 Array = npt.NDArray[Any]
 Plane = npt.NDArray[np.float32]
 
-TOLERANCE = 1.5  # our choice: cases differ in noise and anatomy, and validation has seen few
+TOLERANCE = 1.5  # our choice: cases differ in noise and anatomy, and validation sets are small
 
 
 class Consistency(NamedTuple):
-    """The output thickened again minus the thick input, in HU.
+    """Difference in HU: the output thickened again minus the thick input.
 
     Attributes:
-        mae: mean absolute difference; rmse its root mean square, bias its signed mean.
-        worst_slice: thick slice of the slab with the largest mean absolute difference, ``worst_mae``; -1 where nothing was compared.
-        lungs: the same inside the lungs, where a mask was given.
+        mae: mean absolute difference.
+        rmse: root mean squared difference.
+        bias: mean signed difference.
+        worst_slice: index in the slab of the thick slice with the largest mean absolute difference;
+            -1 if nothing was compared.
+        worst_mae: mean absolute difference of that slice.
+        lungs: the same values inside the lungs; None without a lung mask.
     """
 
     mae: float
@@ -50,7 +57,14 @@ class Consistency(NamedTuple):
 
 
 class ConsistencyRange(NamedTuple):
-    """Smallest and largest MAE in HU over the cases of a validation, and the slice profile that they were measured with.
+    """Range of MAE over the cases of a validation.
+
+    Attributes:
+        low: smallest MAE in HU.
+        high: largest MAE in HU.
+        cases: number of cases.
+        profile: slice profile that the MAE was measured with.
+        fwhm: its full width at half maximum in thick spacings; None is the default width.
 
     >>> ConsistencyRange(2.0, 4.0, cases=3).limit
     6.0
@@ -64,21 +78,24 @@ class ConsistencyRange(NamedTuple):
 
     @property
     def limit(self) -> float:
-        """Largest MAE that is not out of range: 1.5 times the largest in validation."""
+        """Largest MAE in HU that is in range: 1.5 times the largest in validation."""
         return TOLERANCE * self.high
 
 
 class ConsistencyMeter:
-    """Takes thin slices as they come and thick slices when it needs them; holds only the thick rows that the profile still reaches.
+    """Measures consistency while thin slices arrive, and reads thick slices when it needs them.
+
+    Only those thickened slices are held in memory whose thin slices have not all arrived yet.
 
     Args:
-        thick: slices (H, W) in HU, D of them, such as a :class:`mpunet.io.scan_file.ScanFile`; iterated over once.
-        shape: (D, H, W).
+        thick: D slices (H, W) in HU, for example a :class:`mpunet.io.scan_file.ScanFile`; iterated
+            over once.
+        shape: shape (D, H, W) of the thick volume.
         ratio: thick spacing / thin spacing.
         profile: slice profile, see :func:`mpunet.slices.simulate.profile_weights`.
-        fwhm: its full width at half maximum in thick spacings.
-        last_first: thin and thick slices both come from the last to the first.
-        lung: masks (H, W) of the thick slices, in their order.
+        fwhm: full width at half maximum of the profile in thick spacings.
+        last_first: whether thin and thick slices come in order from last to first.
+        lung: lung masks (H, W) of the thick slices, in the order of ``thick``.
 
     >>> thick = np.full((3, 4, 4), -850.0)
     >>> meter = ConsistencyMeter(thick, thick.shape, 5)
@@ -106,7 +123,7 @@ class ConsistencyMeter:
         self._whole, self._inside = _Sums(), _Sums()
 
     def add(self, chunk: Array) -> None:
-        """Take (k, H, W), the next thin slices in HU."""
+        """Add the next thin slices, (k, H, W) in HU."""
         for plane in chunk:
             for row in self._rows.add(_clipped(plane)):
                 difference = _minus(row, next(self._thick))
@@ -115,20 +132,21 @@ class ConsistencyMeter:
                     self._inside.add(difference[next(self._lung) != 0])
 
     def watch(self, chunks: Iterable[Array]) -> Iterator[Array]:
-        """Hand chunks on, each when it has been taken."""
+        """Yield ``chunks`` unchanged, and add each one before it is yielded."""
         for chunk in chunks:
             self.add(chunk)
             yield chunk
 
     def result(self) -> Consistency:
-        """Over all slices.
+        """Return the consistency over all slices.
 
         Raises:
             ValueError: if thin slices are missing.
         """
         if len(self._whole.slices) < self._depth:
             raise ValueError(
-                f"Expected the thin slices of {self._depth} thick ones, got those of {len(self._whole.slices)}; add the others first."
+                f"Expected the thin slices of {self._depth} thick ones, got those of "
+                f"{len(self._whole.slices)}; add the others first."
             )
         whole = self._whole.consistency(self._last_first)
         return (
@@ -146,17 +164,17 @@ def consistency(
     fwhm: float | None = None,
     lung: Array | None = None,
 ) -> Consistency:
-    """How far the thin slices, thickened by the slice profile, are from the thick ones.
+    """Measure the difference between thin slices, thickened by the slice profile, and thick slices.
 
     Args:
-        thin: ((D - 1) * r + 1, H, W) in HU.
-        thick: (D, H, W) in HU, thick slice k at the position of thin slice r * k.
-        profile: of the scanner, or of the simulation that made the thick slices.
-        fwhm: its full width at half maximum in thick spacings.
-        lung: mask on the thin grid.
+        thin: thin slices, ((D - 1) * r + 1, H, W) in HU.
+        thick: thick slices, (D, H, W) in HU; slice k is at the position of thin slice r * k.
+        profile: slice profile of the scanner, or of the simulation that made the thick slices.
+        fwhm: full width at half maximum of the profile in thick spacings.
+        lung: lung mask on the thin grid.
 
     Raises:
-        ValueError: if the shapes do not belong together.
+        ValueError: if the shapes do not match.
     """
     ratio = _ratio(thin, thick, lung)
     inside = None if lung is None else lung[::ratio]
@@ -168,9 +186,10 @@ def consistency(
 def consistency_map(
     thin: Array, thick: Array, *, profile: Profile = "gaussian", fwhm: float | None = None
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """The thin slices thickened again minus the thick ones: D slices (H, W) in HU, computed while they are taken.
+    """Yield thin slices, thickened again, minus thick slices: D slices (H, W) in HU.
 
-    Arguments and errors as for :func:`consistency`.
+    Each slice is computed when it is requested. Arguments and errors are those of
+    :func:`consistency`.
 
     >>> thick = np.zeros((3, 4, 4), np.int16)
     >>> np.stack(list(consistency_map(np.full((5, 4, 4), 7), thick))).round(3)[:, 0, 0]
@@ -181,16 +200,18 @@ def consistency_map(
 
 
 def _thickener(thick_depth: int, ratio: float, profile: Profile, fwhm: float | None) -> Thickener:
-    """For slices from first to last and from last to first, as profiles are symmetric."""
+    """Create the thickener of the profile.
+
+    It works in both slice orders, because profiles are symmetric.
+    """
     depth = thin_depth(thick_depth, ratio)
     distance = np.arange(depth)[None] - ratio * np.arange(thick_depth)[:, None]
     matrix = profile_density(distance, profile, profile_width(profile, fwhm) * ratio)
     matrix[
         np.abs(distance) > len(profile_weights(math.ceil(ratio), profile=profile, fwhm=fwhm)) // 2
     ] = 0
-    nearest = np.abs(distance).argmin(
-        axis=1
-    )  # all there is of a profile that is narrower than the slices' distance
+    # A profile that is narrower than the thin spacing may have no weight at all: keep the nearest.
+    nearest = np.abs(distance).argmin(axis=1)
     matrix[np.arange(thick_depth), nearest] = matrix[np.arange(thick_depth), nearest].clip(1e-6)
     return Thickener(np.asarray(matrix / matrix.sum(axis=1, keepdims=True), np.float32))
 
@@ -204,7 +225,7 @@ class _Sums:
 
     def __init__(self) -> None:
         self.voxels, self.absolute, self.squared, self.signed = 0, 0.0, 0.0, 0.0
-        self.slices: list[float] = []  # their mean absolute differences
+        self.slices: list[float] = []  # mean absolute differences
 
     def add(self, difference: Plane) -> None:
         values = difference.astype(np.float64)
@@ -238,7 +259,10 @@ def _ratio(thin: Array, thick: Array, lung: Array | None = None) -> int:
     shapes = f"{thin.shape} thin and {thick.shape} thick" + (
         f", {lung.shape} lung" if lung is not None else ""
     )
-    rule = "Expected thin slices ((D - 1) * r + 1, H, W) for thick ones (D, H, W) and a mask on the thin grid"
+    rule = (
+        "Expected thin slices ((D - 1) * r + 1, H, W) for thick ones (D, H, W) "
+        "and a mask on the thin grid"
+    )
     if (
         thin.ndim != 3
         or thick.ndim != 3

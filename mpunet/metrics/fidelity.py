@@ -1,4 +1,4 @@
-"""Whether HU can be trusted: signed errors against a reference, and the density of the lungs as emphysema is measured by it."""
+"""Accuracy of HU: signed errors against a reference, and lung density as a measure of emphysema."""
 
 from __future__ import annotations
 
@@ -16,12 +16,20 @@ __all__ = ["HU_EDGES", "BinBias", "HuBias", "LungDensity", "hu_bias", "lung_dens
 
 Slab = npt.NDArray[Any]
 
-# Our choice: emphysema, lung, dense lung and ground glass, partial volumes, fat, soft tissue, bone.
+# HU. Our choice: emphysema, lung, dense lung and ground glass, partial volumes, fat, soft tissue,
+# bone.
 HU_EDGES = (-1024.0, -950.0, -850.0, -700.0, -500.0, -100.0, 100.0, 300.0, 3071.0)
 
 
 class BinBias(NamedTuple):
-    """Mean error in HU over the ``voxels`` whose reference is at least ``low`` and below ``high`` HU; NaN where there are none."""
+    """Mean error in HU over the voxels whose reference is in one bin of HU.
+
+    Attributes:
+        low: lower edge of the bin in HU, included.
+        high: upper edge in HU, included only in the last bin.
+        bias: mean error in HU; NaN if there are no voxels.
+        voxels: number of voxels.
+    """
 
     low: float
     high: float
@@ -30,7 +38,14 @@ class BinBias(NamedTuple):
 
 
 class HuBias(NamedTuple):
-    """Mean of prediction - reference in HU: everywhere, in the lungs, outside, and by HU of the reference; NaN where there is nothing."""
+    """Mean of prediction - reference in HU; NaN if a part has no voxels.
+
+    Attributes:
+        whole: over all voxels.
+        lungs: inside the lungs.
+        outside: outside the lungs.
+        bins: by HU of the reference.
+    """
 
     whole: float
     lungs: float
@@ -42,9 +57,9 @@ class LungDensity(NamedTuple):
     """Density of the lungs.
 
     Attributes:
-        laa950: low attenuation area, % of lung voxels below -950 HU.
-        perc15: 15th percentile of lung voxels, in HU.
-        voxels: in the lungs; 0 makes the others NaN.
+        laa950: low attenuation area, % of lung voxels below -950 HU; NaN without voxels.
+        perc15: 15th percentile of lung voxels in HU; NaN without voxels.
+        voxels: number of lung voxels.
     """
 
     laa950: float
@@ -59,13 +74,15 @@ def hu_bias(
     *,
     edges: Sequence[float] = HU_EDGES,
 ) -> HuBias:
-    """Signed error of a prediction, slice by slice; both are clipped to [-1024, 3071] HU first, as in the paper's metrics.
+    """Measure the signed error of a prediction, slice by slice.
+
+    Both volumes are first clipped to [-1024, 3071] HU, as in the paper's metrics.
 
     Args:
         prediction: (D, H, W) in HU.
-        reference: likewise.
-        lung: likewise, lung where not 0.
-        edges: of the bins, rising, in HU; the last bin has its upper edge in it.
+        reference: (D, H, W) in HU.
+        lung: lung mask (D, H, W), lung where not 0.
+        edges: increasing edges of the bins in HU; the last bin includes its upper edge.
 
     >>> reference = np.array([[[-900, 0, 40]]])
     >>> bias = hu_bias(reference + [-3, 0, 9], reference, reference < -500)
@@ -94,15 +111,17 @@ def hu_bias(
 
 
 def lung_density(volume: Slab, lung: Slab) -> LungDensity:
-    """LAA-950 and Perc15, the two measures of emphysema by CT (reviewed by Mascalchi et al. 2017, doi 10.21037/jtd.2017.08.17).
+    """Measure LAA-950 and Perc15, the two CT measures of emphysema.
 
-    From a histogram of HU from -1024 to 3071, slice by slice. It is exact for whole HU, ``perc15`` being that of
-    :func:`numpy.percentile`; other values count as evenly spread over their bin of 1 HU. Both depend on noise, and so on slice
-    thickness: compare volumes of the same only.
+    Reviewed by Mascalchi et al. 2017, doi 10.21037/jtd.2017.08.17. Both are computed from a
+    histogram of HU from -1024 to 3071, slice by slice. The histogram is exact for whole HU, for
+    which ``perc15`` equals :func:`numpy.percentile`; other values are assumed to be spread evenly
+    over their bin of 1 HU. Both measures depend on noise, and therefore on slice thickness: compare
+    only volumes of the same slice thickness.
 
     Args:
         volume: (D, H, W) in HU.
-        lung: (D, H, W), lung where not 0.
+        lung: lung mask (D, H, W), lung where not 0.
 
     >>> lung_density(np.arange(-1000, -899).reshape(1, 1, -1), np.ones((1, 1, 101)))
     LungDensity(laa950=49.504950495049506, perc15=-985.0, voxels=101)
@@ -123,7 +142,10 @@ def lung_density(volume: Slab, lung: Slab) -> LungDensity:
 
 
 def _order_statistics(cumulative: npt.NDArray[np.int64], rank: float) -> float:
-    """Value at a rank counted from 0, linear between the two voxels beside it, whose values are their bins' numbers."""
+    """Return the bin number at a rank counted from 0.
+
+    Ranks between two voxels are interpolated linearly between the bins of both.
+    """
     low, high = (
         int(np.searchsorted(cumulative, place, side="right"))
         for place in (math.floor(rank), math.ceil(rank))
@@ -132,7 +154,7 @@ def _order_statistics(cumulative: npt.NDArray[np.int64], rank: float) -> float:
 
 
 def _spread(cumulative: npt.NDArray[np.int64], rank: float) -> float:
-    """Value at a rank, voxels evenly spread over their bins."""
+    """Return the value at a rank if voxels are spread evenly over their bins."""
     place = int(np.searchsorted(cumulative, rank, side="right"))
     before = int(cumulative[place - 1]) if place else 0
     return place + (rank + 0.5 - before) / (int(cumulative[place]) - before)

@@ -1,8 +1,10 @@
-"""Image quality in HU over whole cases: MAE, RMSE, PSNR and SSIM, in the whole volume, inside the lungs and outside of them.
+"""Image quality of whole cases in HU: MAE, RMSE, PSNR and SSIM, by region.
 
-Numbers are comparable only under the same protocol: the window in HU to which both volumes are clipped, whose width is the range of
-PSNR and SSIM; which slices count; and what SSIM does at the border of a slice. SSIM (:mod:`mpunet.metrics.ssim`) is taken on axial slices
-of intensities, HU less the lower end of the window, which are at least 0.
+Regions are the whole volume, inside the lungs and outside the lungs. Values are comparable only
+under the same protocol. A protocol defines the window in HU to which both volumes are clipped and
+whose width is the range of PSNR and SSIM, the slices that count, and what SSIM does at the border
+of a slice. SSIM (:mod:`mpunet.metrics.ssim`) is computed on axial slices, of HU minus the lower end
+of the window, so that intensities are at least 0.
 """
 
 from __future__ import annotations
@@ -27,17 +29,18 @@ REGIONS = ("whole", "lungs", "outside")
 
 
 class Protocol(NamedTuple):
-    """What numbers must have in common to be comparable.
+    """Settings that must be equal for values to be comparable.
 
     Attributes:
-        name: the name by which it is asked for.
-        low: lower end of the window in HU, to which volumes are clipped.
-        high: upper end; ``high - low`` is the range of PSNR and SSIM.
-        trim: thin slices left out at each end.
-        note: where it comes from, and what is particular.
-        border: SSIM within 5 voxels of a slice's border. With "exclude", these do not count in the whole volume, as in Wang et al.
-            and scikit-image; in the other regions, the window sees the slice reflected there. With "zeros", they count, and the
-            window sees intensity 0 beyond.
+        name: name by which the protocol is selected.
+        low: lower end of the window in HU to which volumes are clipped.
+        high: upper end of the window in HU; ``high - low`` is the range of PSNR and SSIM.
+        trim: number of thin slices left out at each end.
+        note: source of the protocol and its special features.
+        border: how voxels within 5 voxels of a slice's border count in SSIM. "exclude": they do not
+            count in the whole volume, as in Wang et al. and scikit-image; in the other regions they
+            count, and the SSIM window sees the slice reflected beyond its border. "zeros": they
+            count, and the SSIM window sees intensity 0 beyond the border.
     """
 
     name: str
@@ -54,15 +57,22 @@ PROTOCOLS = {
         low=HU_MIN,
         high=HU_MAX,
         trim=0,
-        note="Liu et al., MICCAI 2020: the range is what RMSE and PSNR in its Table 1 imply; SSIM as Wang et al., our choice",
+        note=(
+            "Liu et al., MICCAI 2020: the range follows from RMSE and PSNR in its Table 1; "
+            "SSIM as in Wang et al., our choice"
+        ),
     ),
-    # Read in github.com/smilenaxx/RPLHR-CT, code/test.py and code/utils/non_model.py. Its PSNR of equal volumes is 40 dB, ours inf.
+    # From github.com/smilenaxx/RPLHR-CT, code/test.py and code/utils/non_model.py. Its PSNR of
+    # equal volumes is 40 dB, ours is inf.
     "rplhr": Protocol(
         name="rplhr",
         low=HU_MIN,
         high=2048.0,
         trim=5,
-        note="Yu et al., MICCAI 2022, as in its code: metrics of each whole volume, then the mean over cases; SSIM pads with zeros",
+        note=(
+            "Yu et al., MICCAI 2022, as in its code: metrics of each whole volume, then the mean "
+            "over cases; SSIM pads with zeros"
+        ),
         border="zeros",
     ),
 }
@@ -73,8 +83,8 @@ class Quality(NamedTuple):
 
     Attributes:
         mae: mean absolute error in HU.
-        rmse: root of the mean squared error in HU.
-        psnr: 20 log10(range / RMSE) in dB, inf where prediction and reference agree.
+        rmse: root mean squared error in HU.
+        psnr: 20 log10(range / RMSE) in dB; inf if prediction and reference are equal.
         ssim: mean of the SSIM map.
     """
 
@@ -92,22 +102,23 @@ def quality(
     protocol: Protocol = PROTOCOLS["paper"],
     chunk: int | None = None,
 ) -> dict[str, Quality]:
-    """MAE, RMSE, PSNR and SSIM of one case, by region.
+    """Compute MAE, RMSE, PSNR and SSIM of one case, by region.
 
     Args:
-        prediction: (D, H, W) in HU, H and W at least 11; depth first, so that slices are axial. NumPy (memory-mapped too) or
-            torch; the work is done on its device.
+        prediction: (D, H, W) in HU, H and W at least 11; depth comes first, so that slices are
+            axial. NumPy array (also memory-mapped) or torch tensor; computed on its device.
         reference: (D, H, W) in HU.
-        lung: (D, H, W), lung where not 0.
+        lung: lung mask (D, H, W), lung where not 0.
         protocol: window, trim and border.
-        chunk: slices at a time, which bounds the memory. By default 1 on CPUs, whose cache holds few, and 16 on GPUs.
+        chunk: number of slices computed at a time, which limits the memory. Default: 1 on CPUs,
+            whose cache holds few slices, and 16 on GPUs.
 
     Returns:
-        "whole", and with ``lung`` also "lungs" and "outside". A region without voxels has NaN. A NaN in a volume makes every
-        value NaN that it takes part in.
+        Quality of the region "whole" and, with ``lung``, of "lungs" and "outside". Values of a
+        region without voxels are NaN. A NaN in a volume makes each value NaN that depends on it.
 
     Raises:
-        ValueError: if the volumes differ in shape or are too small, or the protocol makes no sense.
+        ValueError: if the volumes differ in shape or are too small, or the protocol is invalid.
 
     >>> reference = np.zeros((2, 16, 16), np.int16)
     >>> quality(reference + 10, reference)["whole"].mae
@@ -123,7 +134,8 @@ def quality(
     ):
         shapes = " and ".join(str(tuple(volume.shape)) for volume in (prediction, *others))
         raise ValueError(
-            f"Expected volumes of one shape (depth, height, width), in-plane at least {SSIM_WINDOW}, got {shapes}."
+            "Expected volumes of one shape (depth, height, width), "
+            f"in-plane at least {SSIM_WINDOW}, got {shapes}."
         )
     if not protocol.low < protocol.high or protocol.trim < 0:
         raise ValueError(
@@ -131,8 +143,9 @@ def quality(
         )
     if shape[0] <= 2 * protocol.trim:
         raise ValueError(
-            f"Expected more than {2 * protocol.trim} slices, as the protocol {protocol.name} leaves out {protocol.trim} at each end, "
-            f"got {shape[0]}; the protocol paper leaves out none."
+            f"Expected more than {2 * protocol.trim} slices, as the protocol {protocol.name} "
+            f"leaves out {protocol.trim} at each end, got {shape[0]}; "
+            "the protocol paper leaves out none."
         )
     device = prediction.device if isinstance(prediction, Tensor) else torch.device("cpu")
     if chunk is None:
@@ -154,7 +167,7 @@ def quality(
 
 
 class _Sums:
-    """Running sums over the voxels of a region, as Python floats: float64 on every device."""
+    """Running sums over the voxels of a region, as Python floats: float64 on each device."""
 
     def __init__(self) -> None:
         self.voxels, self.absolute, self.squared = 0, 0.0, 0.0
@@ -165,9 +178,10 @@ class _Sums:
         self._add(error.numel(), similarity.numel(), error, similarity)
 
     def add_region(self, error: Tensor, similarity: Tensor, region: Tensor) -> None:
-        """Add those in ``region`` (S, H, W)."""
+        """Add the voxels of slices (S, H, W) that are in ``region`` (S, H, W)."""
         voxels = int(region.count_nonzero())
-        # Zeros elsewhere: picking voxels out takes five times as long, and products with the mask would spread NaN.
+        # Zeros elsewhere: selecting voxels takes five times as long, and a product with the mask
+        # would keep NaN outside the region.
         self._add(voxels, voxels, error.where(region, 0.0), similarity.where(region, 0.0))
 
     def _add(self, voxels: int, windows: int, error: Tensor, similarity: Tensor) -> None:
@@ -192,7 +206,7 @@ def _add(
     inside: Tensor | None,
     protocol: Protocol,
 ) -> None:
-    """Add slices (S, H, W) in HU, clipped, to the sums of each region."""
+    """Add clipped slices (S, H, W) in HU to the sums of each region."""
     error = prediction - reference
     zeros = protocol.border == "zeros"
     border: Literal["crop", "reflect", "zeros"] = (
@@ -210,7 +224,6 @@ def _add(
 
 def _slices(part: Volume, device: torch.device) -> Tensor:
     if not isinstance(part, Tensor):
-        part = torch.from_numpy(
-            np.ascontiguousarray(part, dtype=np.float32)
-        )  # also undoes flips, which torch cannot
+        # Contiguous, because torch does not support the negative strides of flipped arrays.
+        part = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32))
     return part.to(device, torch.float32)

@@ -1,4 +1,4 @@
-"""Networks as plain ``nn.Module``s: no Lightning, no data."""
+"""Networks as plain ``nn.Module`` classes, independent of Lightning and of data loading."""
 
 from mpunet.models.backbone import Encoder, ProgressiveBackbone, ProgressiveUp, SubpixelBackbone
 from mpunet.models.base import ThickToThin, ThickToThinOutput

@@ -1,4 +1,7 @@
-"""The shared backbone: a 3D U-Net whose decoder up-samples depth progressively (Section 3.1, Eq. 1), or by sub-pixel shuffling."""
+"""3D U-Net backbones from thick slices to features at thin-slice depth.
+
+The decoder up-samples depth progressively (Section 3.1, Eq. 1) or by sub-pixel shuffling.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,18 @@ __all__ = ["Encoder", "ProgressiveBackbone", "ProgressiveUp", "SubpixelBackbone"
 
 
 class Encoder(nn.Module):
-    """U-Net encoder: features at full resolution and after each of the in-plane halvings.
+    """U-Net encoder: features at full resolution and after each in-plane halving.
 
     Args:
-        schedule: says which stages halve depth too.
-        widths: channels at each level, full resolution first: one more than there are stages.
-        layers: convolutions in the block of each level.
-        stem_block: a block at full resolution too.
+        schedule: depth schedule; determines which stages halve depth too.
+        widths: channels at each level, full resolution first; one more than the number of stages.
+        layers: convolutions in the residual block of each level.
+        norm: normalisation of every layer.
+        activation: activation of every layer.
+        stem_block: add a residual block at full resolution.
+
+    Raises:
+        ValueError: if the number of widths does not match the schedule.
     """
 
     def __init__(
@@ -37,7 +45,8 @@ class Encoder(nn.Module):
         super().__init__()
         if len(widths) != len(schedule.halved) + 1:
             raise ValueError(
-                f"Expected {len(schedule.halved) + 1} widths (levels 0 to {len(schedule.halved)}), got {list(widths)}."
+                f"Expected {len(schedule.halved) + 1} widths (levels 0 to {len(schedule.halved)}), "
+                f"got {list(widths)}."
             )
         self.stem: nn.Module = ConvLayer(1, widths[0], norm=norm, activation=activation)
         if stem_block:
@@ -60,7 +69,11 @@ class Encoder(nn.Module):
         )
 
     def forward(self, thick: Tensor) -> list[Tensor]:
-        """(B, 1, n, H, W) to features (B, C_i, d_i, H / 2^i, W / 2^i), i = 0 ... stages."""
+        """Encode thick slices (B, 1, n, H, W).
+
+        Returns:
+            Features (B, C_i, d_i, H / 2^i, W / 2^i) of each level i = 0 ... stages.
+        """
         features = [self.stem(thick)]
         for stage in self.stages:
             features.append(stage(features[-1]))
@@ -68,12 +81,21 @@ class Encoder(nn.Module):
 
 
 class ProgressiveUp(nn.Module):
-    """Eq. 1: g(f_s, f_up) = Deconv(Deconv(f_s) ⊕ f_up), then a residual block (ours).
+    """Decoder stage of Eq. 1: g(f_s, f_up) = Deconv(Deconv(f_s) ⊕ f_up), then a residual block.
+
+    The residual block is our choice.
 
     Args:
-        shortcut_step: brings the shortcut f_s to the depth of f_up.
-        up_step: depth of both to that of the result.
-        in_plane: in-plane factor of the second deconvolution.
+        shortcut_channels: channels of the shortcut f_s.
+        up_channels: channels of the features f_up of the deeper stage.
+        out_channels: channels of the result.
+        shortcut_step: depth step of the first deconvolution, from the depth of f_s to that of f_up.
+        up_step: depth step of the second deconvolution, from the depth of f_up to that of the
+            result.
+        in_plane: in-plane up-sampling factor of the second deconvolution.
+        layers: convolutions in the residual block.
+        norm: normalisation of every layer.
+        activation: activation of every layer.
     """
 
     def __init__(
@@ -104,25 +126,34 @@ class ProgressiveUp(nn.Module):
         self.block = ConvBlock(out_channels, layers=layers, norm=norm, activation=activation)
 
     def forward(self, f_s: Tensor, f_up: Tensor) -> Tensor:
-        """f_s (B, C_s, d_s, h, w) and f_up (B, C_u, d_u, h, w) to (B, C, d, in_plane * h, in_plane * w)."""
+        """Combine f_s (B, C_s, d_s, h, w) and f_up (B, C_u, d_u, h, w).
+
+        Returns:
+            Features (B, C, d, in_plane * h, in_plane * w).
+        """
         out: Tensor = self.block(self.up(torch.cat([self.shortcut(f_s), f_up], dim=1)))
         return out
 
 
 class ProgressiveBackbone(nn.Module):
-    """3D U-Net from n thick slices to features of N = (n - 1) * r + 1 thin ones.
+    """3D U-Net from n thick slices to features at the depth of N = (n - 1) * r + 1 thin slices.
 
-    The paper fixes five stages (in-plane by 32, depth by 2) and Eq. 1; widths, blocks, normalisation, activation and the depth
-    schedule are our choices, and parameters.
+    The paper specifies Eq. 1 and five stages, which reduce the in-plane size by 32 and depth by 2.
+    Widths, blocks, normalisation, activation and the depth schedule are our choices and can be set.
 
     Args:
-        n_thick: thick slices, n.
+        n_thick: number of thick slices in a window, n.
         ratio: thick spacing / thin spacing, r.
-        widths: channels per level, full resolution first; their number less one is the number of in-plane halvings.
+        widths: channels per level, full resolution first; one more than the number of in-plane
+            halvings.
         layers: convolutions in the residual block of each level.
-        depth_halvings: how many of the deepest stages halve depth.
-        depth_spacings: the decoder's depth schedule, see :func:`mpunet.models.schedule.plan_depths`.
-        stem_width: channels of the encoder at full resolution, which then has a block there too; by default ``widths[0]`` and none.
+        norm: normalisation of every layer.
+        activation: activation of every layer.
+        depth_halvings: number of stages that halve depth; these are the deepest ones.
+        depth_spacings: depth schedule of the decoder; see
+            :func:`mpunet.models.schedule.plan_depths`.
+        stem_width: channels of the encoder at full resolution; adds a residual block there.
+            Default: ``widths[0]`` channels and no block.
     """
 
     def __init__(
@@ -176,7 +207,7 @@ class ProgressiveBackbone(nn.Module):
         )
 
     def forward(self, thick: Tensor) -> Tensor:
-        """(B, 1, n, H, W) to (B, widths[0], N, H, W)."""
+        """Map thick slices (B, 1, n, H, W) to features (B, widths[0], N, H, W)."""
         *shortcuts, deepest = self.encoder(thick)
         up: Tensor = self.lift(deepest)
         for stage, shortcut in zip(self.ups, reversed(shortcuts), strict=True):
@@ -185,9 +216,22 @@ class ProgressiveBackbone(nn.Module):
 
 
 class SubpixelBackbone(nn.Module):
-    """The ablation's basis: the same U-Net at thick depth throughout, then r features a slice shuffled into depth (sub-pixel).
+    """U-Net at thick depth with sub-pixel up-sampling along depth; the baseline of the ablation.
 
-    Phase p of thick slice k becomes thin slice r * k + p - (r - 1) // 2; what lies outside the window is cut off.
+    The U-Net is that of :class:`ProgressiveBackbone`, but its decoder stays at thick depth. The
+    last layer computes r feature vectors per thick slice, which are rearranged along depth: vector
+    p of thick slice k becomes thin slice r * k + p - (r - 1) // 2. Slices outside the window are
+    cut off.
+
+    Args:
+        n_thick: number of thick slices in a window, n.
+        ratio: thick spacing / thin spacing, r.
+        widths: channels per level, full resolution first; one more than the number of in-plane
+            halvings.
+        layers: convolutions in the residual block of each level.
+        norm: normalisation of every layer.
+        activation: activation of every layer.
+        depth_halvings: number of stages that halve depth; these are the deepest ones.
     """
 
     def __init__(
@@ -203,7 +247,8 @@ class SubpixelBackbone(nn.Module):
     ) -> None:
         super().__init__()
         stages = len(widths) - 1
-        # Only the encoder's part of the plan serves here: the decoder undoes the halvings and stays at thick depth.
+        # Use only the encoder part of the plan: the decoder undoes the halvings and stays at thick
+        # depth.
         self.schedule = plan = plan_depths(n_thick, ratio, stages=stages, halvings=depth_halvings)
         self.ratio = ratio
         self.out_channels = widths[0]
@@ -228,7 +273,7 @@ class SubpixelBackbone(nn.Module):
         self.expand = ConvLayer(2 * widths[0], ratio * widths[0], norm=norm, activation=activation)
 
     def forward(self, thick: Tensor) -> Tensor:
-        """(B, 1, n, H, W) to (B, widths[0], N, H, W)."""
+        """Map thick slices (B, 1, n, H, W) to features (B, widths[0], N, H, W)."""
         *shortcuts, up = self.encoder(thick)
         for deconv, block, shortcut in zip(self.ups, self.blocks, reversed(shortcuts), strict=True):
             up = torch.cat([shortcut, block(deconv(up))], dim=1)

@@ -1,4 +1,4 @@
-"""What every thick-to-thin network here shares: its geometry and its output."""
+"""Base class, output and window geometry of thick-to-thin networks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["Geometry", "ThickToThin", "ThickToThinOutput", "as_output", "geometr
 
 
 class ThickToThinOutput(NamedTuple):
-    """What a network returns; each tensor (B, 1, N, H, W), N = (n - 1) * r + 1.
+    """Output of a network; each tensor has shape (B, 1, N, H, W), N = (n - 1) * r + 1.
 
     Attributes:
-        image: the thin slices, intensity in [0, 1] (not clipped).
-        mask_logits: logits of the lung mask; None where the network has no such stream.
-        inner: inner-lung voxels X_i; None likewise.
-        outer: outer-lung voxels X_o; None likewise.
+        image: thin slices, intensity in [0, 1] (not clipped).
+        mask_logits: logits of the lung mask; None if the network has no mask stream.
+        inner: inner-lung voxels X_i; None if the network has no inner stream.
+        outer: outer-lung voxels X_o; None if the network has no outer stream.
     """
 
     image: Tensor
@@ -29,7 +29,7 @@ class ThickToThinOutput(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """What a network states about its windows; see :class:`ThickToThin`."""
+    """Window geometry of a network; see :class:`ThickToThin` for the fields."""
 
     n_thick: int
     ratio: int
@@ -37,34 +37,41 @@ class Geometry(NamedTuple):
 
 
 def geometry_of(network: Any) -> Geometry:
-    """The attributes ``n_thick``, ``ratio`` and ``multiple`` (1 if it has none) of any network, ours or not.
+    """Read the attributes ``n_thick``, ``ratio`` and ``multiple`` of a network of any class.
+
+    ``multiple`` is optional and defaults to 1.
 
     Raises:
-        ValueError: if it does not state the first two.
+        ValueError: if ``n_thick`` or ``ratio`` is missing or not an integer.
     """
     n_thick, ratio = getattr(network, "n_thick", None), getattr(network, "ratio", None)
     if not (isinstance(n_thick, int) and isinstance(ratio, int)):
         raise ValueError(
-            f"Expected {type(network).__name__} to have the attributes n_thick (thick slices that go in) and ratio (thick spacing / thin "
-            f"spacing), got {n_thick} and {ratio}; set them in its class or constructor."
+            f"Expected {type(network).__name__} to have the integer attributes n_thick (input "
+            f"slices) and ratio (thick spacing / thin spacing), got {n_thick} and {ratio}; set "
+            "them in its class or constructor."
         )
     return Geometry(n_thick, ratio, int(getattr(network, "multiple", 1)))
 
 
 def as_output(output: Any) -> Any:
-    """A network's output with an attribute ``image``: itself, or a bare tensor (B, 1, N, H, W) taken as the image."""
+    """Wrap a bare tensor (B, 1, N, H, W) in a :class:`ThickToThinOutput` as its image.
+
+    Any other output is returned unchanged; it must have an attribute ``image``.
+    """
     return ThickToThinOutput(output) if isinstance(output, Tensor) else output
 
 
 class ThickToThin(Configurable, nn.Module):
-    """Base of the networks: (B, 1, n, H, W) in [0, 1] to a :class:`ThickToThinOutput`.
+    """Base class of the networks: maps (B, 1, n, H, W) in [0, 1] to a :class:`ThickToThinOutput`.
 
-    A subclass takes plain values only, so that checkpoints and YAML files can hold its arguments.
+    The constructor of a subclass must accept plain values only, so that its arguments can be stored
+    in checkpoints and YAML files.
 
     Attributes:
-        n_thick: thick slices that go in.
-        ratio: thick spacing / thin spacing.
-        multiple: H and W must be multiples of this.
+        n_thick: number of thick input slices, n.
+        ratio: thick spacing / thin spacing, r.
+        multiple: H and W must be multiples of this; default 1.
     """
 
     n_thick: int
@@ -72,15 +79,20 @@ class ThickToThin(Configurable, nn.Module):
     multiple: int = 1
 
     def check_input(self, thick: Tensor) -> None:
-        """Raise ValueError unless ``thick`` is (B, 1, n, H, W) with H and W multiples of ``multiple``."""
+        """Check that ``thick`` is (B, 1, n, H, W) with H and W multiples of ``multiple``.
+
+        Raises:
+            ValueError: if it is not.
+        """
         window = thick.ndim == 5 and tuple(thick.shape[1:3]) == (1, self.n_thick)
         if not window or any(size % self.multiple for size in thick.shape[3:]):
             raise ValueError(
-                f"Expected thick slices of shape (B, 1, {self.n_thick}, H, W) with H and W multiples of {self.multiple}, "
-                f"got {tuple(thick.shape)}. Whole volumes of any size go through mpunet.Reconstructor."
+                f"Expected thick slices of shape (B, 1, {self.n_thick}, H, W) with H and W "
+                f"multiples of {self.multiple}, got {tuple(thick.shape)}. For whole volumes of any "
+                "size use mpunet.Reconstructor."
             )
 
     @property
     def n_thin(self) -> int:
-        """Thin slices that come out."""
+        """Number of output slices, N."""
         return thin_depth(self.n_thick, self.ratio)

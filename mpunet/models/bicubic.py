@@ -1,8 +1,10 @@
-"""Interpolation along depth as a network of its own: the first row of Table 1.
+"""Interpolation along depth as a baseline network: the first row of Table 1.
 
-Fixed by the method: the ratio and the ends; "bicubic" of a volume whose planes keep their size is cubic along depth alone. Ours,
-as the paper names neither: the kernel (Keys, "Cubic convolution interpolation for digital image processing", IEEE Trans. ASSP
-1981, a = -0.5) and the linear continuation beyond the ends.
+The method specifies the ratio and the end alignment. Because in-plane size does not change,
+"bicubic" interpolation of a volume is cubic interpolation along depth only. The paper does not name
+the kernel or the boundary rule; our choices are cubic convolution (Keys, "Cubic convolution
+interpolation for digital image processing", IEEE Trans. ASSP 1981, a = -0.5) and linear
+extrapolation beyond the ends.
 """
 
 from __future__ import annotations
@@ -16,15 +18,16 @@ __all__ = ["Bicubic"]
 
 
 class Bicubic(ThickToThin):
-    """n thick slices to (n - 1) * r + 1 thin ones by interpolation along depth; nothing to train.
+    """Interpolate n thick slices along depth to (n - 1) * r + 1 thin ones; has no parameters.
 
-    As any network it sees one window at a time: the outermost interval of a window lacks a neighbour, which is extrapolated.
-    Linear interpolation of a volume is the same with windows and without.
+    Like every network, it processes one window at a time. The outermost interval of a window has no
+    slice beyond it, so cubic interpolation extrapolates one. Linear interpolation gives the same
+    result with and without windows.
 
     Args:
-        n_thick: thick slices that go in, n.
+        n_thick: number of thick slices in a window, n.
         ratio: thick spacing / thin spacing, r.
-        kind: "cubic" or "linear", see :func:`mpunet.models.interpolation_matrix`.
+        kind: "cubic" or "linear"; see :func:`mpunet.models.interpolation_matrix`.
 
     >>> import torch
     >>> Bicubic(2, 4)(torch.tensor([0.25, 0.75])[None, None, :, None, None]).image.flatten()
@@ -38,6 +41,6 @@ class Bicubic(ThickToThin):
         self.interpolate = DepthInterpolation(n_thick, ratio, kind)
 
     def forward(self, thick: Tensor) -> ThickToThinOutput:
-        """Thick slices (B, 1, n, H, W) of any height and width, intensity in [0, 1]."""
+        """Interpolate thick slices (B, 1, n, H, W) of any height and width, intensity in [0, 1]."""
         self.check_input(thick)
         return ThickToThinOutput(self.interpolate(thick))

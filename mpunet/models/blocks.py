@@ -1,4 +1,7 @@
-"""The layers that the networks here are made of: convolutions with normalisation and activation, and planned deconvolutions."""
+"""Building blocks of the networks.
+
+Convolutions with normalisation and activation, residual blocks, and deconvolutions along depth.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ Activation = Literal["leaky_relu", "relu", "silu", "gelu"]
 
 
 def make_norm(norm: Norm, channels: int) -> nn.Module:
-    """Normalisation over (B, C, D, H, W). ``group`` uses the largest divisor of ``channels`` up to 8 as number of groups."""
+    """Create a normalisation layer for (B, C, D, H, W).
+
+    The number of groups of ``group`` is the largest divisor of ``channels`` up to 8.
+    """
     if norm == "none":
         return nn.Identity()
     if norm == "group":
@@ -39,7 +45,7 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
 
 
 def make_activation(activation: Activation) -> nn.Module:
-    """Activation by name."""
+    """Create an activation layer by name."""
     if activation == "leaky_relu":
         return nn.LeakyReLU(0.1)
     if activation == "relu":
@@ -52,11 +58,18 @@ def make_activation(activation: Activation) -> nn.Module:
 
 
 class ConvLayer(nn.Sequential):
-    """Convolution, normalisation, activation. Odd kernels keep (D, H, W) at stride 1; even ones do at their own stride.
+    """Convolution, normalisation and activation.
+
+    An odd kernel is padded by half its size, so it keeps the size at stride 1. An even kernel is
+    not padded; use it with a stride equal to its size.
 
     Args:
+        in_channels: input channels.
+        out_channels: output channels.
         kernel: kernel size along depth, height and width.
         stride: stride along depth, height and width.
+        norm: normalisation of the layer.
+        activation: activation of the layer.
     """
 
     def __init__(
@@ -85,7 +98,7 @@ class ConvLayer(nn.Sequential):
 
 
 class ConvBlock(nn.Module):
-    """``layers`` convolutions of 3 x 3 x 3, with a shortcut around them (a residual block)."""
+    """Residual block: ``layers`` convolutions of 3 x 3 x 3 with a shortcut around them."""
 
     def __init__(
         self,
@@ -104,15 +117,23 @@ class ConvBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, D, H, W) to the same."""
+        """Map (B, C, D, H, W) to the same shape."""
         out: Tensor = x + self.body(x)
         return out
 
 
 class DepthDeconv(nn.Module):
-    """Transposed convolution onto a planned depth grid, with an in-plane factor of 1 or 2; then normalisation and activation.
+    """Transposed convolution along depth (and in-plane), then normalisation and activation.
 
-    Slice j of the input stands at the same position in the output (see :mod:`mpunet.models.schedule`).
+    Slices keep their positions in mm from input to output; see :mod:`mpunet.models.schedule`.
+
+    Args:
+        in_channels: input channels.
+        out_channels: output channels.
+        step: depths, stride and kernel along depth.
+        in_plane: in-plane up-sampling factor, 1 or 2.
+        norm: normalisation of the layer.
+        activation: activation of the layer.
     """
 
     def __init__(
@@ -136,7 +157,8 @@ class DepthDeconv(nn.Module):
             (step.output_padding, 0, 0),
             bias=norm in ("none", "group"),
         )
-        # Each output voxel sums over kernel / stride inputs along depth and one in-plane: He's rule for that fan-in.
+        # He initialisation: kernel / stride inputs along depth and one in-plane contribute to an
+        # output voxel.
         nn.init.normal_(
             self.deconv.weight, std=math.sqrt(2 / 1.01 / (in_channels * step.kernel / step.stride))
         )
@@ -149,23 +171,24 @@ class DepthDeconv(nn.Module):
         self.register_buffer("taps", torch.tensor(taps), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, in_depth, H, W) to (B, C_out, out_depth, in_plane * H, in_plane * W)."""
+        """Map (B, C_in, in_depth, H, W) to (B, C_out, out_depth, in_plane * H, in_plane * W)."""
         out: Tensor = self.activation(self.norm(self._deconvolve(x)))
         return out
 
     def _deconvolve(self, x: Tensor) -> Tensor:
-        """The kept slices of ``self.deconv(x)``, as a convolution whose channels are shuffled into depth, height and width.
+        """Compute the kept slices of ``self.deconv(x)`` by a convolution.
 
-        The same sums in another order: slices that are not kept are not computed, and convolutions are several times as fast as
-        transposed ones with strides.
+        The output channels of the convolution are rearranged into depth, height and width. The sums
+        are those of ``self.deconv`` in another order. This is faster: slices that are not kept are
+        not computed, and convolutions are several times as fast as strided transposed convolutions.
         """
         step, factor = self.step, self.deconv.kernel_size[1]
-        groups = -(-step.out_depth // step.stride)  # keep input slices lead to stride output slices
+        # Each group of ``stride`` output slices advances the input by ``keep`` slices.
+        groups = -(-step.out_depth // step.stride)
         right = (groups - 1) * step.keep - self.first + self.taps.shape[1] - step.in_depth
         x = functional.pad(x, (0, 0, 0, 0, -self.first, max(0, right)))
-        weight = functional.pad(self.deconv.weight, (0, 0, 0, 0, 0, 1))[
-            :, :, self.taps
-        ]  # C_in, C_out, phase, tap, row, column
+        # Axes after indexing: C_in, C_out, phase, tap, row, column.
+        weight = functional.pad(self.deconv.weight, (0, 0, 0, 0, 0, 1))[:, :, self.taps]
         weight = weight.permute(2, 4, 5, 1, 0, 3).flatten(0, 3)[..., None, None]
         phases = step.stride * factor**2
         bias = None if self.deconv.bias is None else self.deconv.bias.repeat(phases)

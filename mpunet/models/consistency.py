@@ -1,10 +1,13 @@
-"""Data consistency along depth: thin slices that, thickened by the slice profile, give the thick ones that went in (ours).
+"""Data consistency along depth: correct thin slices so that they reproduce the thick input slices.
 
-A thick slice is a weighted mean of thin ones, thick = A thin. Of all volumes that give the same thick slices a network has to find
-one, but nothing makes its output give them: what it misses by can be taken back in closed form,
-thin + P (thick - A thin) with P = Aᵀ (A Aᵀ + λ)⁻¹, the smallest change that does it (Irani and Peleg's back-projection, CVGIP 1991,
-in one step; "data consistency" of MRI reconstruction, Schlemper et al., IEEE TMI 2018). It is linear, so that a network trained
-through it learns only what thick slices do not tell.
+A thick slice is a weighted mean of thin slices: thick = A thin, where A is the slice profile. A
+network's output does not have to reproduce its input. The smallest correction that makes it do so
+has a closed form: thin + P (thick - A thin) with P = Aᵀ (A Aᵀ + λ)⁻¹, exact for λ = 0.
+
+This layer is our addition to the paper. Sources: back-projection (Irani and Peleg, CVGIP 1991),
+here in one step, and "data consistency" in MRI reconstruction (Schlemper et al., IEEE TMI 2018).
+The correction is linear, so a network trained through it learns only what the thick slices do not
+determine.
 """
 
 from __future__ import annotations
@@ -20,24 +23,27 @@ __all__ = ["DepthConsistency"]
 
 
 class DepthConsistency(nn.Module):
-    """Thin slices (B, C, N, H, W), moved to agree with the thick ones (B, C, n, H, W) of their window, in float32.
+    """Correct thin slices (B, C, N, H, W) to agree with thick slices (B, C, n, H, W) of a window.
 
-    The first and last thick slice are left out: half of what they are made of lies outside of the window.
+    Computed in float32. The first and last thick slice are ignored, because half of their slice
+    profile lies outside the window.
 
     Args:
-        n_thick: thick slices of a window, n, at least 3.
+        n_thick: number of thick slices in a window, n; at least 3.
         ratio: thick spacing / thin spacing, r.
-        fwhm: full width at half maximum of the Gaussian slice profile, in thick spacings.
-        damping: λ in units of the sum of the profile's squares. Above 0, so that noise and a profile that is not quite the scanner's
-            are not followed all the way.
+        fwhm: full width at half maximum of the Gaussian slice profile, in thick spacings; above 0.
+        damping: regularisation λ, as a fraction of the mean over slices of the profile's sum of
+            squares; at least 0. A value above 0 limits the effect of noise and of an inexact
+            profile.
 
     Raises:
-        ValueError: if there are fewer than 3 slices, or ``fwhm`` or ``damping`` is out of its range.
+        ValueError: if ``n_thick`` is below 3, or ``fwhm`` or ``damping`` is out of range.
 
     >>> thick = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0])[None, None, :, None, None]
     >>> layer = DepthConsistency(5, 3, damping=0.0)
     >>> thin = layer(torch.zeros(1, 1, 13, 1, 1), thick)
-    >>> torch.allclose(torch.einsum("kN,bcNhw->k", layer.thicken, thin), thick[0, 0, 1:-1, 0, 0], atol=1e-6)
+    >>> again = torch.einsum("kN,bcNhw->k", layer.thicken, thin)
+    >>> torch.allclose(again, thick[0, 0, 1:-1, 0, 0], atol=1e-6)
     True
     """
 
@@ -50,11 +56,13 @@ class DepthConsistency(nn.Module):
         super().__init__()
         if n_thick < 3:
             raise ValueError(
-                f"Expected windows of at least 3 thick slices, of which the inner ones are kept, got {n_thick}."
+                "Expected windows of at least 3 thick slices, because data consistency ignores the "
+                f"first and the last, got {n_thick}."
             )
         if not (0 < fwhm < math.inf and 0 <= damping < math.inf):
             raise ValueError(
-                f"Expected fwhm > 0 (thick spacings) and damping >= 0, got fwhm = {fwhm}, damping = {damping}."
+                "Expected fwhm > 0 (thick spacings) and damping >= 0, got "
+                f"fwhm = {fwhm}, damping = {damping}."
             )
         sigma = fwhm * ratio / math.sqrt(8 * math.log(2))
         centres = ratio * torch.arange(1, n_thick - 1, dtype=torch.float64)
@@ -70,7 +78,7 @@ class DepthConsistency(nn.Module):
         self.register_buffer("spread", spread.float(), persistent=False)
 
     def forward(self, thin: Tensor, thick: Tensor) -> Tensor:
-        """Thin (B, C, N, H, W) and thick (B, C, n, H, W) in the same unit to thin (B, C, N, H, W)."""
+        """Correct ``thin`` (B, C, N, H, W) by ``thick`` (B, C, n, H, W) of the same unit."""
         with torch.autocast(thin.device.type, enabled=False):
             missing = thick[:, :, 1:-1].float() - torch.einsum(
                 "kN,bcNhw->bckhw", self.thicken.float(), thin.float()

@@ -1,4 +1,4 @@
-"""The critic of "MPU-Net + W-GAN": how real a stack of thin slices looks."""
+"""Critic of "MPU-Net + W-GAN": scores how realistic a stack of thin slices looks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ __all__ = ["Critic"]
 
 
 class Critic(Configurable, nn.Module):
-    """3D convolutional critic: strided convolutions, the mean over all positions, one linear layer.
+    """3D convolutional critic: strided convolutions, mean over all positions, one linear layer.
 
-    From the paper: only that a Wasserstein GAN was added to MPU-Net, and that it does not help (Table 1: RMSE 42.31 HU with it,
-    38.79 HU without). From WGAN-GP (Gulrajani et al., 2017, section 4): no batch normalisation, as the gradient penalty is taken
-    for each sample alone. Ours: 3 x 3 x 3 convolutions of stride 2 with leaky ReLU, their number and widths, the mean over
-    positions, which makes any crop fit, and a linear layer without bias, as a constant cancels in differences of scores.
+    The paper says only that a Wasserstein GAN was added to MPU-Net and that it does not help
+    (Table 1: RMSE 42.31 HU with it, 38.79 HU without). From WGAN-GP (Gulrajani et al., 2017,
+    section 4): no batch normalisation, because the gradient penalty is computed for each sample
+    separately.
+
+    Our choices: 3 x 3 x 3 convolutions of stride 2 with leaky ReLU, their number and widths; the
+    mean over positions, so that crops of any size fit; and a linear layer without bias, because a
+    constant cancels in differences of scores.
 
     Args:
-        widths: channels of the convolutions, each of which halves depth, height and width (rounded up).
+        widths: channels of each convolution; each convolution halves depth, height and width,
+            rounded up.
 
     Raises:
-        ValueError: if there are no widths or one is below 1.
+        ValueError: if ``widths`` is empty or contains a value below 1.
 
     >>> import torch
     >>> Critic(widths=(4, 8))(torch.rand(2, 1, 36, 33, 40)).shape
@@ -45,7 +50,13 @@ class Critic(Configurable, nn.Module):
         self.head = nn.Linear(widths[-1], 1, bias=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Thin slices (B, 1, N, h, w), intensity in [0, 1] or near it, to scores (B,), higher for what looks real.
+        """Score thin slices; a higher score means more realistic.
+
+        Args:
+            image: (B, 1, N, h, w), intensity in [0, 1] or near it.
+
+        Returns:
+            Scores (B,).
 
         Raises:
             ValueError: if the image has another shape.

@@ -1,4 +1,8 @@
-"""The multi-stream head (Section 3.2): lung mask, inner-lung and outer-lung voxels over shared features, composed to one image."""
+"""Multi-stream head (Section 3.2).
+
+Predicts the lung mask, inner-lung voxels and outer-lung voxels from shared features and combines
+them into one image.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +21,29 @@ Stream = Literal["mask", "inner", "outer"]
 
 
 def compose(mask_logits: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
-    """X = M ⊙ X_i + (1 - M) ⊙ X_o with the soft mask M = sigmoid(logits); all (B, 1, N, H, W)."""
+    """Compose the image X = M ⊙ X_i + (1 - M) ⊙ X_o with the soft mask M = sigmoid(logits).
+
+    All tensors have shape (B, 1, N, H, W).
+    """
     return torch.lerp(outer, inner, mask_logits.sigmoid())
 
 
 class MultiStreamHead(nn.Module):
-    """One branch of 3D convolutions per stream.
+    """Head with one branch of 3D convolutions per stream.
 
-    With all three streams the image is composed of X_i and X_o. For the ablation streams can be left out: a lone ``inner`` or
-    ``outer`` stream is the image itself, and ``mask`` beside it an auxiliary task. ``inner`` with ``outer`` needs ``mask``.
+    With all three streams, the image is composed of X_i and X_o. For ablations, streams can be left
+    out: a single ``inner`` or ``outer`` stream is the image itself, and ``mask`` with one of them
+    is an auxiliary task. ``inner`` together with ``outer`` requires ``mask``.
 
     Args:
         channels: channels of the shared features.
-        streams: which streams to build.
-        hidden: channels inside each branch; as ``channels`` by default.
+        streams: streams to build.
+        hidden: channels inside each branch; default: ``channels``.
+        norm: normalisation of the hidden layers.
+        activation: activation of the hidden layers.
+
+    Raises:
+        ValueError: if the combination of streams is not supported.
     """
 
     def __init__(
@@ -52,8 +65,9 @@ class MultiStreamHead(nn.Module):
             {"mask", "outer"},
         ):
             raise ValueError(
-                f"Expected streams mask + inner + outer, or inner or outer alone or with mask, got {list(streams)}: "
-                "two image streams cannot be composed without a mask, and a mask alone is no image."
+                "Expected streams mask + inner + outer, or inner or outer alone or with mask, got "
+                f"{list(streams)}: two image streams cannot be composed without a mask, and a mask "
+                "alone is not an image."
             )
         width = hidden or channels
         self.branches = nn.ModuleDict(
@@ -67,8 +81,14 @@ class MultiStreamHead(nn.Module):
         )
 
     def forward(self, features: Tensor, base: Tensor | None = None) -> ThickToThinOutput:
-        """Features (B, C, N, H, W), and the interpolated input (B, 1, N, H, W) if the image streams are to predict a residual to it."""
-        # Streams leave the half precision of autocast here: bfloat16 has steps of 8 to 16 HU around soft tissue.
+        """Predict the streams and the image.
+
+        Args:
+            features: (B, C, N, H, W).
+            base: interpolated input (B, 1, N, H, W), to which the image streams are added as
+                residuals; None: the streams predict the image directly.
+        """
+        # Leave the half precision of autocast: bfloat16 has steps of 8 to 16 HU around soft tissue.
         out = {name: branch(features).float() for name, branch in self.branches.items()}
         if base is not None:
             out.update({name: base + out[name] for name in ("inner", "outer") if name in out})
@@ -80,7 +100,10 @@ class MultiStreamHead(nn.Module):
 
 
 def _last_layer(channels: int) -> nn.Conv3d:
-    """Near zero, so that a network with a residual starts out as the interpolation that it refines."""
+    """Create the output layer of a branch, with weights near zero.
+
+    A network with a residual then starts close to the interpolation that it refines.
+    """
     last = nn.Conv3d(channels, 1, kernel_size=3, padding=1)
     nn.init.normal_(last.weight, std=1e-3)
     if last.bias is not None:

@@ -1,4 +1,7 @@
-"""Interpolation along depth as a fixed linear map: the network's starting point, and a baseline of its own."""
+"""Interpolation along depth as a fixed linear map.
+
+It is a baseline, and the image to which networks add a residual.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ Kind = Literal["linear", "cubic"]
 
 
 def interpolation_matrix(n_thick: int, ratio: int, kind: Kind) -> npt.NDArray[np.float64]:
-    """Weights (N, n) of the end-aligned interpolation of n slices at N = (n - 1) * r + 1 positions, see :func:`interpolation_weights`.
+    """Compute the weights (N, n) of the interpolation from n thick to N thin slices.
+
+    The grids are end-aligned, N = (n - 1) * r + 1. See :func:`interpolation_weights` for the kinds.
 
     >>> interpolation_matrix(2, 2, "linear").tolist()
     [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
@@ -28,10 +33,19 @@ def interpolation_matrix(n_thick: int, ratio: int, kind: Kind) -> npt.NDArray[np
 def interpolation_weights(
     depth: int, position: npt.NDArray[np.float64], kind: Kind
 ) -> npt.NDArray[np.float64]:
-    """Weights (positions, depth) of slices 0, 1, ... depth - 1 at any positions between the first and the last.
+    """Compute the interpolation weights of slices 0, 1, ... depth - 1 at given positions.
 
-    ``cubic`` is cubic convolution (Keys 1981, a = -0.5), the "bicubic" of image libraries along one axis; beyond its ends the
-    sequence is continued linearly.
+    Args:
+        depth: number of slices.
+        position: positions (positions,) in units of slices, from 0 to ``depth - 1``.
+        kind: "linear", or "cubic" for cubic convolution (Keys 1981, a = -0.5), which image
+            libraries call "bicubic" in two dimensions. It extrapolates linearly beyond the ends.
+
+    Returns:
+        Weights (positions, depth).
+
+    Raises:
+        ValueError: if ``kind`` is unknown.
     """
     if kind == "linear":
         return np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(depth)))
@@ -42,7 +56,7 @@ def interpolation_weights(
     far = -0.5 * distance**3 + 2.5 * distance**2 - 4.0 * distance + 2.0
     weights = np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
     inner = weights[:, 1:-1].copy()
-    # The slice before the first stands in as 2 * first - second, and likewise after the last.
+    # Linear extrapolation: the slice before the first is 2 * first - second; same after the last.
     inner[:, 0] += 2 * weights[:, 0]
     inner[:, 1] -= weights[:, 0]
     inner[:, -1] += 2 * weights[:, -1]
@@ -51,7 +65,15 @@ def interpolation_weights(
 
 
 class DepthInterpolation(nn.Module):
-    """(B, C, n, H, W) to (B, C, N, H, W) by :func:`interpolation_matrix`, in float32 whatever the autocast or the network's own type."""
+    """Interpolate (B, C, n, H, W) to (B, C, N, H, W) by :func:`interpolation_matrix`.
+
+    Always computed in float32, also under autocast and if the network has another dtype.
+
+    Args:
+        n_thick: number of thick slices in a window, n.
+        ratio: thick spacing / thin spacing, r.
+        kind: "linear" or "cubic".
+    """
 
     weights: Tensor
 
@@ -61,6 +83,6 @@ class DepthInterpolation(nn.Module):
         self.register_buffer("weights", matrix, persistent=False)
 
     def forward(self, thick: Tensor) -> Tensor:
-        """Thick slices (B, C, n, H, W) to interpolated thin ones (B, C, N, H, W)."""
+        """Interpolate thick slices (B, C, n, H, W) to thin slices (B, C, N, H, W)."""
         with torch.autocast(thick.device.type, enabled=False):
             return torch.einsum("Nn,bcnhw->bcNhw", self.weights.float(), thick.float())

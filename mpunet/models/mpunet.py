@@ -1,4 +1,7 @@
-"""MPU-Net: multi-stream progressive up-sampling network (Liu et al., MICCAI 2020), Sections 3.1 and 3.2."""
+"""MPU-Net, the multi-stream progressive up-sampling network.
+
+Source: Liu et al., MICCAI 2020, Sections 3.1 and 3.2.
+"""
 
 from __future__ import annotations
 
@@ -18,28 +21,40 @@ __all__ = ["MPUNet"]
 
 
 class MPUNet(ThickToThin):
-    """n thick slices to (n - 1) * r + 1 thin ones: shared progressive backbone, three streams, composed image.
+    """MPU-Net: reconstructs (n - 1) * r + 1 thin slices from n thick slices.
 
-    From the paper: the geometry, five in-plane halvings and one of depth, Eq. 1, the streams and their composition. Ours, as the
-    paper does not say: all widths, blocks, ``norm``, ``activation``, the depth schedule, and the ``residual``.
+    A shared progressive backbone feeds three streams, from which the image is composed.
+
+    The paper specifies the geometry, five in-plane halvings and one depth halving, Eq. 1, the
+    streams and their composition. It does not specify widths, blocks, ``norm``, ``activation``, the
+    depth schedule and the ``residual``; these are our choices.
 
     Args:
-        n_thick: thick slices that go in, n.
+        n_thick: number of thick input slices, n.
         ratio: thick spacing / thin spacing, r.
-        widths: channels per level, full resolution first.
+        widths: channels per level, full resolution first; one more than the number of in-plane
+            halvings.
         layers: convolutions per residual block.
-        norm: normalisation; "none" returned HU best (docs/choices.md): normalising by instance forgets absolute intensity.
+        norm: normalisation of every layer. "none" gave the most accurate HU (docs/choices.md);
+            instance normalisation discards absolute intensity.
         activation: activation of every layer.
-        residual: what the image streams add to: the interpolated input ("cubic" or "linear"), or nothing ("none").
-        consistency: FWHM in thick spacings of the slice profile by which the image, thickened, is made to give the input again, see
-            :class:`DepthConsistency`; none by default.
-        decoder: "progressive" (the paper's) or "subpixel" (its ablation).
-        streams: streams of the head, see :class:`MultiStreamHead`.
-        head_width: channels inside each stream's branch; ``widths[0]`` by default.
-        depth_halvings: how many of the deepest stages halve depth.
-        depth_spacings: the progressive decoder's depth schedule, see :func:`mpunet.models.schedule.plan_depths`.
-        stem_width: channels of the progressive backbone's encoder at full resolution and thick depth, which then has a residual
-            block there: cheap, as thick slices are few; by default ``widths[0]`` and no block.
+        residual: image to which the image streams are added: the input interpolated along depth
+            ("cubic" or "linear"); "none": the streams predict the image directly.
+        consistency: FWHM of the slice profile in thick spacings for data consistency, which
+            corrects the image so that it reproduces the input slices (see
+            :class:`DepthConsistency`). Default: no correction.
+        decoder: "progressive" (the paper's network) or "subpixel" (the paper's ablation).
+        streams: streams of the head; see :class:`MultiStreamHead`.
+        head_width: channels inside each stream's branch; default: ``widths[0]``.
+        depth_halvings: number of stages that halve depth; these are the deepest ones.
+        depth_spacings: depth schedule of the progressive decoder; see
+            :func:`mpunet.models.schedule.plan_depths`.
+        stem_width: channels of the progressive backbone's encoder at full resolution; adds a
+            residual block there, which is cheap because depth is still n. Default: ``widths[0]``
+            channels and no block.
+
+    Raises:
+        ValueError: if an argument or a combination of arguments is not supported.
 
     >>> import torch
     >>> net = MPUNet(widths=(2, 2, 2, 2, 2, 2))
@@ -84,7 +99,8 @@ class MPUNet(ThickToThin):
         elif decoder == "subpixel":
             if depth_spacings is not None or stem_width is not None:
                 raise ValueError(
-                    "depth_spacings and stem_width belong to the progressive decoder; the sub-pixel decoder has neither."
+                    "depth_spacings and stem_width belong to the progressive decoder; leave them "
+                    "out for the sub-pixel decoder."
                 )
             self.backbone = SubpixelBackbone(
                 n_thick,
@@ -109,7 +125,12 @@ class MPUNet(ThickToThin):
         )
 
     def forward(self, thick: Tensor) -> ThickToThinOutput:
-        """Thick slices (B, 1, n, H, W), intensity in [0, 1]; H and W multiples of 2 ** (len(widths) - 1), by default 32."""
+        """Reconstruct thin slices.
+
+        Args:
+            thick: (B, 1, n, H, W), intensity in [0, 1]; H and W must be multiples of
+                2 ** (len(widths) - 1), which is 32 by default.
+        """
         self.check_input(thick)
         base = None if self.interpolate is None else self.interpolate(thick)
         if base is not None and self.consistency is not None:

@@ -1,13 +1,16 @@
-"""How depth shrinks and grows through the network: grids, and the deconvolution that leads from one to the next.
+"""Depth schedule of the network: the depth at each level and the deconvolutions between levels.
 
-The paper says that depth grows step by step from the bottleneck up to N = (n - 1) * r + 1 and leaves the steps open; these are
-our choice. Every feature map here stands on a *grid*: slices 0, s, 2s, ... in units of thin slices, s its spacing, as far as the
-window reaches. All grids begin at the window's first slice, so that a feature and the slice it describes share one position at
-every level. Deconvolutions that merely hit the right number of slices (say 8 -> 10 by a larger kernel) would shear the features
-against each other by up to several mm, position by position, which no convolution can undo.
+The paper says that depth grows step by step from the bottleneck to N = (n - 1) * r + 1, but not by
+which steps. The steps are our choice.
 
-A step from spacing a to b with a / b = stride / keep is a transposed convolution of that stride of which every ``keep``-th slice
-is kept: an exact rational resampling with learnt weights.
+Every feature map lies on a *grid*: slices 0, s, 2s, ... within the window, where the spacing s is
+in units of thin slices. All grids start at the first slice of the window, so features and image
+share positions at every level. A deconvolution that only produces the right number of slices (for
+example 10 slices from 8 by a larger kernel) would shift features against each other by up to
+several mm, depending on the position. No convolution can undo that.
+
+A step from spacing a to spacing b, with a / b = stride / keep, is a transposed convolution of that
+stride of which every ``keep``-th slice is kept: an exact rational resampling with learnt weights.
 """
 
 from __future__ import annotations
@@ -27,13 +30,13 @@ MAX_STRIDE = 16
 
 @dataclass(frozen=True)
 class DepthStep:
-    """A deconvolution along depth: ``in_depth`` slices to ``out_depth``, keeping slice 0 in its place.
+    """Deconvolution along depth from ``in_depth`` to ``out_depth`` slices; slice 0 does not move.
 
     Attributes:
-        in_depth: slices that come in.
-        out_depth: slices that go out.
+        in_depth: input slices.
+        out_depth: output slices.
         stride: stride of the transposed convolution.
-        keep: every ``keep``-th slice of its result is kept.
+        keep: only every ``keep``-th slice of the transposed convolution's result is kept.
     """
 
     in_depth: int
@@ -43,22 +46,28 @@ class DepthStep:
 
     @property
     def kernel(self) -> int:
-        """Odd, and wide enough for every new slice to see both its neighbours (2 * stride - 1), at least 3."""
+        """Kernel size: 2 * stride - 1, at least 3; every new slice depends on both neighbours."""
         return max(3, 2 * self.stride - 1)
 
     @property
     def padding(self) -> int:
-        """Half the kernel: slice j of the input stands at slice j * stride of the transposed convolution's result."""
+        """Half the kernel: aligns input slice j with slice j * stride of the result."""
         return self.kernel // 2
 
     @property
     def output_padding(self) -> int:
-        """Slices past the last one that came in, where the finer grid reaches further than the coarser one."""
+        """Slices beyond the last input slice, if the finer grid extends beyond the coarser."""
         return max(0, (self.out_depth - 1) * self.keep - (self.in_depth - 1) * self.stride)
 
     def polyphase(self) -> tuple[int, list[list[int]]]:
-        """The kept slices as a convolution of stride ``keep`` with ``stride`` phases: output slice stride * m + p is the sum over taps
-        of input slice keep * m + first + tap, weighted by the kernel's entry taps[p][tap]; entry ``kernel``, past the last, is 0.
+        """Express the step as a convolution of stride ``keep`` that computes the kept slices only.
+
+        The convolution has ``stride`` phases. Output slice stride * m + p is the sum over tap of
+        input slice keep * m + first + tap, weighted by entry taps[p][tap] of the deconvolution's
+        kernel. Index ``kernel``, one past the last entry, means a weight of 0.
+
+        Returns:
+            first and taps.
 
         >>> DepthStep(8, 36, 5).polyphase()
         (0, [[4, 9], [5, 0], [6, 1], [7, 2], [8, 3]])
@@ -79,14 +88,16 @@ class DepthStep:
 
 @dataclass(frozen=True)
 class DepthSchedule:
-    """Depths of a whole U-Net for one (n, r); see :func:`plan_depths`.
+    """Depths and depth steps of a U-Net for one pair (n, r); see :func:`plan_depths`.
 
     Attributes:
-        halved: for each down-sampling stage, from the first to the deepest, whether it halves the depth.
+        n_thick: number of thick slices in a window, n.
+        ratio: thick spacing / thin spacing, r.
+        halved: for each down-sampling stage, from first to deepest, whether it halves depth.
         encoder_depths: depth at each level, from full resolution (level 0) to the bottleneck.
-        up: the step of each in-plane doubling, from the bottleneck up to full resolution.
-        shortcuts: the step that brings the encoder's features to the depth that the decoder has at the same level, in the
-            decoder's order (deepest shortcut first, level 0 last).
+        up: depth step of each in-plane doubling, from the bottleneck up to full resolution.
+        shortcuts: depth step from the encoder's features to the decoder's depth at the same level,
+            in the order of the decoder (deepest shortcut first, level 0 last).
     """
 
     n_thick: int
@@ -105,19 +116,21 @@ def plan_depths(
     halvings: int = 1,
     spacings: Sequence[float] | None = None,
 ) -> DepthSchedule:
-    """Plan every change of depth in a U-Net that maps ``n_thick`` slices to (n_thick - 1) * ratio + 1.
+    """Plan all changes of depth in a U-Net from n_thick to (n_thick - 1) * ratio + 1 slices.
 
     Args:
-        n_thick: thick slices of a window, at least 2.
+        n_thick: number of thick slices in a window, at least 2.
         ratio: thick spacing / thin spacing, at least 2.
-        stages: in-plane halvings.
-        halvings: how many of the deepest stages halve depth too (the paper: depth shrinks by 2 in all).
-        spacings: grid spacing in thin slices after each up-sampling, from the deepest to full resolution: ``stages`` numbers that do
-            not increase and end with 1. By default depth is first brought back to n, and then doubled by the last steps,
-            the last of them taking what remains of the ratio: 5 becomes 2 * 2.5.
+        stages: number of in-plane halvings.
+        halvings: number of stages that halve depth too; these are the deepest ones. The paper
+            halves depth once.
+        spacings: grid spacing, in thin slices, after each up-sampling from the deepest to full
+            resolution: ``stages`` numbers that do not increase and end with 1. Default: depth first
+            returns to n; the last steps then double it, and the very last step applies the
+            remaining factor of the ratio (5 = 2 * 2.5).
 
     Raises:
-        ValueError: if (n_thick, ratio) cannot be planned so, with the reason.
+        ValueError: if there is no such schedule for (n_thick, ratio); the message gives the reason.
 
     >>> plan = plan_depths(8, 5)
     >>> plan.encoder_depths, [step.out_depth for step in plan.up]
@@ -141,7 +154,8 @@ def plan_depths(
     ]
     if halvings and encoder[-1] > 2 * span:
         raise ValueError(
-            f"{n_thick} slices cannot be halved {halvings} times: one slice is left before the last; use fewer halvings."
+            f"{n_thick} slices cannot be halved {halvings} times: one slice is left before the "
+            "last halving; use fewer halvings."
         )
     decoder = (
         [Fraction(s).limit_denominator(64) for s in spacings]
@@ -150,8 +164,9 @@ def plan_depths(
     )
     if not spacings and halvings == stages:
         raise ValueError(
-            f"Expected fewer depth halvings than stages ({stages}), got {halvings}: up-sampling only undoes them and no stage is left "
-            f"to multiply depth by the ratio {ratio}. Add a stage (a width), use fewer halvings, or give the spacings."
+            f"Expected fewer depth halvings than stages ({stages}), got {halvings}: up-sampling "
+            f"only undoes them and no stage is left to multiply depth by the ratio {ratio}. Add a "
+            "stage (a width), use fewer halvings, or give the spacings."
         )
     if (
         len(decoder) != stages
@@ -159,8 +174,8 @@ def plan_depths(
         or any(a < b for a, b in pairwise([encoder[-1], *decoder]))
     ):
         raise ValueError(
-            f"Expected {stages} grid spacings that start at {encoder[-1]} or less, do not increase and end with 1, "
-            f"got {[float(s) for s in decoder]}."
+            f"Expected {stages} grid spacings that start at {encoder[-1]} or less, do not increase "
+            f"and end with 1, got {[float(s) for s in decoder]}."
         )
     coarser = [encoder[-1], *decoder[:-1]]
     return DepthSchedule(
@@ -194,12 +209,14 @@ def _depth(span: int, spacing: Fraction) -> int:
 def _step(span: int, coarse: Fraction, fine: Fraction) -> DepthStep:
     if coarse < fine:
         raise ValueError(
-            f"A shortcut on a grid of {float(coarse)} thin slices cannot feed a coarser one of {float(fine)}."
+            f"A shortcut with a spacing of {float(coarse)} thin slices cannot be resampled to the "
+            f"larger spacing of {float(fine)}; choose smaller spacings for the decoder."
         )
     factor = coarse / fine
     if factor.numerator > MAX_STRIDE:
         raise ValueError(
-            f"The step from a spacing of {float(coarse):g} to {float(fine):g} thin slices is {factor.numerator}/{factor.denominator}: "
-            f"a deconvolution of stride {factor.numerator} (the limit is {MAX_STRIDE}). Choose spacings with simpler ratios."
+            f"The step from a spacing of {float(coarse):g} to {float(fine):g} thin slices is "
+            f"{factor.numerator}/{factor.denominator}: a deconvolution of stride "
+            f"{factor.numerator} (the limit is {MAX_STRIDE}). Choose spacings with simpler ratios."
         )
     return DepthStep(_depth(span, coarse), _depth(span, fine), factor.numerator, factor.denominator)

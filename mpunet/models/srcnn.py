@@ -1,14 +1,17 @@
-"""SRCNN on the planes that show the thick slices from the side: the 2D row of Table 1.
+"""SRCNN on coronal or sagittal planes: the 2D row of Table 1.
 
-Source: Dong, Loy, He and Tang, "Learning a deep convolutional network for image super-resolution", ECCV 2014 (extended in TPAMI
-2016). It fixes the input (the image, interpolated to its final size), three convolutions of 9, 1 and 5 pixels (9-5-5 is the more
-accurate and slower choice of the extended version, and ours) with 64 and 32 channels, ReLU between them, and the output, which is
-the image itself.
+Source: Dong, Loy, He and Tang, "Learning a deep convolutional network for image super-resolution",
+ECCV 2014 (extended in TPAMI 2016). It specifies the input (the image interpolated to its final
+size), three convolutions of 9, 1 and 5 pixels with 64 and 32 channels and ReLU between them, and
+the output (the image itself). We use kernels of 9, 5 and 5, the slower and more accurate choice of
+the extended version.
 
-Its use for thick CT slices is that of the paper's Table 1, which attributes it to Bae et al. and says that planes are coronal or
-sagittal; we have not seen the details of that work. Ours: coronal planes by default, a network for each kind of plane where both
-are averaged, borders extended by repetition at each layer, and He's initialisation of all but the last layer, where the source
-draws all weights from a Gaussian of 0.001 and trains for some 10^8 steps.
+The paper's Table 1 uses it for thick CT slices. The table attributes this use to Bae et al. and
+says that planes are coronal or sagittal; we have not seen the details of that work.
+
+Our choices: coronal planes by default; one network per kind of plane if both are averaged;
+replicate padding in each layer; He initialisation of all layers but the last. The source draws all
+weights from a Gaussian with a standard deviation of 0.001 and trains for about 10^8 steps.
 """
 
 from __future__ import annotations
@@ -29,18 +32,22 @@ Planes = Literal["coronal", "sagittal", "both"]
 
 
 class SRCNN(ThickToThin):
-    """Interpolation along depth, then a 2D network on each coronal (depth x width) or sagittal (depth x height) plane.
+    """SRCNN baseline: interpolation along depth, then a 2D network on each plane.
 
-    All planes of a window are one call: a 2D kernel is a 3D one with an extent of 1 across the planes.
+    Planes are coronal (depth x width) or sagittal (depth x height). All planes of a window are
+    processed in one call: the 2D kernels are 3D kernels of size 1 across the planes.
 
     Args:
-        n_thick: thick slices that go in, n.
+        n_thick: number of thick input slices, n.
         ratio: thick spacing / thin spacing, r.
-        planes: "coronal", "sagittal", or "both": the mean of two networks, each with weights of its own.
-        kernels: side of each layer's kernel in voxels, odd.
-        widths: channels between the layers: one fewer than there are kernels.
-        interpolation: what the input is interpolated by, "cubic" or "linear".
-        residual: predict what to add to the interpolated input, and not the image itself.
+        planes: "coronal", "sagittal", or "both" for the mean of two networks with separate weights.
+        kernels: kernel size of each layer in voxels; odd.
+        widths: channels between the layers; one fewer than the number of kernels.
+        interpolation: interpolation of the input along depth, "cubic" or "linear".
+        residual: predict the difference from the interpolated input instead of the image itself.
+
+    Raises:
+        ValueError: if an argument is out of range or ``kernels`` and ``widths`` do not match.
 
     >>> import torch
     >>> SRCNN(4, 3, kernels=(5, 1, 3), widths=(8, 4))(torch.rand(1, 1, 4, 7, 9)).image.shape
@@ -83,7 +90,11 @@ class SRCNN(ThickToThin):
         )
 
     def forward(self, thick: Tensor) -> ThickToThinOutput:
-        """Thick slices (B, 1, n, H, W) of any height and width, intensity in [0, 1]."""
+        """Reconstruct thin slices.
+
+        Args:
+            thick: (B, 1, n, H, W) of any height and width, intensity in [0, 1].
+        """
         self.check_input(thick)
         base = self.interpolate(thick)
         image = torch.stack(
@@ -93,7 +104,7 @@ class SRCNN(ThickToThin):
 
 
 class _PlaneNetwork(nn.Module):
-    """Convolutions over depth and width (coronal) or depth and height (sagittal), ReLU between them."""
+    """2D network over depth and width (coronal) or depth and height (sagittal), with ReLU."""
 
     def __init__(self, plane: str, kernels: Sequence[int], widths: Sequence[int]) -> None:
         super().__init__()
@@ -103,12 +114,14 @@ class _PlaneNetwork(nn.Module):
         ]
         self.hidden = nn.Sequential(*(layer for conv in hidden for layer in (conv, nn.ReLU())))
         self.last = last
-        nn.init.normal_(
-            last.weight, std=1e-3
-        )  # the source's; a network with a residual so starts out near the interpolation
+        # As in the source. A network with a residual then starts close to the interpolation.
+        nn.init.normal_(last.weight, std=1e-3)
 
     def forward(self, volume: Tensor) -> Tensor:
-        """(B, 1, N, H, W) to the same, in float32: an image in bfloat16 has steps of 8 to 16 HU around soft tissue."""
+        """Map (B, 1, N, H, W) to the same shape.
+
+        The last layer runs in float32: bfloat16 has steps of 8 to 16 HU around soft tissue.
+        """
         features = self.hidden(volume)
         with torch.autocast(volume.device.type, enabled=False):
             image: Tensor = self.last(features.to(self.last.weight.dtype))

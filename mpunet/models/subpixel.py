@@ -1,11 +1,14 @@
-"""The sub-pixel network of Table 1, the basis of the paper's ablation: depth is encoded in channels and rearranged at the end.
+"""Sub-pixel network of Table 1, the baseline of the paper's ablation.
 
-Source: Ge et al., "Stereo-correlation and noise-distribution aware ResVoxGAN for dense slices reconstruction and noise reduction
-in thick low-dose CT", MICCAI 2019. It fixes that features are computed at thick depth and that a sub-pixel convolution makes the
-dense slices of them. Its generator is a chain of multi-scale residual blocks, trained with discriminators and further losses; we
-take the U-Net that MPU-Net is made of in its place, so that the ablation that starts here changes one part at a time.
+It encodes thin slices in channels and rearranges them along depth at the end.
 
-Ours: everything that is ours in MPU-Net, since this is MPU-Net less its parts.
+Source: Ge et al., "Stereo-correlation and noise-distribution aware ResVoxGAN for dense slices
+reconstruction and noise reduction in thick low-dose CT", MICCAI 2019. It specifies that features
+are computed at thick depth and that a sub-pixel convolution computes the dense slices from them.
+Its generator is a chain of multi-scale residual blocks, trained with discriminators and further
+losses. We use the U-Net of MPU-Net instead, so that the ablation changes one part at a time.
+
+Our choices: the same as in MPU-Net, because this network is MPU-Net without some of its parts.
 """
 
 from __future__ import annotations
@@ -23,19 +26,22 @@ __all__ = ["SubpixelNet"]
 
 
 class SubpixelNet(MPUNet):
-    """``MPUNet(decoder="subpixel", streams=["inner"])`` by the name of the table's row: the same network and state dict.
+    """Sub-pixel baseline: the same as ``MPUNet(decoder="subpixel", streams=["inner"])``.
 
-    Only the output differs: it has no streams, so that the objective's part for it is ``image``, as for the other baselines.
+    Network and state dict are identical. Only the output differs: it has no streams, so that the
+    objective uses the ``image`` loss, as for the other baselines.
 
     Args:
-        n_thick: thick slices that go in, n.
+        n_thick: number of thick input slices, n.
         ratio: thick spacing / thin spacing, r.
-        widths: channels per level, full resolution first.
+        widths: channels per level, full resolution first; one more than the number of in-plane
+            halvings.
         layers: convolutions per residual block.
         norm: normalisation of every layer.
         activation: activation of every layer.
-        residual: what the network adds to: the interpolated input ("cubic" or "linear"), or nothing ("none").
-        depth_halvings: how many of the deepest stages halve depth.
+        residual: image to which the network's output is added: the input interpolated along depth
+            ("cubic" or "linear"); "none": the network predicts the image directly.
+        depth_halvings: number of stages that halve depth; these are the deepest ones.
 
     >>> import torch
     >>> SubpixelNet(widths=(2, 2, 2))(torch.rand(1, 1, 8, 12, 20)).image.shape
@@ -68,5 +74,10 @@ class SubpixelNet(MPUNet):
         )
 
     def forward(self, thick: Tensor) -> ThickToThinOutput:
-        """Thick slices (B, 1, n, H, W), intensity in [0, 1]; H and W multiples of 2 ** (len(widths) - 1), by default 32."""
+        """Reconstruct thin slices.
+
+        Args:
+            thick: (B, 1, n, H, W), intensity in [0, 1]; H and W must be multiples of
+                2 ** (len(widths) - 1), which is 32 by default.
+        """
         return ThickToThinOutput(super().forward(thick).image)

@@ -1,13 +1,18 @@
-"""A V-Net on the linearly up-sampled volume: the "V-Net after trilinear up-sampling" of Table 1.
+"""V-Net on the linearly up-sampled volume: the "V-Net after trilinear up-sampling" of Table 1.
 
-Sources: Kudo, Kitamura, Li, Iizuka and Simo-Serra, "Virtual thin slice: 3D conditional GAN-based super-resolution for CT slice
-interval", MICCAI workshop MLMIR 2019, to whom the table attributes the row, and Milletari, Navab and Ahmadi, "V-Net: fully
-convolutional neural networks for volumetric medical image segmentation", 3DV 2016. Table and sources fix: up-sampling before the
-network, a fully convolutional 3D generator; 2 x 2 x 2 convolutions of stride 2 down and transposed ones up, doubling widths from
-16 to 256, residual blocks of 1, 2, 3, 3 and 3 convolutions, and skip connections by concatenation.
+Sources: Kudo, Kitamura, Li, Iizuka and Simo-Serra, "Virtual thin slice: 3D conditional GAN-based
+super-resolution for CT slice interval", MICCAI workshop MLMIR 2019, to whom the table attributes
+the row; and Milletari, Navab and Ahmadi, "V-Net: fully convolutional neural networks for volumetric
+medical image segmentation", 3DV 2016.
 
-Ours: kernels of 3 (V-Net's are 5, at 4.6 times the cost), normalisation and activation as in MPU-Net, how many halvings depth
-takes part in, the residual, and the last layers. Kudo's adversarial training is no part of the network.
+The table and the sources specify up-sampling before the network; a fully convolutional 3D
+generator; 2 x 2 x 2 convolutions of stride 2 to go down and transposed ones to go up; widths that
+double from 16 to 256; residual blocks of 1, 2, 3, 3 and 3 convolutions; and skip connections by
+concatenation.
+
+Our choices: kernels of 3 (V-Net uses 5, at 4.6 times the cost), normalisation and activation as in
+MPU-Net, the number of stages that halve depth, the residual, and the last layers. Kudo's
+adversarial training is not part of the network.
 """
 
 from __future__ import annotations
@@ -31,20 +36,26 @@ Size = tuple[int, int, int]
 
 
 class VNet(ThickToThin):
-    """Linear interpolation to N slices, then a V-Net at thin depth: what up-sampling first costs and gains.
+    """V-Net baseline: linear interpolation to N slices, then a V-Net at thin depth.
 
-    Each stage halves height and width, and depth as long as that leaves at least 2 slices. An odd number of slices is made even
-    by repeating the last one, and cut again on the way up, so that any N works.
+    It shows the cost and benefit of up-sampling before the network. Each stage halves height and
+    width, and also depth if at least 2 slices remain. An odd number of slices is made even by
+    repeating the last one; the extra slice is removed on the way up, so any N works.
 
     Args:
-        n_thick: thick slices that go in, n.
+        n_thick: number of thick input slices, n.
         ratio: thick spacing / thin spacing, r.
-        widths: channels per level, full resolution first; their number less one is the number of halvings.
-        layers: convolutions in a residual block at most; level i has i + 1 up to that.
+        widths: channels per level, full resolution first; one more than the number of halvings.
+        layers: maximum number of convolutions in a residual block; the block of level i has i + 1
+            convolutions, up to this maximum.
         norm: normalisation of every layer.
         activation: activation of every layer.
-        residual: what the network adds to: the interpolated input ("cubic" or "linear"), or nothing ("none"). As for MPU-Net by
-            default, so that a comparison of the two is one of architectures.
+        residual: image to which the network's output is added: the input interpolated along depth
+            ("cubic" or "linear"); "none": the network predicts the image directly. The default is
+            that of MPU-Net, so that the two are compared by architecture alone.
+
+    Raises:
+        ValueError: if there are fewer than 2 widths or ``residual`` is unknown.
 
     >>> import torch
     >>> VNet(widths=(2, 2, 2))(torch.rand(1, 1, 8, 12, 20)).image.shape
@@ -106,7 +117,12 @@ class VNet(ThickToThin):
         self.head = MultiStreamHead(widths[0], streams=("inner",), norm=norm, activation=activation)
 
     def forward(self, thick: Tensor) -> ThickToThinOutput:
-        """Thick slices (B, 1, n, H, W), intensity in [0, 1]; H and W multiples of 2 ** (len(widths) - 1), by default 16."""
+        """Reconstruct thin slices.
+
+        Args:
+            thick: (B, 1, n, H, W), intensity in [0, 1]; H and W must be multiples of
+                2 ** (len(widths) - 1), which is 16 by default.
+        """
         self.check_input(thick)
         features = [self.stem(self.upsample(thick).to(thick.dtype))]
         for down, stride in zip(self.downs, self.strides, strict=True):
@@ -123,7 +139,7 @@ class VNet(ThickToThin):
 
 
 def _strides(depth: int, stages: int) -> list[Size]:
-    """Stride of each stage along depth, height and width."""
+    """Compute the stride of each stage along depth, height and width."""
     strides: list[Size] = []
     for _ in range(stages):
         strides.append((2 if depth > 2 else 1, 2, 2))
@@ -134,13 +150,15 @@ def _strides(depth: int, stages: int) -> list[Size]:
 def _deconv(
     in_channels: int, out_channels: int, stride: Size, norm: Norm, activation: Activation
 ) -> nn.Sequential:
-    """Transposed convolution whose kernel is its stride: undoes the halving of the same stride, voxel for voxel."""
+    """Create a transposed convolution that undoes a down-sampling of the same stride.
+
+    The kernel size equals the stride, so each output voxel depends on one input voxel.
+    """
     deconv = nn.ConvTranspose3d(
         in_channels, out_channels, stride, stride, bias=norm in ("none", "group")
     )
-    nn.init.normal_(
-        deconv.weight, std=math.sqrt(2 / 1.01 / in_channels)
-    )  # each output voxel has one input voxel: He's rule
+    # He initialisation for a fan-in of one voxel.
+    nn.init.normal_(deconv.weight, std=math.sqrt(2 / 1.01 / in_channels))
     if deconv.bias is not None:
         nn.init.zeros_(deconv.bias)
     return nn.Sequential(deconv, make_norm(norm, out_channels), make_activation(activation))

@@ -1,6 +1,6 @@
-"""A chest phantom, drawn from a seed: for the demo, for tests, and for reader studies with a known answer.
+"""A chest phantom, created from a seed: for the demo, tests, and reader studies with known nodules.
 
-Begin with :mod:`mpunet.phantom.chest`.
+Start with :mod:`mpunet.phantom.chest`.
 """
 
 from mpunet.phantom.chest import ChestPhantom, chest_phantom, phantom_image

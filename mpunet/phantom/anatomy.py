@@ -1,6 +1,7 @@
-"""What the chest phantom shows: the surfaces of its organs as implicit functions, and its branching vessels and bronchi.
+"""Shapes of the chest phantom: organ surfaces as implicit functions, trees of vessels and bronchi.
 
-Coordinates are (z, y, x) in mm from the centre of the chest, towards superior, posterior and left. Nothing here knows a voxel.
+Coordinates are (z, y, x) in mm from the centre of the chest, towards superior, posterior and left.
+The shapes do not depend on a voxel grid.
 """
 
 from __future__ import annotations
@@ -36,15 +37,17 @@ SIDES = (-1, 1)  # right, left: the sign of x
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What differs between patients, and the surfaces that organs share: fields below 0 inside, for any points or grid.
+    """The features of one patient, and the surfaces of organs that follow from them.
+
+    Each surface is a field that is defined for any points or grid: below 0 inside, above 0 outside.
 
     Attributes:
-        size: factor on all but the layers of the chest wall.
-        fat: thickness in mm under the skin.
-        heart_size: factor on the heart alone.
-        domes: height in mm of the diaphragm's top on the right and on the left.
-        phase: mm by which the vertebrae are shifted along z; also seeds the texture.
-        nodules: how many.
+        size: scale factor of everything except the layers of the chest wall.
+        fat: thickness of the fat under the skin in mm.
+        heart_size: additional scale factor of the heart.
+        domes: heights of the top of the diaphragm on the right and on the left in mm.
+        phase: shift of the vertebrae along z in mm; also the seed of the texture.
+        nodules: number of nodules.
     """
 
     size: float
@@ -56,7 +59,7 @@ class Anatomy:
 
     @classmethod
     def draw(cls, rng: Rng) -> Anatomy:
-        """Another patient."""
+        """Draw a random patient."""
         return cls(
             size=rng.uniform(0.93, 1.0),
             fat=rng.uniform(6, 13),
@@ -67,23 +70,19 @@ class Anatomy:
         )
 
     def lung(self, grid: Grid, side: int) -> Array:
-        """Distance in mm to the surface of a lung, roughly; below 0 inside."""
+        """Return the approximate distance in mm to the surface of a lung; below 0 inside.
+
+        Args:
+            grid: coordinates z, y and x in mm.
+            side: -1 for the right lung, 1 for the left lung.
+        """
         z, y, x = (axis / self.size for axis in grid)
         up = (z + 25).clip(0)
         middle = side * (66 - 0.0016 * up**2)
-        shrink = (1 - (up / 103).clip(0, 0.999) ** 2.6) ** (
-            1 / 2.2
-        )  # to the apex, 78 mm above the centre
-        outer = (
-            (
-                _oval(
-                    (x - middle) / (60 * shrink + 1e-3), (y - 4 - 0.06 * up) / (87 * shrink + 1e-3)
-                )
-                - 1
-            )
-            * 60
-            * shrink
-        )
+        # The lung becomes smaller towards the apex, 78 mm above the centre.
+        shrink = (1 - (up / 103).clip(0, 0.999) ** 2.6) ** (1 / 2.2)
+        a, b = 60 * shrink + 1e-3, 87 * shrink + 1e-3
+        outer = (_superellipse((x - middle) / a, (y - 4 - 0.06 * up) / b) - 1) * 60 * shrink
         spine = 13 / (1 + np.exp((34 - y) / 6))
         hilum = 11 * np.exp(-(((y - 6) / 24) ** 2) - ((z - 5) / 55) ** 2)
         below_heart = 14 / ((1 + np.exp((z + 48) / 4)) * (1 + np.exp((y - 20) / 6)))
@@ -93,33 +92,39 @@ class Anatomy:
         )
 
     def dome(self, grid: Grid, side: int) -> Array:
-        """Height in mm above the diaphragm of one side; below 0 under it."""
+        """Return the height in mm above the diaphragm on one side; below 0 under the diaphragm."""
         z, y, x = (axis / self.size for axis in grid)
         top = self.domes[side > 0] - 46 * ((x - side * 58) / 62) ** 2 - 40 * ((y + 12) / 80) ** 2
         return np.asarray(self.size * (z - top))
 
     def cage(self, z: Array) -> tuple[Array, Array]:
-        """Half width and half depth in mm of the line along which ribs run, at height z; its middle is 4 mm behind the centre."""
+        """Return half the width and half the depth in mm of the oval of the ribs at height z.
+
+        The middle of the oval is 4 mm behind the centre of the chest.
+        """
         up = (z / self.size + 25).clip(0)
         shrink = (1 - (up / 135).clip(0, 0.9) ** 2.6) ** (1 / 2.2)
         return self.size * 132 * shrink, self.size * 98 * shrink
 
     def cavity(self, grid: Grid) -> Array:
-        """Below 0 inside the ribs."""
+        """Return the field of the space inside the ribs."""
         z, y, x = grid
         a, b = self.cage(z)
-        return _oval(x / (a - 7), (y - 4) / (b - 7)) - 1
+        return _superellipse(x / (a - 7), (y - 4) / (b - 7)) - 1
 
     def trunk(self, grid: Grid, margin: float) -> Array:
-        """Below 0 inside an oval trunk whose surface is ``margin`` mm outside the ribs where these are widest."""
+        """Return the field of an oval trunk, ``margin`` mm outside the ribs at the widest level."""
         z, y, x = grid
         taper = 1 - 0.10 / (1 + np.exp((62 - z) / 9))
         a, b = (129 * self.size + margin) * taper, (92 * self.size + margin) * taper
-        return _oval(x / a, (y - 4) / b) - 1
+        return _superellipse(x / a, (y - 4) / b) - 1
 
     @property
     def heart(self) -> tuple[Points, Points, Points]:
-        """Ellipsoid: centre (3,) and semi-axes (3,) in mm, directions (3, 3); the long axis points left, down and forward."""
+        """Ellipsoid of the heart: centre (3,) and semi-axes (3,) in mm, directions (3, 3).
+
+        The long axis points left, down and forward.
+        """
         centre, semi = np.array([-32.0, -24.0, 24.0]), np.array([56.0, 45.0, 42.0])
         return (
             centre * self.size,
@@ -128,13 +133,13 @@ class Anatomy:
         )
 
     def heart_core(self) -> Segment:
-        """A capsule that stands for the heart where distance to it is asked for."""
+        """Return a capsule that approximates the heart, for distances to it."""
         centre, semi, turn = self.heart
         reach = (semi[0] - semi[1]) * turn[0]
         return Segment(centre - reach, centre + reach, float(semi[1]) + 4)
 
     def great_vessels(self) -> Iterator[Segment]:
-        """Aorta, pulmonary arteries and veins up to the lung, caval veins, and the oesophagus beside them."""
+        """Yield aorta, venae cavae, pulmonary arteries and veins up to the lung, and oesophagus."""
         for radius, path in _GREAT_VESSELS:
             points = np.array(path, dtype=np.float64) * self.size
             for start, end in itertools.pairwise(points):
@@ -142,20 +147,29 @@ class Anatomy:
 
 
 def orthonormal(rows: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
-    """Three orthonormal axes (3, 3): the first along the first row, the second in the plane of both."""
+    """Return three orthonormal axes (3, 3).
+
+    The first is along the first row, the second in the plane of both rows.
+    """
     first = np.asarray(rows[0]) / np.linalg.norm(rows[0])
     second = np.asarray(rows[1]) - first * (first @ np.asarray(rows[1]))
     second /= np.linalg.norm(second)
     return np.stack([first, second, np.cross(first, second)])
 
 
-def _oval(x: Array, y: Array) -> Array:
-    """1 on an outline between an ellipse and a rectangle."""
+def _superellipse(x: Array, y: Array) -> Array:
+    """Return a field that is 1 on an outline between an ellipse and a rectangle."""
     return np.asarray((np.abs(x) ** 2.4 + np.abs(y) ** 2.4) ** (1 / 2.4))
 
 
 class Segment(NamedTuple):
-    """A piece of a branch: a tube from ``start`` to ``end``, (3,) each, with its radius, all in mm."""
+    """A piece of a branch: a tube with round ends.
+
+    Attributes:
+        start: first end (3,), (z, y, x) in mm.
+        end: second end (3,), (z, y, x) in mm.
+        radius: in mm.
+    """
 
     start: Points
     end: Points
@@ -163,7 +177,7 @@ class Segment(NamedTuple):
 
 
 def vessels(body: Anatomy, side: int, rng: Rng) -> list[Segment]:
-    """Pulmonary arteries and veins of one lung: two interleaved trees from the hilum."""
+    """Create the pulmonary arteries and veins of one lung: two interleaved trees from the hilum."""
     hila = np.array([[12, 2, side * 34], [-8, -6, side * 30]]) * body.size
     return [
         s
@@ -173,25 +187,24 @@ def vessels(body: Anatomy, side: int, rng: Rng) -> list[Segment]:
 
 
 def bronchi(body: Anatomy, side: int, rng: Rng) -> list[Segment]:
-    """Bronchi of one lung, from the end of its main bronchus."""
+    """Create the bronchi of one lung, from the end of its main bronchus."""
     hilum = np.array([4.0, 12.0, 30.0 * side]) * body.size
     return list(_tree(hilum, targets(body, side, 60, 14, rng), 0.95, 2.3, rng))
 
 
 def targets(body: Anatomy, side: int, count: int, depth: float, rng: Rng) -> Points:
-    """``count`` points (count, 3) in a lung, at least ``depth`` mm from its surface."""
+    """Draw ``count`` random points (count, 3) in a lung, at least ``depth`` mm from its surface."""
     low, high = np.array([-90, -90, 5]), np.array([80, 100, 130])
     points = rng.uniform(low, high, (20 * count, 3)) * (1, 1, side)
     z, y, x = points.T
     inside = body.lung((z, y, x), side) < -depth
-    inside &= (
-        body.lung((z + depth, y, x), side) < 0
-    )  # in the apex the field is not quite a distance
+    # Near the apex, the field is not exactly a distance.
+    inside &= body.lung((z + depth, y, x), side) < 0
     return points[inside][:count]
 
 
 def clearance(points: Points, segments: list[Segment]) -> npt.NDArray[np.float64]:
-    """Distance in mm (n,) of points (n, 3) to the nearest surface of the segments."""
+    """Return the distance in mm (n,) of points (n, 3) to the nearest surface of the segments."""
     start, end = (np.stack([segment[i] for segment in segments]) for i in (0, 1))
     radius = np.array([segment.radius for segment in segments])
     along, offset = end - start, points[:, None] - start
@@ -202,18 +215,20 @@ def clearance(points: Points, segments: list[Segment]) -> npt.NDArray[np.float64
 def _tree(
     start: Points, targets: Points, leaf_radius: float, exponent: float, rng: Rng
 ) -> Iterator[Segment]:
-    """Branches that fill the space of ``targets`` (n, 3): each splits its targets in two halves and heads for their middle.
+    """Yield the segments of a tree that fills the space of ``targets`` (n, 3).
 
-    Radii grow with the number of targets served to the power 1 / exponent; 3 is Murray's law.
+    Each branch grows towards the mean of its targets, then splits them between two branches. Its
+    radius is proportional to its number of targets to the power of 1 / ``exponent``; an exponent
+    of 3 is Murray's law.
     """
     count = len(targets)
     radius = leaf_radius * count ** (1 / exponent)
     if count == 1:
-        yield from _bent(start, targets[0], radius, rng)
+        yield from _branch(start, targets[0], radius, rng)
         return
     middle = targets.mean(axis=0)
     fork = start + rng.uniform(0.35, 0.55) * (middle - start)
-    yield from _bent(start, fork, radius, rng)
+    yield from _branch(start, fork, radius, rng)
     spread = targets - middle
     direction = np.linalg.svd(spread, full_matrices=False)[2][0] + 0.15 * rng.standard_normal(3)
     order = np.argsort(spread @ direction)
@@ -222,8 +237,8 @@ def _tree(
     yield from _tree(fork, targets[order[cut:]], leaf_radius, exponent, rng)
 
 
-def _bent(start: Points, end: Points, radius: float, rng: Rng) -> Iterator[Segment]:
-    """A branch in pieces of about 9 mm that waver a little."""
+def _branch(start: Points, end: Points, radius: float, rng: Rng) -> Iterator[Segment]:
+    """Yield a slightly irregular branch in segments of about 9 mm."""
     length = float(np.linalg.norm(end - start))
     knots = max(1, int(length / 9))
     path = np.linspace(start, end, knots + 1)
@@ -232,6 +247,7 @@ def _bent(start: Points, end: Points, radius: float, rng: Rng) -> Iterator[Segme
         yield Segment(a, b, radius)
 
 
+# (radius, points (z, y, x)) in mm.
 _GREAT_VESSELS = (
     # ascending aorta, arch, descending aorta
     (

@@ -1,6 +1,7 @@
-"""A CT volume to paint on: analytic shapes in mm become voxels with the partial volume that a scanner would give them.
+"""Drawing of shapes, given in mm, into a CT volume, with the partial volume effect of a scanner.
 
-Coordinates are (z, y, x) in mm from the centre of the volume, towards superior, posterior and left: the axes of a slab.
+Coordinates are (z, y, x) in mm from the centre of the volume, towards superior, posterior and
+left: the axes of a slab.
 """
 
 from __future__ import annotations
@@ -18,14 +19,20 @@ Box = tuple[slice, slice, slice]
 
 
 class Voxelizer:
-    """HU and lung fraction of each voxel, both (depth, height, width); it starts as air.
+    """A CT volume to draw shapes into; it is filled with air at first.
 
-    What is painted covers what was there by the fraction of the voxel that it fills. Paint on the lung takes the voxel from it;
-    paint *in* the lung (vessels, nodules) belongs to it and stops at its border.
+    A shape replaces the contents of a voxel by the fraction of the voxel that it fills. By
+    default, it also removes this fraction of the voxel from the lung. A shape drawn *in* the lung
+    (``in_lung``: vessels, nodules) belongs to the lung and ends at the border of the lung.
 
     Args:
         shape: (depth, height, width).
-        spacing: in mm, of depth, height and width.
+        spacing: voxel spacing of depth, height and width in mm.
+
+    Attributes:
+        hu: (depth, height, width), HU of each voxel.
+        lung: (depth, height, width), fraction of each voxel that is lung, 0 to 1.
+        spacing: (3,), voxel spacing in mm.
     """
 
     def __init__(self, shape: Sequence[int], spacing: Sequence[float]) -> None:
@@ -38,7 +45,10 @@ class Voxelizer:
         ]
 
     def box(self, low: npt.ArrayLike, high: npt.ArrayLike) -> Box:
-        """Voxels between two corners (z, y, x) in mm, with a margin for their soft edges."""
+        """Return the box of voxels between two corners (z, y, x) in mm.
+
+        It has a margin for soft edges.
+        """
         slices = []
         for axis, start, stop, step in zip(
             self._axes, np.asarray(low), np.asarray(high), self.spacing, strict=True
@@ -48,7 +58,11 @@ class Voxelizer:
         return (slices[0], slices[1], slices[2])
 
     def grid(self, box: Box | None = None) -> Grid:
-        """Coordinates z (d, 1, 1), y (1, h, 1), x (1, 1, w) in mm of a box of voxels, of all without one."""
+        """Return the coordinates z (d, 1, 1), y (1, h, 1), x (1, 1, w) of voxels in mm.
+
+        Args:
+            box: box of voxels; the whole volume by default.
+        """
         z, y, x = (
             axis[part] for axis, part in zip(self._axes, box or (slice(None),) * 3, strict=True)
         )
@@ -62,7 +76,14 @@ class Voxelizer:
         box: Box | None = None,
         in_lung: bool = False,
     ) -> None:
-        """Cover voxels of a box by ``fraction`` (0 to 1) with ``value`` in HU."""
+        """Draw a shape that is given by the fraction of each voxel that it fills.
+
+        Args:
+            fraction: fraction of each voxel of the box, 0 to 1.
+            value: HU of the shape, one number or one for each voxel of the box.
+            box: box of voxels; the whole volume by default.
+            in_lung: whether the shape belongs to the lung and ends at the border of the lung.
+        """
         where = box or (slice(None),) * 3
         if in_lung:
             fraction = fraction * self.lung[where]
@@ -79,7 +100,15 @@ class Voxelizer:
         *,
         in_lung: bool = False,
     ) -> None:
-        """Paint a round tube with round ends between two points (z, y, x) in mm."""
+        """Draw a round tube with round ends.
+
+        Args:
+            start: first end (3,), (z, y, x) in mm.
+            end: second end (3,), (z, y, x) in mm.
+            radius: in mm.
+            value: HU of the tube.
+            in_lung: whether the tube belongs to the lung and ends at the border of the lung.
+        """
         box = self.box(np.minimum(start, end) - radius, np.maximum(start, end) + radius)
         z, y, x = self.grid(box)
         if not (z.size and y.size and x.size):
@@ -93,8 +122,9 @@ class Voxelizer:
         distance = np.sqrt(
             (z - t * along[0]) ** 2 + (y - t * along[1]) ** 2 + (x - t * along[2]) ** 2
         )
-        # The edge is as soft as a voxel is wide across the tube. A curved soft edge holds more outside than inside: the radius
-        # that keeps pi r^2 is smaller, and below 1 / sqrt(3) of a voxel it is the fraction that tells the radius.
+        # The soft edge is as wide as a voxel across the tube. The outer half of a curved soft edge
+        # has more area than the inner half, so the edge is moved inwards to keep the area of pi
+        # r^2. Below a radius of 1 / sqrt(3) voxel, the largest fraction is reduced instead.
         across = (1 - (along / max(length, 1e-6)) ** 2) / 2 if length > 0 else np.full(3, 1 / 3)
         square = float(across @ self.spacing**2)
         edge = np.sqrt(max(radius**2 - square / 12, square / 4)) + np.sqrt(square) / 2
@@ -109,7 +139,14 @@ class Voxelizer:
     def ball(
         self, centre: npt.ArrayLike, radius: float, value: float, *, in_lung: bool = False
     ) -> None:
-        """Paint a ball with its centre (z, y, x) in mm; its volume is right down to radii of a voxel."""
+        """Draw a ball; its volume is correct for radii of a voxel or more.
+
+        Args:
+            centre: (3,), (z, y, x) in mm.
+            radius: in mm.
+            value: HU of the ball.
+            in_lung: whether the ball belongs to the lung and ends at the border of the lung.
+        """
         soft = float(np.mean(self.spacing**2)) / 12
         self.ellipsoid(
             centre, 3 * [max(radius - soft / radius, radius / 2)], value, in_lung=in_lung
@@ -124,7 +161,15 @@ class Voxelizer:
         turn: npt.NDArray[np.float64] | None = None,
         in_lung: bool = False,
     ) -> None:
-        """Paint an ellipsoid with centre and semi-axes (z, y, x) in mm; if turned, its axes are the rows of ``turn`` (3, 3)."""
+        """Draw an ellipsoid.
+
+        Args:
+            centre: (3,), (z, y, x) in mm.
+            semi_axes: (3,), lengths of the semi-axes in mm.
+            value: HU of the ellipsoid.
+            turn: (3, 3), whose rows are the directions of the semi-axes; z, y and x by default.
+            in_lung: whether the ellipsoid belongs to the lung and ends at the border of the lung.
+        """
         middle, semi = np.asarray(centre, dtype=np.float32), np.asarray(semi_axes, dtype=np.float32)
         axes = np.eye(3, dtype=np.float32) if turn is None else turn.astype(np.float32)
         reach = np.abs(axes.T) @ semi
@@ -139,9 +184,13 @@ class Voxelizer:
 
 
 def coverage(field: npt.NDArray[np.floating]) -> Field:
-    """Fraction of each voxel in the region where ``field`` < 0, from its distance to the surface in voxels: field / |gradient|.
+    """Return the fraction of each voxel in the region in which ``field`` is below 0.
 
-    Any smooth implicit function will do: it need not be a distance. The field needs at least 2 voxels along each axis.
+    The distance of a voxel to the surface is field / |gradient| in voxels, so any smooth implicit
+    function works: it need not be a distance.
+
+    Args:
+        field: implicit function on a grid of at least 2 voxels along each axis.
 
     >>> coverage(np.indices((4, 2, 2))[0] - 1.25)[:, 0, 0].tolist()
     [1.0, 0.75, 0.0, 0.0]

@@ -1,6 +1,7 @@
-"""Reader studies: findings of readers matched to a standard, their sensitivity and precision, and an automatic reader.
+"""Reader studies: match readers' findings to a standard; compute sensitivity and precision.
 
-Begin with :mod:`mpunet.reader_study.study`.
+Start with :mod:`mpunet.reader_study.study`. :mod:`mpunet.reader_study.blob_reader` is an automatic
+reader.
 """
 
 __all__: list[str] = []

@@ -1,11 +1,13 @@
-"""An automatic reader: nodules as blobs in the lungs, found at any slice spacing with the same settings.
+"""Automatic reader: finds nodules as blobs in the lungs, with the same settings for every spacing.
 
-Candidates are maxima, in space, of the scale-normalised Laplacian (Lindeberg 1998) for each of some diameters. The filter for dots of
-Li, Sone and Doi (Med. Phys. 2003) scores them by the Hessian's eigenvalues: a nodule is brighter than what lies in any direction, a
-vessel is not along itself. Of balls that overlap, the one with the highest score stays.
+Candidates are local extrema of the scale-normalised Laplacian (Lindeberg 1998) for each of several
+diameters. They are scored with the dot filter of Li, Sone and Doi (Med. Phys. 2003), which is based
+on the eigenvalues of the Hessian: a nodule is brighter than its surroundings in every direction, a
+vessel is not along its own direction. Of overlapping balls, the one with the highest score is kept.
 
-It is an instrument that compares how well conditions show nodules. It is no product for detection: it takes forks and bends
-of vessels for nodules, and misses what is not much brighter than the lung.
+The reader compares how well nodules are visible in different conditions. It is not a detection
+product: it reports forks and bends of vessels as nodules, and it misses nodules that are not much
+brighter than the lung.
 """
 
 from __future__ import annotations
@@ -26,13 +28,11 @@ __all__ = ["DIAMETERS", "MIN_SCORE_HU", "blob_findings"]
 
 DIAMETERS = (3.0, 3.8, 4.8, 6.0, 7.5, 9.5, 12.0, 15.0)  # mm, about a quarter apart
 MIN_SCORE_HU = 120.0
-PARENCHYMA_HU, BRIGHTEST_HU = (
-    -850.0,
-    50.0,
-)  # what is denser, as calcium, is a nodule no more than soft tissue is
+PARENCHYMA_HU = -850.0
+BRIGHTEST_HU = 50.0  # brighter voxels, such as calcium, get this value: soft tissue scores the same
 GRID_MM = 1.0
 CHUNK_MM = 80.0
-_REACH = 3.0  # of a Gaussian, in standard deviations
+_REACH = 3.0  # radius of Gaussian filters in standard deviations
 
 Array = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
@@ -40,7 +40,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 class _Blobs(NamedTuple):
-    """Candidates: voxels (n, 3), diameters (n,) in mm, scores (n,) in HU."""
+    """Candidates: voxel indices (n, 3), diameters (n,) in mm, scores (n,) in HU."""
 
     voxel: Floats
     diameter: Floats
@@ -54,17 +54,20 @@ def blob_findings(
     *,
     min_score: float = MIN_SCORE_HU,
 ) -> list[Finding]:
-    """Blobs of 3 to 15 mm in the lungs, the most distinct first.
+    """Find blobs of 3 to 15 mm in the lungs, sorted from the highest score to the lowest.
 
     Args:
         slab: (D, H, W) in HU.
         affine: (4, 4), slab indices to RAS+ in mm.
-        lung: (D, H, W), lung where not 0, its vessels and nodules included, as :func:`mpunet.lungs.threshold` gives it.
-        min_score: least score in HU. A ball that stands alone scores about 0.3 of its contrast to the lung, less where slices
-            are thick or a vessel is near. The default is our choice, on phantoms (docs/reader_study.md).
+        lung: (D, H, W), nonzero in the lungs including their vessels and nodules, such as the mask
+            of :func:`mpunet.lungs.threshold`.
+        min_score: lowest score in HU. An isolated ball scores about 0.3 of its contrast to the
+            lung; the score is lower if slices are thick or a vessel is near. The default is our
+            choice, based on phantoms (docs/reader_study.md).
 
     Returns:
-        Centres in mm (RAS+), with the diameter of the ball that fits best, and the score.
+        Findings with the centre in mm (RAS+), the diameter of the ball that fits best, and the
+        score.
 
     Raises:
         ValueError: if the mask has another shape, or ``min_score`` is not positive.
@@ -76,11 +79,13 @@ def blob_findings(
     """
     if slab.ndim != 3 or lung.shape != slab.shape:
         raise ValueError(
-            f"Expected a volume (depth, height, width) and a lung mask on its grid, got {slab.shape} and {lung.shape}."
+            "Expected a volume (depth, height, width) and a lung mask on its grid, "
+            f"got {slab.shape} and {lung.shape}."
         )
     if not min_score > 0:
         raise ValueError(
-            f"Expected a least score above 0 HU, got {min_score}; every voxel would be a candidate."
+            f"Expected a lowest score above 0 HU, got {min_score}; "
+            "otherwise every voxel would be a candidate."
         )
     matrix = np.asarray(affine, dtype=np.float64)
     found = ndimage.find_objects(lung.astype(bool).view(np.uint8))
@@ -92,7 +97,7 @@ def blob_findings(
     centres = (blobs.voxel + [s.start for s in box]) @ matrix[:3, :3].T + matrix[:3, 3]
     return [
         Finding((float(x), float(y), float(z)), float(blobs.diameter[i]), float(blobs.score[i]))
-        for i in _apart(centres, blobs)
+        for i in _non_overlapping(centres, blobs)
         for x, y, z in [centres[i]]
     ]
 
@@ -100,9 +105,13 @@ def blob_findings(
 def _candidates(
     slab: npt.NDArray[Any], lung: npt.NDArray[Any], spacing: Floats, min_score: float
 ) -> Iterator[_Blobs]:
-    """Candidates of all diameters on a grid of about 1 mm, some slices at a time, with those around that filters reach."""
+    """Candidates of all diameters on a grid of about 1 mm, found in overlapping chunks of slices.
+
+    Chunks overlap by the radius of the filters.
+    """
     factors = np.maximum(1, np.floor(1.1 * GRID_MM / spacing)).astype(int)
-    # Thick slices hold what their interpolation holds. Filters on the coarse grid would find less in them than in that.
+    # Thick slices contain the same information as their interpolation, but filters would find less
+    # on the coarse grid. Therefore thick slices are interpolated.
     ratio = max(1, round(spacing[0] / GRID_MM)) if len(slab) > 1 else 1
     mm = spacing * factors / [ratio, 1, 1]
     step = max(1, round(CHUNK_MM / (spacing[0] * factors[0])))
@@ -112,7 +121,8 @@ def _candidates(
         part = slice(first * factors[0], (start + step + halo) * factors[0])
         hu = _on_grid(slab[part], factors, ratio)
         inside = _on_grid(lung[part] != 0, factors, ratio) >= 0.5
-        # What is not lung looks like lung, so that the chest wall and the mediastinum leave no trace inside.
+        # Voxels outside the lungs get the value of lung, so that the chest wall and the mediastinum
+        # do not influence the filters inside.
         hu = np.where(inside, hu.clip(PARENCHYMA_HU - 100, BRIGHTEST_HU), np.float32(PARENCHYMA_HU))
         inside[: (start - first) * ratio] = False
         inside[(start - first + step) * ratio :] = False
@@ -123,7 +133,10 @@ def _candidates(
 
 
 def _on_grid(voxels: npt.NDArray[Any], factors: npt.NDArray[np.int_], ratio: int) -> Array:
-    """Means over blocks of ``factors`` voxels, the last of an axis being perhaps smaller; ``ratio`` slices for one along depth."""
+    """Average blocks of ``factors`` voxels, then interpolate ``ratio`` slices for one along depth.
+
+    The last block of an axis may be smaller.
+    """
     out = np.asarray(voxels, dtype=np.float32)
     for axis, factor in enumerate(factors):
         if factor > 1:
@@ -136,22 +149,23 @@ def _on_grid(voxels: npt.NDArray[Any], factors: npt.NDArray[np.int_], ratio: int
 
 
 def _sigma(diameter: float) -> float:
-    """The Gaussian's standard deviation at which a ball's Laplacian is largest: radius / sqrt(3)."""
+    """Standard deviation at which the Laplacian of a ball is largest: radius / sqrt(3)."""
     return diameter / 12**0.5
 
 
 def _dots(
     hu: Array, inside: Mask, mm: Floats, sigma: float, min_score: float
 ) -> tuple[Floats, Floats]:
-    """Maxima of the Laplacian at one scale that pass as dots: indices (n, 3), scores (n,)."""
+    """Minima of the Laplacian at one scale with a sufficient score: indices (n, 3), scores (n,)."""
     smooth = ndimage.gaussian_filter(hu, sigma / mm, mode="nearest", truncate=_REACH)
-    # Differences of neighbours, not derivatives of the Gaussian, whose samples do not add up to 0 where sigma is about a voxel.
+    # Differences of neighbouring voxels instead of sampled derivatives of the Gaussian, as these do
+    # not sum to 0 if sigma is about one voxel.
     laplacian = np.zeros_like(smooth)
     for axis in range(3):
         laplacian += ndimage.correlate1d(
             smooth, np.array([1, -2, 1]) * sigma**2 / mm[axis] ** 2, axis=axis, mode="nearest"
         )
-    # A dot's score is at most a third of the Laplacian, so that no dot is lost here.
+    # The score of a dot is at most a third of the Laplacian, so this threshold excludes no dot.
     peak = (
         inside
         & (laplacian <= -3 * min_score)
@@ -187,8 +201,8 @@ def _hessians(smooth: Array, index: npt.NDArray[np.int_], mm: Floats) -> Floats:
     return out
 
 
-def _apart(centres: Floats, blobs: _Blobs) -> list[int]:
-    """Indices of blobs that overlap no other of a higher score, by score."""
+def _non_overlapping(centres: Floats, blobs: _Blobs) -> list[int]:
+    """Indices of blobs that do not overlap a kept blob with a higher score, sorted by score."""
     tree = KDTree(centres.reshape(-1, 3))
     alive = np.ones(len(centres), dtype=bool)
     kept = []

@@ -1,4 +1,7 @@
-"""The figure of a reader study, after Fig. 5 of the paper: sensitivity and precision by condition, for each reader and all together."""
+"""Draw the figure of a reader study: sensitivity and precision by condition and reader.
+
+The figure follows Fig. 5 of the paper.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,22 @@ from mpunet.report.pictures import pyplot
 
 __all__ = ["draw_study"]
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; shapes of markers say the same again.
+# Colours of Okabe and Ito, which can be distinguished with colour blindness. Marker shapes encode
+# the reader too.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def draw_study(study: ReaderStudy, path: Path) -> Path:
-    """Write a picture: a panel for each threshold and measure, a bar for each condition with its interval, a marker for each reader.
+    """Write the figure of a study to a file.
+
+    There is a panel for each threshold and measure, a bar with an interval for each condition, and
+    a marker for each reader.
 
     Args:
-        study: at least one row.
-        path: ``.png``, ``.pdf`` or ``.svg``; at any time absent, as before, or whole.
+        study: results with at least one row of rates.
+        path: output file, ``.png``, ``.pdf`` or ``.svg``; an existing file is replaced when the
+            figure is complete.
 
     Raises:
         ValueError: if matplotlib is missing.
@@ -56,9 +64,8 @@ def draw_study(study: ReaderStudy, path: Path) -> Path:
     for axis in axes[-1]:
         turn = {"rotation": 20, "ha": "right"} if max(map(len, conditions)) > 13 else {}
         axis.set_xticks(range(len(conditions)), conditions, **turn)
-    beside = max(
-        1, int(10 * width / (max(map(len, handles)) + 6))
-    )  # about ten characters to the inch
+    # A row of the legend has about ten characters per inch.
+    beside = max(1, int(10 * width / (max(map(len, handles)) + 6)))
     figure.legend(
         handles.values(),
         handles.keys(),
@@ -87,7 +94,7 @@ def _panel(
     for place, condition in enumerate(conditions):
         for row in (r for r in rows if r.condition == condition):
             value = getattr(row, measure)
-            if math.isnan(value.mean):  # nothing to find, or nothing found
+            if math.isnan(value.mean):  # no nodules, or no findings
                 continue
             if row.reader == together:
                 handles[f"{together}, {interval}"] = axis.bar(
@@ -100,7 +107,7 @@ def _panel(
                     zorder=1,
                 )
                 below, above = max(0, value.mean - value.low), max(0, value.high - value.mean)
-                # Beside the markers, which would hide it.
+                # Shifted sideways, as the markers would hide it.
                 axis.errorbar(
                     place + 0.22 * (len(readers) > 1),
                     100 * value.mean,

@@ -1,8 +1,10 @@
-"""What readers found, and the standard they are judged by: two CSV files, checked line by line.
+"""Read and write the CSV files of a reader study: findings of readers, and the standard.
 
-Findings have the columns ``reader,condition,case,x,y,z,diameter``, the standard ``case,x,y,z,diameter``; any others are left alone.
-Coordinates and diameters are in mm. A row whose ``x``, ``y``, ``z`` and ``diameter`` are all empty says that the case was read
-and nothing found, in the standard that it holds no nodule. A case without any row of a reader counts as not read by that reader.
+Findings have the columns ``reader,condition,case,x,y,z,diameter``, the standard has
+``case,x,y,z,diameter``. Other columns are ignored. Coordinates and diameters are in mm. A row whose
+``x``, ``y``, ``z`` and ``diameter`` are all empty means that the case was read without findings, or
+in the standard that the case has no nodule. A case without any row of a reader counts as not read
+by this reader. Each line is checked; errors name the file and the line.
 """
 
 from __future__ import annotations
@@ -27,21 +29,19 @@ __all__ = [
 
 Coordinates = Literal["RAS", "LPS"]
 
-ALL_READERS = (
-    "all readers"  # what the study calls them together, so that nobody else may be called so
-)
+ALL_READERS = "all readers"  # name of the pooled readers; no single reader may have this name
 _PLACE = ("x", "y", "z", "diameter")
 _READING = ("reader", "condition", "case")
-_SHOWN = 120  # characters of a header in an error
+_SHOWN = 120  # largest number of characters of a header in an error message
 
 
 class Finding(NamedTuple):
-    """A nodule, or what a reader takes for one.
+    """A nodule of the standard, or a finding of a reader.
 
     Attributes:
         position: x, y, z in mm, RAS+ as in NIfTI.
-        diameter: in mm.
-        score: of the automatic reader, in HU; None for people and the standard.
+        diameter: diameter in mm.
+        score: score of the automatic reader in HU; None for human readers and the standard.
     """
 
     position: tuple[float, float, float]
@@ -50,7 +50,7 @@ class Finding(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """One case as one reader read it in one condition, such as "thick"."""
+    """Identifies the reading of one case by one reader in one condition, such as "thick"."""
 
     reader: str
     condition: str
@@ -60,25 +60,32 @@ class Reading(NamedTuple):
 def read_findings(
     path: str | Path, *, cases: Collection[str], coordinates: Coordinates = "RAS"
 ) -> dict[Reading, list[Finding]]:
-    """Every reading of a findings CSV, in the order of the file.
+    """Read a CSV file of findings.
 
     Args:
-        path: the file, UTF-8 with a header.
-        cases: names in the standard, which alone may occur.
-        coordinates: of the file; "LPS" is DICOM's, x and y towards left and posterior.
+        path: CSV file in UTF-8 with a header.
+        cases: names of the cases in the standard; other cases are errors.
+        coordinates: coordinate system of the file: "RAS" as in NIfTI, or "LPS" as in DICOM, where x
+            and y increase towards left and posterior.
+
+    Returns:
+        Findings of each reading, in the order of the file; an empty list for a reading without
+        findings.
 
     Raises:
-        ValueError: with file and line, for what cannot be a finding, an unknown case, a repeated row.
+        ValueError: if a row is invalid, has an unknown case, or is repeated; with file and line.
     """
     readings: dict[Reading, list[Finding]] = {}
     for (reader, condition, case), finding, where in _rows(Path(path), _READING, coordinates):
         if case not in cases:
             raise ValueError(
-                f"{where}: case {case!r} is not in the standard; list it there, with empty x, y, z and diameter if it has no nodule."
+                f"{where}: case {case!r} is not in the standard; list it there, "
+                "with empty x, y, z and diameter if it has no nodule."
             )
         if reader == ALL_READERS:
             raise ValueError(
-                f"{where}: a reader may not be called {ALL_READERS!r}, the name of all of them together."
+                f"{where}: a reader may not be called {ALL_READERS!r}, "
+                "which is the name of all readers together."
             )
         found = readings.setdefault(Reading(reader, condition, case), [])
         found += [] if finding is None else [finding]
@@ -92,7 +99,18 @@ def read_findings(
 def read_standard(
     path: str | Path, *, coordinates: Coordinates = "RAS"
 ) -> dict[str, list[Finding]]:
-    """The nodules of each case of a standard CSV; arguments and errors as for :func:`read_findings`."""
+    """Read a CSV file of a standard.
+
+    Args:
+        path: CSV file in UTF-8 with a header.
+        coordinates: coordinate system of the file, see :func:`read_findings`.
+
+    Returns:
+        Nodules of each case; an empty list for a case without nodules.
+
+    Raises:
+        ValueError: if a row is invalid or repeated; with file and line.
+    """
     standard: dict[str, list[Finding]] = {}
     for (case,), nodule, _ in _rows(Path(path), ("case",), coordinates):
         standard.setdefault(case, []).extend([] if nodule is None else [nodule])
@@ -102,7 +120,7 @@ def read_standard(
 
 
 def findings_csv(readings: Mapping[Reading, Sequence[Finding]]) -> str:
-    """Content of a findings CSV (RAS+), with a further column ``score``.
+    """Return findings as CSV (RAS+), with an additional column ``score``.
 
     >>> print(findings_csv({Reading("anna", "thick", "p1"): []}), end="")
     reader,condition,case,x,y,z,diameter,score
@@ -113,7 +131,7 @@ def findings_csv(readings: Mapping[Reading, Sequence[Finding]]) -> str:
 
 
 def standard_csv(standard: Mapping[str, Sequence[Finding]]) -> str:
-    """Content of a standard CSV (RAS+).
+    """Return a standard as CSV (RAS+).
 
     >>> print(standard_csv({"p1": [Finding((1.5, -20, 33), 6.25)]}), end="")
     case,x,y,z,diameter
@@ -143,7 +161,10 @@ def _csv(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 def _rows(
     path: Path, keys: tuple[str, ...], coordinates: Coordinates
 ) -> Iterator[tuple[tuple[str, ...], Finding | None, str]]:
-    """The key columns of each row, its finding (None if there is none), and where it stands; rows of a key that clash raise."""
+    """Yield the key columns of each row, its finding or None, and its file and line as text.
+
+    Raise ValueError if two rows with the same key contradict or repeat each other.
+    """
     if coordinates not in ("RAS", "LPS"):
         raise ValueError(f"Expected coordinates 'RAS' or 'LPS', got {coordinates!r}.")
     seen: dict[tuple[str, ...], dict[tuple[float, ...] | None, int]] = {}
@@ -160,7 +181,8 @@ def _rows(
         if others and (place is None or None in others):
             first = next(iter(others.values()))
             raise ValueError(
-                f"{where}: contradicts line {first}: {', '.join(key)} has findings, and a row that says there is none."
+                f"{where}: contradicts line {first}: {', '.join(key)} has findings, "
+                "and a row that says there is none."
             )
         others[place] = line
         yield key, finding, where
@@ -172,7 +194,8 @@ def _finding(row: Mapping[str, str], coordinates: Coordinates, where: str) -> Fi
         return None
     if empty:
         raise ValueError(
-            f"{where}: {', '.join(empty)} is empty; fill in x, y, z and diameter, or none of them for 'nothing found'."
+            f"{where}: {', '.join(empty)} is empty; fill in x, y, z and diameter, "
+            "or none of them for 'nothing found'."
         )
     values = []
     for name in _PLACE:
@@ -193,26 +216,26 @@ def _finding(row: Mapping[str, str], coordinates: Coordinates, where: str) -> Fi
 
 
 def _fields(path: Path, names: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and the fields asked for of each row that is not blank."""
+    """Yield the line number and the named fields of each row that is not blank."""
     try:
-        with path.open(
-            newline="", encoding="utf-8-sig"
-        ) as file:  # -sig: spreadsheets begin files with a mark
+        # -sig: spreadsheet programs write a byte order mark.
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             head = [name.strip().lower() for name in next(reader, [])]
             missing = [name for name in names if name not in head]
             if missing:
                 got = ",".join(head)[:_SHOWN]
                 raise ValueError(
-                    f"{path}, line 1: expected the columns {','.join(names)}, got {got!r}: no {', '.join(missing)}."
+                    f"{path}, line 1: expected the columns {','.join(names)}, got {got!r}: "
+                    f"no {', '.join(missing)}."
                 )
             for fields in reader:
                 if not any(field.strip() for field in fields):
                     continue
                 if len(fields) != len(head):
                     raise ValueError(
-                        f"{path}, line {reader.line_num}: expected {len(head)} fields as in the header, got {len(fields)}; "
-                        "write decimals with a point."
+                        f"{path}, line {reader.line_num}: expected {len(head)} fields as in the "
+                        f"header, got {len(fields)}; write decimals with a point."
                     )
                 yield reader.line_num, {name: fields[head.index(name)].strip() for name in names}
     except UnicodeDecodeError as error:

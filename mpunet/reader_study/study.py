@@ -1,15 +1,10 @@
-"""A reader study: what readers found in each condition against a consensus standard, as in Section 4.3 and Fig. 5 of the paper.
+"""Reader study: compare readers' findings in each condition with a consensus standard.
 
-*Matching* is done once for all sizes, for each reading on its own: one finding to one nodule, within the nodule's radius (as in
-LUNA16, Setio et al. 2017) or a floor in mm, whichever is larger; as many pairs as possible, and among those the least total
-distance. The floor, 5 mm, is our choice: one thick slice, so that reading thick slices is not blamed for their coarseness.
+The analysis follows Section 4.3 and Fig. 5 of the paper. :mod:`mpunet.reader_study.matching`
+defines which findings are true and which are false.
 
-*At a threshold t*, nodules of at least t mm count. A finding matched to one of them is true, one matched to a smaller nodule is
-neither true nor false, for it is right and nobody asked; an unmatched one is false if its own diameter is at least t. A second finding
-on one nodule is unmatched.
-
-*Intervals* are bootstraps over cases, all readings of a case together. They speak of other cases read by these readers;
-other readers would differ by more.
+*Intervals* are from a bootstrap over cases that keeps all readings of a case together. They are
+valid for other cases read by the same readers; other readers would differ more.
 """
 
 from __future__ import annotations
@@ -19,8 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
 
 from mpunet.metrics.statistics import (
     Difference,
@@ -29,47 +22,13 @@ from mpunet.metrics.statistics import (
     bootstrap_ratio_difference,
 )
 from mpunet.reader_study.findings import ALL_READERS, Finding, Reading
+from mpunet.reader_study.matching import MEASURES, RADIUS_MM, Tally, match_findings, tally
 
-__all__ = [
-    "MEASURES",
-    "RADIUS_MM",
-    "Contrast",
-    "Rates",
-    "ReaderStudy",
-    "Tally",
-    "match_findings",
-    "reader_study",
-    "tally",
-]
-
-RADIUS_MM = 5.0
-MEASURES = ("sensitivity", "precision", "f1", "false_positives")
-
-
-class Tally(NamedTuple):
-    """Counts of one reading, or of several together."""
-
-    nodules: int = 0
-    hits: int = 0
-    false_positives: int = 0
-    readings: int = 0
-
-    def parts(self, measure: str) -> tuple[int, int]:
-        """Numerator and denominator of one of :data:`MEASURES`; false positives are for each reading of a case.
-
-        >>> Tally(nodules=4, hits=3, false_positives=2, readings=1).parts("precision")
-        (3, 5)
-        """
-        return {
-            "sensitivity": (self.hits, self.nodules),
-            "precision": (self.hits, self.hits + self.false_positives),
-            "f1": (2 * self.hits, self.nodules + self.hits + self.false_positives),
-            "false_positives": (self.false_positives, self.readings),
-        }[measure]
+__all__ = ["Contrast", "Rates", "ReaderStudy", "reader_study"]
 
 
 class Rates(NamedTuple):
-    """How one reader, or all together, did in one condition; for nodules of at least ``threshold`` mm."""
+    """Results of one reader or all readers in one condition, for nodules >= ``threshold`` mm."""
 
     reader: str
     condition: str
@@ -83,7 +42,7 @@ class Rates(NamedTuple):
 
 
 class Contrast(NamedTuple):
-    """``condition`` - ``reference``, over the ``cases`` that the same reader read in both."""
+    """Difference ``condition`` - ``reference`` over the cases that a reader read in both."""
 
     reader: str
     condition: str
@@ -97,15 +56,18 @@ class Contrast(NamedTuple):
 
 
 class ReaderStudy(NamedTuple):
-    """Results and how they were obtained.
+    """Results and settings of a reader study.
 
     Attributes:
-        rates: for each threshold and condition, each reader and then all together.
-        contrasts: likewise, for the conditions other than ``reference``.
-        cases: in the standard.
-        nodules: in the standard, of any size.
-        unread: (reader, condition, number of cases in the standard without a reading), where there are any.
-        thresholds, radius, reference, level: the settings; ``level`` is that of the intervals.
+        rates: results for each threshold, condition and reader, and for all readers together.
+        contrasts: differences from ``reference`` for each threshold, other condition and reader.
+        cases: number of cases in the standard.
+        nodules: number of nodules of any size in the standard.
+        unread: (reader, condition, number of cases without a reading), if there are such cases.
+        thresholds: smallest diameters of the counted nodules in mm.
+        radius: minimum matching radius in mm.
+        reference: condition with which the others are compared.
+        level: confidence level of the intervals.
     """
 
     rates: list[Rates]
@@ -119,45 +81,6 @@ class ReaderStudy(NamedTuple):
     level: float
 
 
-def match_findings(
-    findings: Sequence[Finding], nodules: Sequence[Finding], *, radius: float = RADIUS_MM
-) -> list[tuple[int, int]]:
-    """Pairs (finding, nodule) of indices, by finding: the most pairs within reach, and of those the least total distance.
-
-    Args:
-        findings: of one reading.
-        nodules: of that case.
-        radius: in mm, 0 or more; a nodule reaches as far as this, or its own radius if that is larger.
-
-    >>> nodule = Finding((0, 0, 0), 6)
-    >>> match_findings([Finding((4, 0, 0), 5), Finding((0, 3, 0), 5)], [nodule])
-    [(1, 0)]
-    """
-    if not (findings and nodules):
-        return []
-    distance = cdist([f.position for f in findings], [n.position for n in nodules])
-    reach = np.array([max(radius, n.diameter / 2) for n in nodules])
-    allowed = distance <= reach
-    # More than all distances together could save, so that no pair is given up for shorter ones.
-    forbidden = 1 + min(distance.shape) * reach.max()
-    rows, columns = linear_sum_assignment(np.where(allowed, distance, forbidden))
-    return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if allowed[i, j]]
-
-
-def tally(
-    findings: Sequence[Finding],
-    nodules: Sequence[Finding],
-    pairs: Iterable[tuple[int, int]],
-    threshold: float,
-) -> Tally:
-    """Counts of one reading for nodules of at least ``threshold`` mm; ``pairs`` as :func:`match_findings` gives them."""
-    nodule_of = dict(pairs)
-    wanted = [n.diameter >= threshold for n in nodules]
-    hits = sum(wanted[j] for j in nodule_of.values())
-    false = sum(f.diameter >= threshold for i, f in enumerate(findings) if i not in nodule_of)
-    return Tally(sum(wanted), hits, false, 1)
-
-
 def reader_study(
     readings: Mapping[Reading, Sequence[Finding]],
     standard: Mapping[str, Sequence[Finding]],
@@ -169,27 +92,28 @@ def reader_study(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> ReaderStudy:
-    """Sensitivity, precision, F1 and false positives per reading of each reader and condition, and their differences.
+    """Compute sensitivity, precision, F1 and false positives per reading, and their differences.
 
     Args:
-        readings: findings of each reading; a reading without findings is an empty list.
+        readings: findings of each reading; an empty list for a reading without findings.
         standard: nodules of each case.
-        thresholds: least diameters in mm.
-        radius: see :func:`match_findings`.
-        reference: the condition that others are compared with; by default the first one.
-        level: of the intervals.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        thresholds: smallest diameters of the counted nodules in mm.
+        radius: minimum matching radius in mm, see :func:`match_findings`.
+        reference: condition with which the others are compared; by default the first one.
+        level: confidence level of the intervals.
+        resamples: number of bootstrap resamples.
+        seed: random seed of the bootstrap.
 
     Raises:
-        ValueError: if there is no reading, a case is not in the standard, or a setting makes no sense.
+        ValueError: if there is no reading, a case is not in the standard, or a setting is invalid.
     """
     conditions = list(dict.fromkeys(r.condition for r in readings))
     if not conditions:
         raise ValueError("Expected at least one reading, got none.")
     if unknown := [r.case for r in readings if r.case not in standard]:
         raise ValueError(
-            f"Expected cases of the standard, got {unknown[0]!r}; list it there, without nodules if it has none."
+            f"Expected cases of the standard, got {unknown[0]!r}; list it there, "
+            "without nodules if it has none."
         )
     if not thresholds or not all(t >= 0 for t in thresholds):
         raise ValueError(f"Expected thresholds of 0 mm or more, got {list(thresholds)}.")
@@ -259,7 +183,7 @@ def reader_study(
 def _chosen(
     tallies: Mapping[Reading, Tally], reader: str, condition: str
 ) -> dict[tuple[str, str], Tally]:
-    """By reader and case, the counts of one reader or all of them in a condition."""
+    """Counts in a condition by (reader, case), of one reader or of all readers."""
     return {
         (r.reader, r.case): t
         for r, t in tallies.items()
@@ -289,7 +213,7 @@ def _parts(
 
 
 def _by_case(tallies: Mapping[tuple[str, str], Tally]) -> list[Tally]:
-    """The counts of each case, of all its readings together, by the case's name: the clusters."""
+    """Counts of each case over all its readings, sorted by name: the clusters of the bootstrap."""
     groups: dict[str, list[Tally]] = {}
     for (_, case), counts in tallies.items():
         groups.setdefault(case, []).append(counts)

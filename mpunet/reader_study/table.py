@@ -1,4 +1,4 @@
-"""A reader study as files (CSV, JSON) and as Markdown for the screen."""
+"""Write a reader study to CSV and JSON files, and format it as Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 
 from mpunet.evaluation.tables import write_whole
 from mpunet.metrics.statistics import Difference, Interval
-from mpunet.reader_study.study import MEASURES, Contrast, Rates, ReaderStudy
+from mpunet.reader_study.matching import MEASURES
+from mpunet.reader_study.study import Contrast, Rates, ReaderStudy
 
 __all__ = ["markdown", "write_study"]
 
@@ -25,7 +26,13 @@ _NAMES = {
 
 
 def write_study(study: ReaderStudy, folder: Path) -> list[Path]:
-    """Write ``rates.csv``, ``differences.csv``, ``study.json`` and ``study.md``. NaN is an empty field, in JSON null."""
+    """Write ``rates.csv``, ``differences.csv``, ``study.json`` and ``study.md`` to a folder.
+
+    NaN is an empty field in CSV files and null in the JSON file.
+
+    Returns:
+        Paths of the files.
+    """
     rates, contrasts = ([_flat(row) for row in rows] for rows in (study.rates, study.contrasts))
     plain = study._asdict() | {"rates": rates, "contrasts": contrasts}
     return [
@@ -37,10 +44,11 @@ def write_study(study: ReaderStudy, folder: Path) -> list[Path]:
 
 
 def markdown(study: ReaderStudy) -> str:
-    """A table for each threshold, one for the differences, and what has to be known to read them."""
+    """Format rates and differences for each threshold as tables, with notes on how to read them."""
     parts = [
-        f"{study.cases} cases, {study.nodules} nodules in the standard. A finding counts within {study.radius:g} mm of a nodule's "
-        f"centre, or the nodule's radius if that is larger. [{study.level:.0%} intervals: bootstrap over cases]"
+        f"{study.cases} cases, {study.nodules} nodules in the standard. "
+        f"A finding matches a nodule within {study.radius:g} mm of its centre, or within the "
+        f"nodule's radius if that is larger. [{study.level:.0%} intervals: bootstrap over cases]"
     ]
     for threshold in study.thresholds:
         lines = [
@@ -78,8 +86,8 @@ def markdown(study: ReaderStudy) -> str:
                 )
             )
     parts += [
-        f"{reader}, {condition}: {count} of {study.cases} cases have no row and are left out. If they were read and nothing was found, "
-        "add a row with empty x, y, z and diameter."
+        f"{reader}, {condition}: {count} of {study.cases} cases have no row and are left out. "
+        "If they were read and nothing was found, add a row with empty x, y, z and diameter."
         for reader, condition, count in study.unread
     ]
     return "\n\n".join(parts) + "\n"
@@ -128,7 +136,7 @@ def _columns(
 
 
 def _flat(row: Rates | Contrast) -> dict[str, Any]:
-    """One flat mapping, NaN as None."""
+    """Return a row as one flat mapping with None for NaN."""
     out: dict[str, Any] = {}
     for field, value in row._asdict().items():
         if field == "counts":

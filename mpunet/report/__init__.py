@@ -1,6 +1,7 @@
-"""Pages and pictures to look at: the report of an evaluation, the viewer, coronal slices.
+"""HTML pages and pictures: the report of an evaluation, the volume viewer, coronal slices.
 
-Begin with :mod:`mpunet.report.report` and :mod:`mpunet.report.viewer`. What the browser runs lies in ``assets``.
+Start with :mod:`mpunet.report.report` and :mod:`mpunet.report.viewer`. The folder ``assets``
+contains the HTML, CSS and JavaScript of the pages.
 """
 
 __all__: list[str] = []

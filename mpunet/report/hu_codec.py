@@ -1,8 +1,12 @@
-"""Slices as text that a browser decodes exactly: HU rounded to 256 levels, predicted, Huffman-coded.
+"""Encode slices as text that a browser decodes without loss.
 
-Not PNG or WebP: a page gets their pixels only by reading a canvas back, which Brave, Firefox and Safari falsify on purpose against
-fingerprinting. Deflate is decoded by the browser's own DecompressionStream and gives every byte as it was. Measured on chest CT
-(lung crops of ../shared/ct, 2 cores at 2.5 GHz): 0.53 bytes per pixel at 160 MB/s, PNG 0.55 at 10 MB/s, lossless WebP 0.52 at 3 MB/s.
+HU are rounded to 256 levels. The difference of each pixel from a prediction is Huffman-coded.
+
+PNG and WebP are not used because a page can read their pixels only from a canvas, and Brave,
+Firefox and Safari alter the pixels of a canvas on purpose, to prevent fingerprinting. The browser's
+DecompressionStream decodes Deflate exactly. Measured on chest CT (lung crops of ../shared/ct, 2
+cores at 2.5 GHz): 0.53 bytes per pixel at 160 MB/s; PNG 0.55 at 10 MB/s; lossless WebP 0.52 at
+3 MB/s.
 """
 
 from __future__ import annotations
@@ -18,14 +22,18 @@ __all__ = ["HU_LEVELS", "HU_STEPS", "Step", "encode_slice", "to_codes", "uniform
 
 
 class Step(NamedTuple):
-    """Levels in HU: from ``low`` to below ``high``, ``step`` apart, so that rounding takes at most step / 2."""
+    """Levels in HU from ``low`` to below ``high`` at intervals of ``step``.
+
+    Rounding to these levels changes a value by at most step / 2.
+    """
 
     low: float
     high: float
     step: float
 
 
-# Finest in soft tissue, whose window is 400 HU wide; in the lungs, 8 HU are 1.4 grey levels of a window of 1500. Our choice.
+# Steps are finest in soft tissue, whose window is 400 HU wide. In the lungs, 8 HU are 1.4 grey
+# levels of a window of 1500 HU. Our choice.
 HU_STEPS = (Step(-1024, -200, 8), Step(-200, 200, 4), Step(200, 600, 16), Step(600, 3288, 96))
 HU_LEVELS = np.concatenate(
     [np.arange(low, high, step, dtype=np.float64) for low, high, step in HU_STEPS]
@@ -33,7 +41,7 @@ HU_LEVELS = np.concatenate(
 
 
 def uniform_levels(low: float, high: float) -> npt.NDArray[np.float64]:
-    """256 evenly spaced levels, for volumes that are not HU.
+    """Return 256 evenly spaced levels, for volumes that are not in HU.
 
     >>> uniform_levels(0, 510)[:3].tolist()
     [0.0, 2.0, 4.0]
@@ -44,7 +52,9 @@ def uniform_levels(low: float, high: float) -> npt.NDArray[np.float64]:
 def to_codes(
     values: npt.NDArray[Any], levels: npt.NDArray[np.float64] = HU_LEVELS
 ) -> npt.NDArray[np.uint8]:
-    """Index of the nearest of 256 ascending levels; values beyond the first or the last level get that one.
+    """Return the index of the nearest of 256 ascending levels for each value.
+
+    Values below the first level get index 0, values above the last one index 255.
 
     >>> HU_LEVELS[to_codes(np.array([-3000, -851, 41, 5000]))].tolist()
     [-1024.0, -848.0, 40.0, 3192.0]
@@ -54,10 +64,11 @@ def to_codes(
 
 
 def encode_slice(codes: npt.NDArray[np.uint8]) -> str:
-    """Base64 of a slice (rows, columns): differences from a prediction modulo 256, deflated.
+    """Encode a slice (rows, columns) as Base64 of its deflated prediction errors modulo 256.
 
-    The prediction is that of JPEG-LS (median edge detector; Weinberger et al. 2000): the median of left, above, and left + above -
-    above left, with 0 outside of the slice. What is left is noise, where Huffman codes alone do better than looking for repeats.
+    The prediction is that of JPEG-LS (median edge detector; Weinberger et al. 2000): the median of
+    left, above, and left + above - above left, with 0 outside the slice. The errors are mostly
+    noise, for which Huffman codes alone are better than a search for repeats.
     """
     padded = np.pad(codes.astype(np.int16), ((1, 0), (1, 0)))
     left, above, corner = padded[1:, :-1], padded[:-1, 1:], padded[:-1, :-1]

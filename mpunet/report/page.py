@@ -1,4 +1,7 @@
-"""Self-contained HTML pages: one file that opens by double click, without network, and shows cases in the viewer."""
+"""Write self-contained HTML pages that show cases in the viewer.
+
+A page is a single file that works offline and without a server.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ from typing import Literal, NamedTuple
 from mpunet import __version__
 from mpunet.io.whole_file import whole_file
 from mpunet.report.hu_codec import HU_STEPS
-from mpunet.report.viewer import ShownCase
+from mpunet.report.shown_case import ShownCase
 
 __all__ = ["PageCase", "viewer_html", "write_page"]
 
 
 class PageCase(NamedTuple):
-    """A case and what the page's list of cases calls it."""
+    """A case and its label in the page's list of cases."""
 
     label: str
     case: ShownCase
@@ -34,15 +37,16 @@ def write_page(
     kind: Literal["whole-page", "report"],
     note: str = "",
 ) -> None:
-    """Write a page, whole or not at all; a page of this name is replaced.
+    """Write a page atomically; an existing file is replaced when the page is complete.
 
     Args:
-        path: the file; its folder is made if need be.
-        title: plain text.
-        body: HTML, with :func:`viewer_html` where the viewer goes.
-        cases: for the viewer; asked for one by one while the page is written, so that one is in memory at a time.
-        kind: whether the viewer fills the window or is part of a report.
-        note: HTML for the footer.
+        path: output file; its folder is created if it is missing.
+        title: title of the page as plain text.
+        body: HTML that contains :func:`viewer_html` at the position of the viewer.
+        cases: cases of the viewer. They are iterated over while the page is written, so that an
+            iterator needs to keep only one case in memory.
+        kind: "whole-page" if the viewer fills the window, "report" if it is part of a report.
+        note: HTML at the start of the footer.
     """
     report = kind == "report"
     text = Template(_asset("page.html")).substitute(
@@ -58,24 +62,25 @@ def write_page(
     with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         file.write(before)
         for label, case in cases:
-            # "<" would let a name end the script.
+            # Escape "<": a name that contains "</script>" would end the script.
             data = json.dumps(case, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
             name = html.escape(case["name"])
             file.write(
-                f'<script type="application/json" class="case" data-name="{name}" data-label="{html.escape(label)}">'
+                f'<script type="application/json" class="case" data-name="{name}" '
+                f'data-label="{html.escape(label)}">'
             )
             file.write(f"{data}</script>\n")
         file.write(after)
 
 
 def viewer_html(*, start: Literal["grey", "weights"] = "grey") -> str:
-    """The viewer's place in a page; ``start`` is what it maps at first."""
+    """Return the HTML of the viewer. ``start`` selects what it shows first: images or weights."""
     parts = [
         f"{low:g} to {high - step:g} HU by at most {step / 2:g}" for low, high, step in HU_STEPS
     ]
     rounding = (
         ", ".join(parts).replace("-", "−")
-        + ", values beyond as the ends; volumes that are not HU to 256 levels"
+        + ", values outside this range to its ends; volumes that are not in HU to 256 levels"
     )
     return Template(_asset("viewer.html")).substitute(rounding=rounding, start=start)
 

@@ -1,7 +1,8 @@
-"""Where the voxels of volumes stand in the patient: axes towards left, posterior and inferior, positions in mm.
+"""Positions of voxels in the patient, in mm along axes towards left, posterior and inferior.
 
-Radiologists look at slices in this order: with the patient's right on the viewer's left, front or head at the top. Volumes of one
-case are placed along the axes of one of them, which are the patient's own unless the scan is oblique.
+This is the display convention of radiology: the patient's right is on the left of the image, the
+front or the head is at the top. All volumes of a case are placed along the axes of one of them.
+These axes are the patient's axes unless the scan is oblique.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ __all__ = [
 
 Vector = npt.NDArray[np.float64]
 
-OBLIQUE_DEGREES = 0.5
+OBLIQUE_DEGREES = 0.5  # larger angles between axes count as oblique
 
 
 class PatientGrid(NamedTuple):
-    """Voxels along left, posterior, inferior.
+    """Grid of a volume whose axes point towards left, posterior and inferior.
 
     Attributes:
-        shape: (3,).
-        first: (3,), mm of the first voxel along the case's axes.
-        spacing: (3,), mm.
+        shape: (3,), number of voxels.
+        first: (3,), position of the first voxel along the case's axes in mm.
+        spacing: (3,), voxel spacing in mm.
         directions: (3, 3), unit vectors of the volume's own axes, as columns.
     """
 
@@ -51,7 +52,10 @@ class PatientGrid(NamedTuple):
     directions: Vector
 
     def aligned(self, other: PatientGrid) -> bool:
-        """Whether voxels of both stand at the same places, to a tenth, wherever both have some."""
+        """Return whether the voxels of both grids are at the same positions where both overlap.
+
+        The tolerance is a tenth of a voxel.
+        """
         same_steps = (
             np.abs(self.spacing / other.spacing - 1) * np.maximum(self.shape, other.shape) < 0.1
         )
@@ -64,40 +68,49 @@ class PatientGrid(NamedTuple):
         )
 
     def indices(self, axis: int, low: float, high: float) -> range:
-        """Voxels whose centre is from ``low`` to ``high`` mm, at least the one that is nearest."""
+        """Return the voxels whose centre is between ``low`` and ``high`` mm, at least one."""
         start, stop = (np.array([low, high]) - self.first[axis]) / self.spacing[axis]
         last = int(self.shape[axis]) - 1
         begin = min(max(math.ceil(start - 1e-3), 0), last)
         return range(begin, min(max(math.floor(stop + 1e-3), begin), last) + 1)
 
     def mm(self, axis: int, indices: Any) -> Vector:
-        """Positions of voxels along an axis."""
+        """Return the positions of voxels along an axis in mm."""
         return np.asarray(self.first[axis] + np.asarray(indices) * self.spacing[axis])
 
 
 def patient_voxels(volume: Volume) -> npt.NDArray[Any]:
-    """(left, posterior, inferior): a view of the slab along its nearest axes."""
+    """Return the slab with its axes reordered and flipped to left, posterior, inferior, as a view.
+
+    Each axis is assigned to the nearest of these directions.
+    """
     return apply_orientation(volume.slab, _to_lpi(volume))  # type: ignore[no-any-return]
 
 
 def directions_of(info: VolumeInfo) -> Vector:
-    """(3, 3): as columns, the unit vectors of a volume's axes nearest to left, posterior and inferior."""
+    """Return unit vectors of the axes nearest to left, posterior, inferior: (3, 3), as columns."""
     affine = _lpi_affine(info)[:3, :3]
     return np.asarray(affine / np.linalg.norm(affine, axis=0))
 
 
 def patient_grid(info: VolumeInfo, directions: Vector) -> PatientGrid:
-    """Grid of a volume, placed along the axes ``directions`` of its case, see :func:`directions_of`."""
+    """Return the grid of a volume along the axes of its case.
+
+    Args:
+        info: header of the volume.
+        directions: (3, 3), axes of the case, see :func:`directions_of`.
+    """
     affine = _lpi_affine(info)
     shape = np.array(info.shape, np.float64)[np.argsort(_to_lpi(info)[:, 0])]
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    # By its centre: a volume along other directions than the first one's is then at least in the right place as a whole.
+    # Place the volume by its centre. If its directions differ from those of the case, its centre is
+    # still at the right position.
     centre = np.linalg.solve(directions, affine[:3, :3] @ ((shape - 1) / 2) + affine[:3, 3])
     return PatientGrid(shape, centre - spacing * (shape - 1) / 2, spacing, affine[:3, :3] / spacing)
 
 
 def turn(one: Vector, other: Vector) -> float:
-    """Largest angle in degrees between axes of two grids."""
+    """Return the largest angle between corresponding axes of two grids in degrees."""
     return float(np.degrees(np.arccos((one * other).sum(axis=0).clip(-1, 1))).max())
 
 
@@ -106,7 +119,7 @@ def _to_lpi(info: VolumeInfo) -> Vector:
 
 
 def _lpi_affine(info: VolumeInfo) -> Vector:
-    """(4, 4): indices along left, posterior and inferior to mm along left, posterior and inferior."""
+    """(4, 4): from voxel indices to mm, both along left, posterior and inferior."""
     return np.asarray(
         np.diag([-1, -1, -1, 1]) @ info.slab_affine @ inv_ornt_aff(_to_lpi(info), info.shape)
     )

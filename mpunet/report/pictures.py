@@ -1,4 +1,4 @@
-"""Coronal pictures: thick, interpolated, reconstructed and true slices side by side, in a CT window and in true proportions."""
+"""Coronal pictures of volumes in a CT window and in true proportions, and figures of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.ndimage import zoom
 
 __all__ = ["LUNG_WINDOW", "coronal", "draw_with_details", "pyplot", "side_by_side"]
 
-LUNG_WINDOW = (-600.0, 1500.0)
+LUNG_WINDOW = (-600.0, 1500.0)  # centre and width in HU
 
 
 def coronal(
@@ -23,17 +23,18 @@ def coronal(
     window: tuple[float, float] = LUNG_WINDOW,
     pixel: float | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Coronal picture of a slab, head up, the patient's right on the viewer's left.
+    """Return a coronal picture of a slab: head up, the patient's right on the left.
 
     Args:
-        slab: (D, H, W) in HU; first and last slice are the picture's lower and upper edge.
-        spacing: (3,) in mm, depth, height and width.
-        row: where along the height (front to back), 0 to 1.
-        window: centre and width in HU; black below, white above.
-        pixel: size of a square pixel in mm; the spacing along the width by default.
+        slab: (D, H, W) in HU; the first slice is at the lower edge, the last one at the upper edge.
+        spacing: spacing along depth, height and width in mm.
+        row: position along the height (front to back), from 0 to 1.
+        window: centre and width in HU; lower values are black, higher ones white.
+        pixel: size of the square pixels in mm; by default the spacing along the width.
 
     Returns:
-        (rows, columns), slices shown as blocks as thick as they are, pixels by linear interpolation along the width.
+        (rows, columns). Slices are shown as blocks of their thickness; pixels are interpolated
+        linearly along the width.
     """
     plane = np.asarray(slab[:, round(row * (slab.shape[1] - 1))], np.float32)[::-1]
     size = pixel or spacing[2]
@@ -50,7 +51,7 @@ def coronal(
 def side_by_side(
     pictures: Sequence[npt.NDArray[np.uint8]], *, gap: int = 4
 ) -> npt.NDArray[np.uint8]:
-    """Pictures of one size in a row, with white gaps.
+    """Join pictures of the same height in a row, separated by white gaps of ``gap`` pixels.
 
     >>> side_by_side([np.zeros((2, 3), np.uint8)] * 2, gap=1).shape
     (2, 7)
@@ -63,7 +64,12 @@ def side_by_side(
 def draw_with_details(
     pictures: Mapping[str, npt.NDArray[np.uint8]], path: Path, *, columns: int = 4
 ) -> None:
-    """Write pictures of one size under their names, an enlarged part below each, in bands of ``columns``.
+    """Write a figure of named pictures with an enlarged detail below each.
+
+    Args:
+        pictures: name to picture, all of the same size.
+        path: output file.
+        columns: largest number of pictures in a row.
 
     Raises:
         ValueError: if matplotlib is missing.
@@ -94,13 +100,13 @@ def draw_with_details(
 
 
 def pyplot(otherwise: str = "") -> Any:
-    """Matplotlib's, drawing into files.
+    """Return ``matplotlib.pyplot`` with a backend that draws to files.
 
     Args:
-        otherwise: what to do where it is missing, beside installing it.
+        otherwise: alternative to an installation, for the error message.
 
     Raises:
-        ValueError: if it is missing.
+        ValueError: if matplotlib is missing.
     """
     try:
         import matplotlib

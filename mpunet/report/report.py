@@ -1,46 +1,53 @@
-"""The page of an evaluation: problems, summary, differences, distribution, the cases to look at, every case's numbers."""
+"""HTML report of an evaluation.
+
+The sections are: problems, summary, viewer with selected cases, distribution over cases, paired
+differences, fidelity, and a table of all cases.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-import numpy as np
-
-from mpunet.evaluation.scores import Evaluation, Measure, PairedDifference, Summary
+from mpunet.evaluation.aggregate import ScoresByCase, scores_by_case
+from mpunet.evaluation.scores import Evaluation
+from mpunet.report.measure_text import (
+    QUALITY_NAMES,
+    count_text,
+    decimals,
+    description,
+    json_number,
+    region_name,
+    title,
+)
 from mpunet.report.page import PageCase, viewer_html, write_page
 from mpunet.report.report_plot import strip_plot
+from mpunet.report.summary_tables import difference_table, fidelity_table, quality_table
 from mpunet.report.viewer import PAGE_BYTES, encode_case
 
 __all__ = ["choose_cases", "write_report"]
 
-Values = dict[tuple[str, Measure], dict[str, float]]
-
-MAIN = {"mae": "MAE", "rmse": "RMSE", "psnr": "PSNR", "ssim": "SSIM"}
-NAMES = {**MAIN, "laa950": "LAA-950", "perc15": "Perc15"}
-HIGHER_IS_BETTER = {"mae": False, "rmse": False, "psnr": True, "ssim": True}
 TRUTH = "truth"
 
 
 def write_report(
     path: Path, evaluation: Evaluation, *, slices: int | None = None, size: float = PAGE_BYTES
 ) -> None:
-    """Write the page of an evaluation, one HTML file that needs no network.
+    """Write the report of an evaluation as a single HTML file that works offline.
 
     Args:
-        path: the file; one of this name is replaced.
-        evaluation: what was measured, with the files it was measured on.
-        slices: of each case in each plane, see :func:`mpunet.report.viewer.encode_case`.
-        size: in bytes, of all cases in the viewer together.
+        path: output file; an existing file is replaced.
+        evaluation: results, and the files that were measured.
+        slices: number of slices of each case in each plane; by default as many as ``size`` allows,
+            see :func:`mpunet.report.viewer.encode_case`.
+        size: size of all cases in the viewer together, in bytes.
     """
-    values: Values = defaultdict(dict)
-    for score in evaluation.scores:
-        values[score.method, score.measure][score.case] = score.value
-    # Read here, so that a file that has gone since it was measured becomes a line of the report instead of its end.
+    values = scores_by_case(evaluation.scores)
+    # Files are read before the page is written: a file that was removed since the evaluation
+    # becomes a line of the report, and the report is still written.
     lines, pages = [], []
     chosen = choose_cases(evaluation, values)
     for label, name in chosen.items():
@@ -59,17 +66,19 @@ def write_report(
     shown = {page.case["name"]: page.label for page in pages}
     protocol = evaluation.protocol
     about = (
-        f"Protocol {protocol.name}: HU clipped to [{protocol.low:g}, {protocol.high:g}], range of PSNR and SSIM "
-        f"{protocol.high - protocol.low:g} HU, {protocol.trim or 'no'} thin slices left out at each end. {protocol.note}."
+        f"Protocol {protocol.name}: HU clipped to [{protocol.low:g}, {protocol.high:g}], "
+        f"range of PSNR and SSIM {protocol.high - protocol.low:g} HU, "
+        f"{protocol.trim or 'no'} thin slices left out at each end. {protocol.note}."
     ).replace("-", "−")
     body = [
-        f'<section class="about"><p>{escape(", ".join(evaluation.methods))}; {_count(len(evaluation.files))}. {escape(about)}</p></section>',
+        f'<section class="about"><p>{escape(", ".join(evaluation.methods))}; '
+        f"{count_text(len(evaluation.files))}. {escape(about)}</p></section>",
         _problems(evaluation, lines),
-        _quality(evaluation),
+        quality_table(evaluation),
         f'<section id="viewer"><h2>Cases to look at</h2></section>{viewer_html()}' if shown else "",
         _distribution(evaluation, values, shown),
-        _differences(evaluation),
-        _fidelity(evaluation),
+        difference_table(evaluation),
+        fidelity_table(evaluation),
         _cases(evaluation, values),
     ]
     note = f"Made {escape(evaluation.created)} by mpunet {escape(evaluation.version)}. "
@@ -78,8 +87,14 @@ def write_report(
     )
 
 
-def choose_cases(evaluation: Evaluation, values: Values) -> dict[str, str]:
-    """Label to case: best, median and worst of the first method by RMSE, in the lungs if it was measured there."""
+def choose_cases(evaluation: Evaluation, values: ScoresByCase) -> dict[str, str]:
+    """Select the best, the median and the worst case of the first method by RMSE.
+
+    The RMSE in the lungs is used if it was measured, else that of the whole volume.
+
+    Returns:
+        For each label, the name of the case.
+    """
     method = evaluation.methods[0]
     for region in ("lungs", "whole"):
         found = [
@@ -130,118 +145,28 @@ def _problems(evaluation: Evaluation, lines: list[str]) -> str:
     )
 
 
-def _quality(evaluation: Evaluation) -> str:
-    """Methods by metric for each region, and below them once what each metric is."""
-    found = {
-        (s.method, s.measure.metric, s.measure.region): s
-        for s in evaluation.summaries
-        if s.measure.metric in MAIN
-    }
-    measures = {s.measure.metric: s.measure for s in found.values()}
-    regions = [
-        region for region in ("lungs", "outside", "whole") if any(key[2] == region for key in found)
-    ]
-    counts = {s.cases for s in found.values()}
-    if not counts:
-        return ""
-    heads = "".join(
-        f'<th scope="col">{escape(_title(measures[metric]))}</th>'
-        for metric in MAIN
-        if metric in measures
-    )
-    parts = []
-    for region in regions:
-        parts.append(
-            f'<tbody><tr class="region"><th scope="col">{_region(region)}</th>{heads}</tr>'
-        )
-        for method in evaluation.methods:
-            row = [found.get((method, metric, region)) for metric in MAIN if metric in measures]
-            cells = "".join(
-                f"<td>{_interval(s, s.measure, count=len(counts) > 1) if s else ''}</td>"
-                for s in row
-            )
-            parts.append(f'<tr><th scope="row">{escape(method)}</th>{cells}</tr>')
-        parts.append("</tbody>")
-    legend = "".join(
-        f"<li><b>{escape(_title(m))}</b>: {escape(_about(m))}</li>" for m in measures.values()
-    )
-    over = _count(max(counts)) if len(counts) == 1 else "cases"
-    means = "One case." if counts == {1} else f"Means over {over}, with 95 % bootstrap intervals."
-    return f'<section><h2>Summary</h2><p>{means}</p><div class="wide"><table>{"".join(parts)}</table></div><ul class="legend">{legend}</ul></section>'
-
-
-def _fidelity(evaluation: Evaluation) -> str:
-    cells: dict[Measure, dict[str, Summary]] = defaultdict(dict)
-    for summary in evaluation.summaries:
-        if summary.measure.metric not in MAIN:
-            cells[summary.measure][summary.method] = summary
-    if not cells:
-        return ""
-    columns = list(dict.fromkeys([*evaluation.methods, *(s.method for s in evaluation.summaries)]))
-    counts = {s.cases for row in cells.values() for s in row.values()}
-    rows = []
-    for measure, row in cells.items():
-        found = "".join(
-            f"<td>{_interval(row[m], measure, count=len(counts) > 1) if m in row else ''}</td>"
-            for m in columns
-        )
-        rows.append(
-            f'<tr><th scope="row">{_name(measure)}<small>{escape(_about(measure))}</small></th>{found}</tr>'
-        )
-    head = "".join(f'<th scope="col">{escape(method)}</th>' for method in ["", *columns])
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<section><h2>Fidelity</h2><div class="wide">{table}</div></section>'
-
-
-def _differences(evaluation: Evaluation) -> str:
-    if not any(difference.cases > 1 for difference in evaluation.differences):
-        return ""
-    rows = []
-    for d in evaluation.differences:
-        p = "" if math.isnan(d.p) else "&lt; 0.001" if d.p < 0.001 else f"{d.p:.3f}"
-        rows.append(
-            f'<tr><th scope="row">{_name(d.measure)}</th><td>{escape(d.method)} − {escape(d.other)}</td>'
-            f"<td>{_interval(d, d.measure, sign=True)}</td><td>{p}</td><td>{_verdict(d)}</td></tr>"
-        )
-    heads = ("metric", "difference", "mean over cases", "Wilcoxon p", f"{evaluation.methods[0]} is")
-    head = "".join(f'<th scope="col">{escape(word)}</th>' for word in heads)
-    return (
-        "<section><h2>Paired differences</h2><p>Over the cases that both have, with 95 % bootstrap interval and Wilcoxon signed-rank "
-        "test; p is not corrected for the number of tests. Better and worse where the interval leaves 0 out.</p>"
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div></section>'
-    )
-
-
-def _verdict(difference: PairedDifference) -> str:
-    higher = HIGHER_IS_BETTER.get(difference.measure.metric)
-    if higher is None or not (difference.low > 0 or difference.high < 0):
-        return ""
-    better = (difference.low > 0) == higher
-    return (
-        f'<span class="{"better" if better else "worse"}">{"better" if better else "worse"}</span>'
-    )
-
-
-def _distribution(evaluation: Evaluation, values: Values, shown: Mapping[str, str]) -> str:
-    regions = {measure.region for _, measure in values if measure.metric in MAIN}
+def _distribution(evaluation: Evaluation, values: ScoresByCase, shown: Mapping[str, str]) -> str:
+    regions = {measure.region for _, measure in values if measure.metric in QUALITY_NAMES}
     region = "lungs" if "lungs" in regions else "whole"
     plots = []
-    for metric in MAIN:
+    for metric in QUALITY_NAMES:
         measures = dict.fromkeys(m for _, m in values if m.metric == metric and m.region == region)
         for measure in measures:
             rows = {method: values.get((method, measure), {}) for method in evaluation.methods}
-            title = f"{MAIN[metric]}{', ' + measure.unit if measure.unit else ''}, {_region(region).lower()}"
-            plots.append(strip_plot(title, rows, shown, _digits(measure)))
+            heading = f"{title(measure)}, {region_name(region).lower()}"
+            plots.append(strip_plot(heading, rows, shown, decimals(measure)))
     if not any(plots) or len(evaluation.files) < 2:
         return ""
     return (
-        "<section><h2>Distribution over cases</h2><p>A dot for each case, with quartiles and median from five cases on; "
-        f'yellow dots lead to the case below.</p><div class="strips">{"".join(plots)}</div></section>'
+        "<section><h2>Distribution over cases</h2><p>A dot for each case, with quartiles and "
+        "median if there are at least five cases. A click on a yellow dot opens its case in the "
+        "viewer.</p>"
+        f'<div class="strips">{"".join(plots)}</div></section>'
     )
 
 
-def _cases(evaluation: Evaluation, values: Values) -> str:
-    """The table's data, compact: the page's script makes rows of it, as many as are looked at."""
+def _cases(evaluation: Evaluation, values: ScoresByCase) -> str:
+    """Table of all cases as compact JSON, of which the page's script shows a part as rows."""
     measures = list(dict.fromkeys(measure for _, measure in values))
     methods = list(dict.fromkeys([*evaluation.methods, *(method for method, _ in values)]))
     cases = list(dict.fromkeys(case for found in values.values() for case in found))
@@ -250,13 +175,13 @@ def _cases(evaluation: Evaluation, values: Values) -> str:
         for number, method in enumerate(methods):
             row = [values.get((method, measure), {}).get(case, math.nan) for measure in measures]
             if not all(map(math.isnan, row)):
-                rows.append([case, number, *(_number(value) for value in row)])
+                rows.append([case, number, *(json_number(value) for value in row)])
     columns = [
         {
-            "name": f"{_title(m)}, {_region(m.region).lower()}",
-            "about": _about(m),
-            "digits": _digits(m),
-            "main": m.metric in MAIN,
+            "name": f"{title(m)}, {region_name(m.region).lower()}",
+            "about": description(m),
+            "digits": decimals(m),
+            "main": m.metric in QUALITY_NAMES,
         }
         for m in measures
     ]
@@ -264,69 +189,11 @@ def _cases(evaluation: Evaluation, values: Values) -> str:
         {"methods": methods, "columns": columns, "rows": rows}, separators=(",", ":")
     ).replace("<", "\\u003c")
     return (
-        '<section><h2>Every case</h2><div class="bar"><label>Case <input type="search" name="find" placeholder="part of its name"></label>'
+        '<section><h2>Every case</h2><div class="bar"><label>Case '
+        '<input type="search" name="find" placeholder="part of its name"></label>'
         '<label>Method <select name="method"><option value="">all</option></select></label>'
-        '<label><input type="checkbox" name="all"> fidelity too</label></div>'
+        '<label><input type="checkbox" name="all"> with fidelity</label></div>'
         '<div class="wide"><table class="every"><thead></thead><tbody></tbody></table></div>'
-        f'<button name="more">More rows</button></section><script type="application/json" id="rows">{data}</script>'
+        '<button name="more">More rows</button></section>'
+        f'<script type="application/json" id="rows">{data}</script>'
     )
-
-
-def _count(cases: int) -> str:
-    return f"{cases} case{'s' * (cases != 1)}"
-
-
-def _number(value: float) -> float | str | None:
-    """What JSON can hold: no NaN, no infinity."""
-    return (
-        None
-        if math.isnan(value)
-        else ("∞" if value > 0 else "−∞")
-        if math.isinf(value)
-        else float(f"{value:.6g}")
-    )
-
-
-def _digits(measure: Measure) -> int:
-    return 2 if measure.unit else 4
-
-
-def _format(value: float, measure: Measure, *, sign: bool = False) -> str:
-    if not np.isfinite(value):
-        return "–" if math.isnan(value) else "∞" if value > 0 else "−∞"
-    return f"{value:{'+' if sign else ''}.{_digits(measure)}f}".replace("-", "−")
-
-
-def _interval(
-    found: Summary | PairedDifference, measure: Measure, *, sign: bool = False, count: bool = True
-) -> str:
-    text = f"<b>{_format(found.mean, measure, sign=sign)}</b>"
-    if not math.isnan(found.low):
-        text += f" <small>[{_format(found.low, measure, sign=sign)}, {_format(found.high, measure, sign=sign)}]</small>"
-    return f"{text} <small>n = {found.cases}</small>" if count else text
-
-
-def _title(measure: Measure) -> str:
-    words = NAMES.get(measure.metric, measure.metric.replace("_", " "))
-    return f"{words}, {measure.unit}" if measure.unit else words
-
-
-def _region(region: str) -> str:
-    return {"whole": "Whole volume", "lungs": "In the lungs", "outside": "Outside the lungs"}.get(
-        region, region
-    ).replace("-", "−")
-
-
-def _name(measure: Measure) -> str:
-    region = _region(measure.region)
-    return f"{escape(_title(measure))}, {escape(region[0].lower() + region[1:])}"
-
-
-def _about(measure: Measure) -> str:
-    window = (
-        "HU not clipped"
-        if measure.window is None
-        else f"HU in [{measure.window[0]:g}, {measure.window[1]:g}]"
-    )
-    full = "" if measure.range is None else f"; range {measure.range:g} HU"
-    return f"{window}{full}; {measure.kind}".replace("-", "−")

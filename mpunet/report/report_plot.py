@@ -1,4 +1,4 @@
-"""Distribution of a metric over cases as inline SVG: a dot for each case, a row for each method."""
+"""Plot the distribution of a metric over cases as inline SVG."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ import numpy as np
 
 __all__ = ["strip_plot"]
 
-MOST_DOTS = 300  # a row; more make a smear and a heavy page
-WIDTH, LABEL, ROW, DOT = 640, 130, 34, 4.0
+MOST_DOTS = 300  # in a row; more dots overlap and make the page large
+WIDTH, LABEL, ROW, DOT = 640, 130, 34, 4.0  # widths of figure and labels, row height, dot radius
 
 
 def strip_plot(
     title: str, rows: Mapping[str, Mapping[str, float]], shown: Collection[str], digits: int
 ) -> str:
-    """A figure in SVG, 640 units wide, with median and quartiles of each method over its dots.
+    """Draw a row for each method and a dot for each case, as SVG of 640 units width.
 
-    Beyond 300 cases a method's row has its tenth-lowest and tenth-highest cases and the ones in ``shown`` alone, over the box.
+    Rows with at least 5 cases also show the median and the quartiles. With more than 300 cases, a
+    row shows only the dots of the 10 lowest and the 10 highest cases and of those in ``shown``.
 
     Args:
-        title: plain text.
+        title: title as plain text.
         rows: method to case to value; values that are not finite are left out.
-        shown: cases in the page's viewer; their dots lead there.
-        digits: decimals of what dots say.
+        shown: cases in the page's viewer; a click on their dots opens them there.
+        digits: number of decimals in the tooltips of the dots.
+
+    Returns:
+        HTML, or "" if there are no finite values.
     """
     finite = {
         method: {c: v for c, v in cases.items() if math.isfinite(v)}
@@ -50,7 +54,8 @@ def strip_plot(
     for number, (method, cases) in enumerate(finite.items()):
         y = 4 + ROW * (number + 0.5)
         parts.append(
-            f'<text class="method" x="{LABEL - 12}" y="{y + 4}">{html.escape(_short(method))}</text>'
+            f'<text class="method" x="{LABEL - 12}" y="{y + 4}">'
+            f"{html.escape(_short(method))}</text>"
         )
         if len(cases) > 4:
             quarter, half, three = np.percentile(list(cases.values()), [25, 50, 75])
@@ -58,24 +63,26 @@ def strip_plot(
                 f'<path class="box" d="M{x(quarter)} {y - 10}H{x(three)}V{y + 10}H{x(quarter)}Z"/>'
             )
             parts.append(f'<path class="median" d="M{x(half)} {y - 10}V{y + 10}"/>')
-        for case in _dotted(cases, shown):
+        for case in _cases_with_dot(cases, shown):
             name = html.escape(case)
             tip = f"<title>{html.escape(method)}, {name}: {cases[case]:.{digits}f}</title>"
             place = f'cx="{x(cases[case])}" cy="{y + _jitter(case):.1f}"'
             if case in shown:
                 parts.append(
-                    f'<a href="#viewer" data-case="{name}" aria-label="Show {name}"><circle r="5.5" {place}>{tip}</circle></a>'
+                    f'<a href="#viewer" data-case="{name}" aria-label="Show {name}">'
+                    f'<circle r="5.5" {place}>{tip}</circle></a>'
                 )
             else:
                 parts.append(f'<circle r="{DOT}" {place}>{tip}</circle>')
     label = html.escape(title)
     return (
-        f'<figure class="strip"><figcaption>{label}</figcaption><svg viewBox="0 0 {WIDTH} {height}" role="group" '
+        f'<figure class="strip"><figcaption>{label}</figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="group" '
         f'aria-label="{label} by case and method">{"".join(parts)}</svg></figure>'
     )
 
 
-def _dotted(cases: Mapping[str, float], shown: Collection[str]) -> Sequence[str]:
+def _cases_with_dot(cases: Mapping[str, float], shown: Collection[str]) -> Sequence[str]:
     if len(cases) <= MOST_DOTS:
         return list(cases)
     ordered = sorted(cases, key=cases.__getitem__)
@@ -85,7 +92,7 @@ def _dotted(cases: Mapping[str, float], shown: Collection[str]) -> Sequence[str]
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Three to seven round numbers between the ends.
+    """Return three to seven round numbers between the ends.
 
     >>> _ticks(17.0, 62.0)
     [20.0, 30.0, 40.0, 50.0, 60.0]
@@ -96,7 +103,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _jitter(case: str) -> float:
-    """-8 to 8 units from the row's middle, the same for a case in every row and report."""
+    """Vertical offset of a dot, -8 to 8 units; the same for a case in every row and report."""
     return (sum(case.encode()) * 7919 % 1000) / 1000 * 16 - 8
 
 

@@ -1,4 +1,4 @@
-"""Volumes side by side in one HTML page."""
+"""Write an HTML page that shows volumes side by side."""
 
 from __future__ import annotations
 
@@ -21,25 +21,30 @@ def view(
     slices: int | None = None,
     weights: bool = False,
 ) -> None:
-    """Volumes side by side in one HTML page: coronal, sagittal and axial slices, windows, error maps, contrast-aware weights.
+    """Write an HTML page that shows volumes side by side.
 
-    Volumes may be on grids of their own, in any orientation: they are placed by mm. The page needs no network.
+    The page shows coronal, sagittal and axial slices in CT windows, error maps, and weights of the
+    contrast-aware loss. Volumes may differ in grid and orientation: they are aligned by position in
+    mm. The page works offline.
 
     Args:
         volumes: NIfTI files.
-        output: the page; one of this name is replaced.
-        names: what to call the volumes, separated by commas; their file names by default.
-        reference: name of the volume that others on its grid are compared with, for error maps and weights.
-        slices: in each plane; by default as many as keep the page at 40 MB.
-        weights: show at first the weights of the contrast-aware loss, Eq. 2, with sliders for alpha, gamma and beta.
+        output: HTML file; an existing file is replaced.
+        names: names of the volumes, separated by commas; by default their file names.
+        reference: name of the reference volume. Volumes on the same grid are compared with it in
+            error maps and weight maps.
+        slices: number of slices in each plane; by default as many as fit in a page of 40 MB.
+        weights: start with the weights of the contrast-aware loss (Eq. 2), with sliders for alpha,
+            gamma and beta.
 
     Raises:
-        ValueError: if a file cannot be read or names do not fit.
+        ValueError: if a file cannot be read, or names and reference do not match the volumes.
     """
     titles = _file_names(volumes) if names is None else [name.strip() for name in names.split(",")]
     if len(titles) != len(volumes) or len(set(titles)) < len(titles) or not all(titles):
         raise ValueError(
-            f"Expected {len(volumes)} distinct names, one for each volume, got {', '.join(titles)}; --names a,b,... gives them."
+            f"Expected {len(volumes)} distinct names, one for each volume, "
+            f"got {', '.join(titles)}; set them with --names a,b,..."
         )
     if reference is not None and reference not in titles:
         raise ValueError(f"Expected a reference among {', '.join(titles)}, got {reference}.")
@@ -50,14 +55,15 @@ def view(
     compared = [v["name"] for v in case["volumes"] if v["compared"] and v["name"] != reference]
     if weights and not compared:
         raise ValueError(
-            "Weights compare a volume with a reference voxel by voxel: give --reference, and a volume on its grid."
+            "Weights compare a volume with a reference voxel by voxel: give --reference, "
+            "and a volume on its grid."
         )
     body = viewer_html(start="weights" if weights else "grey")
     write_page(output, title, body, [PageCase(title, case)], kind="whole-page")
 
 
 def _file_names(paths: Sequence[Path]) -> list[str]:
-    """File names without suffix; with their folder's where two are equal."""
+    """File names without suffix; with the name of their folder if two are equal."""
     stems = [path.name.removesuffix(nifti_suffix(path) or "") for path in paths]
     if len(set(stems)) == len(stems):
         return stems

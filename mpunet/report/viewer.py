@@ -1,21 +1,23 @@
-"""What the viewer shows of a case: coronal, sagittal and axial slices of volumes on their own grids, placed by mm.
+"""Prepare the data of a case for the viewer: coronal, sagittal and axial slices of its volumes.
 
-:mod:`mpunet.report.patient_grid` turns volumes so that every view is right side up, :mod:`mpunet.report.hu_codec` makes text of
-slices. Volumes are read one after the other.
+Each volume keeps its own grid; slices are placed by position in mm.
+:mod:`mpunet.report.patient_grid` orients volumes for display, :mod:`mpunet.report.hu_codec` encodes
+slices as text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
+from mpunet.io.intensity_range import check_voxels
 from mpunet.io.scan_file import read_volume
-from mpunet.io.volume import VolumeInfo, check_voxels, one_line_errors, volume_info
+from mpunet.io.volume import VolumeInfo, one_line_errors, volume_info
 from mpunet.report.hu_codec import HU_LEVELS, encode_slice, to_codes, uniform_levels
 from mpunet.report.patient_grid import (
     OBLIQUE_DEGREES,
@@ -25,13 +27,14 @@ from mpunet.report.patient_grid import (
     patient_voxels,
     turn,
 )
+from mpunet.report.shown_case import Plane, ShownCase, ShownPlane, ShownVolume
 
-__all__ = ["PAGE_BYTES", "PLANES", "Plane", "ShownCase", "ShownPlane", "ShownVolume", "encode_case"]
+__all__ = ["PAGE_BYTES", "PLANES", "encode_case"]
 
-Plane = Literal["coronal", "sagittal", "axial"]
 Box = list[tuple[float, float]]  # lowest and highest mm along left, posterior, inferior
 
-# Axes (0 left, 1 posterior, 2 inferior) through the slices, down the rows and across the columns.
+# Axes of the planes: across slices, down the rows, along the columns (0 left, 1 posterior, 2
+# inferior).
 PLANES: dict[Plane, tuple[int, int, int]] = {
     "coronal": (1, 2, 0),
     "sagittal": (0, 2, 1),
@@ -39,50 +42,10 @@ PLANES: dict[Plane, tuple[int, int, int]] = {
 }
 HU_WINDOWS = [("Lung", -600.0, 1500.0), ("Mediastinum", 40.0, 400.0), ("Bone", 400.0, 1800.0)]
 
-PAGE_BYTES = 40e6  # what mail and shared folders still take
-_BYTES_PER_PIXEL = 0.75  # of base64, on noisy thin slices; see hu_codec
+PAGE_BYTES = 40e6  # small enough for mail and shared folders
+_BYTES_PER_PIXEL = 0.75  # in Base64, for noisy thin slices; see hu_codec
 _BODY_HU = -500.0
 _MARGIN_MM = 5.0
-
-
-class ShownPlane(TypedDict):
-    """Slices of one volume in one plane: mm of the first pixel's centre and between pixels, (across, down), and mm of each slice."""
-
-    rows: int
-    columns: int
-    first: list[float]
-    spacing: list[float]
-    at: list[float]
-    slices: list[str]
-
-
-class ShownVolume(TypedDict):
-    """One panel: ``levels`` are the values of codes; ``compared`` tells that its voxels are aligned with the reference's.
-
-    ``window`` (centre, width) is its own where it is not in HU, but others are.
-    """
-
-    name: str
-    size: str
-    caption: str
-    spacing: list[float]
-    unit: Literal["HU", ""]
-    levels: list[float]
-    window: tuple[float, float] | None
-    compared: bool
-    planes: dict[Plane, ShownPlane]
-
-
-class ShownCase(TypedDict):
-    """All that the page needs of a case; ``directions`` (3, 3) turns positions shown into the patient's left, posterior, inferior."""
-
-    name: str
-    notes: list[str]
-    windows: list[tuple[str, float, float]]
-    directions: list[list[float]]
-    positions: dict[Plane, list[float]]
-    reference: str | None
-    volumes: list[ShownVolume]
 
 
 def encode_case(
@@ -93,24 +56,27 @@ def encode_case(
     slices: int | None = None,
     size: float = PAGE_BYTES,
 ) -> ShownCase:
-    """Read the volumes of a case one after the other and take the slices that the page shows.
+    """Read the volumes of a case and encode the slices that the page shows.
 
-    Slices are evenly spaced over the body's box (above -500 HU) in the reference, or in the volume with the smallest voxels if there is
-    none, and cropped to that box and 5 mm around it. Other volumes show those nearest to the same positions.
+    Slices are evenly spaced over the bounding box of the body (above -500 HU) and cropped to this
+    box with a margin of 5 mm. The box is that of the reference or, if there is none, of the volume
+    with the smallest voxels. The other volumes show their slices nearest to the same positions.
+    Volumes are read one after the other, so that only one is in memory.
 
     Args:
-        name: of the case.
-        files: names of the volumes and where they are, in the order they are shown.
-        reference: the volume that those aligned with it, voxel on voxel, are compared with.
-        slices: in each of the three planes; as many as ``size`` allows by default.
-        size: of the case in the page, in bytes.
+        name: name of the case.
+        files: name and file of each volume, in display order.
+        reference: name of the reference; volumes whose voxels are aligned with it are compared.
+        slices: number of slices in each of the three planes; by default as many as ``size`` allows.
+        size: size of the case in the page, in bytes.
 
     Raises:
-        ValueError: if a file cannot be read, or the reference is not among them.
+        ValueError: if a file cannot be read, or the reference is not among the volumes.
     """
     if not files or (reference is not None and reference not in files):
         raise ValueError(
-            f"{name}: expected volumes, the reference {reference!r} among them, got {list(files)}."
+            f"{name}: expected volumes with the reference {reference!r} among them, "
+            f"got {list(files)}."
         )
     if slices is not None and slices < 1:
         raise ValueError(f"Expected at least 1 slice in each plane, got {slices}.")
@@ -204,7 +170,7 @@ def _read_info(path: Path) -> VolumeInfo:
 
 
 def _read_lpi(path: Path) -> tuple[npt.NDArray[Any], bool]:
-    """Voxels along left, posterior and inferior, a view of the slab; and whether they are HU."""
+    """Voxels along left, posterior and inferior, as a view, and whether they are in HU."""
     volume = read_volume(path, check_hu=False)
     try:
         check_voxels(volume.slab, name=path.name)
@@ -215,7 +181,10 @@ def _read_lpi(path: Path) -> tuple[npt.NDArray[Any], bool]:
 
 
 def _box(voxels: npt.NDArray[Any] | None, grid: PatientGrid) -> Box:
-    """Lowest and highest mm along each axis where at least 1 % of a slice is body; the whole volume where it is nowhere, or None."""
+    """Range in mm along each axis from the first to the last slice with at least 1 % body.
+
+    Without such slices, or if ``voxels`` is None, it is the range of the whole volume.
+    """
     every = 4
     ends = [(0, int(n) - 1) for n in grid.shape]
     if voxels is not None:
@@ -232,7 +201,7 @@ def _box(voxels: npt.NDArray[Any] | None, grid: PatientGrid) -> Box:
 
 
 def _positions(grid: PatientGrid, axis: int, box: Box, count: int) -> list[float]:
-    """Slices in the middle of ``count`` equal parts of the box, or all of its slices if they are no more."""
+    """Positions of the middle slices of ``count`` equal parts of the box, or of all its slices."""
     indices = grid.indices(axis, *box[axis])
     if count < len(indices):
         middles = indices.start + (np.arange(count) + 0.5) * len(indices) / count - 0.5
@@ -241,7 +210,7 @@ def _positions(grid: PatientGrid, axis: int, box: Box, count: int) -> list[float
 
 
 def _bytes_per_slice(grids: dict[str, PatientGrid], box: Box) -> float:
-    """Of one position in all planes and volumes."""
+    """Size of one slice in each plane of each volume."""
     pixels = 0.0
     for grid in grids.values():
         counts = [
@@ -258,7 +227,7 @@ def _percentile_window(voxels: npt.NDArray[Any]) -> tuple[float, float]:
 
 
 def _common_windows(volumes: list[ShownVolume]) -> list[tuple[str, float, float]]:
-    """The windows to choose from; volumes share the first one's where none is in HU."""
+    """Windows to choose from; if no volume is in HU, all use the window of the first one."""
     first = volumes[0]["window"]
     if first is None or any(volume["window"] is None for volume in volumes):
         return HU_WINDOWS
@@ -273,12 +242,14 @@ def _notes(grids: dict[str, PatientGrid]) -> list[str]:
     tilt = turn(grid.directions, np.eye(3))
     if tilt > OBLIQUE_DEGREES:
         notes.append(
-            f"Oblique scan: the axes shown are the volumes' own, turned by up to {tilt:.0f}° against the patient's."
+            "Oblique scan: slices are shown along the axes of the volumes, which are "
+            f"turned by up to {tilt:.0f}° against the patient's axes."
         )
     for name, other in grids.items():
         degrees = turn(other.directions, grid.directions)
         if degrees > OBLIQUE_DEGREES:
             notes.append(
-                f"{name} is turned by {degrees:.0f}° against {first}: it is shown along its own axes and only its centre fits."
+                f"{name} is turned by {degrees:.0f}° against {first}: it is shown along its own "
+                "axes, and only its centre is at the right position."
             )
     return notes

@@ -1,6 +1,7 @@
-"""What a thick slice is made of: the slice profile, and thick slices simulated from thin ones.
+"""Slice profiles, and simulation of thick slices from thin ones.
 
-Begin with :mod:`mpunet.slices.simulate`. :mod:`mpunet.slices.profile_fit` measures the profile of a genuine pair.
+Start with :mod:`mpunet.slices.simulate`. :mod:`mpunet.slices.profile_fit` measures the slice
+profile of a genuine pair of thick and thin slices.
 """
 
 from mpunet.slices.simulate import profile_weights, thicken

@@ -1,4 +1,4 @@
-"""Thin slices by interpolation along depth: what every method has to beat."""
+"""Thin slices by interpolation along depth: the baseline that every method must beat."""
 
 from __future__ import annotations
 
@@ -19,12 +19,21 @@ Interpolation = Literal["linear", "cubic"]
 def interpolated(
     thick: npt.NDArray[Any], ratio: int, *, kind: Interpolation = "cubic", chunk: int = 8
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Thin slices of thick ones (D, H, W), end-aligned, (D - 1) * ratio + 1 in all, in chunks (k, H, W).
+    """Interpolate thin slices between thick ones, from the first thick slice to the last.
 
-    "linear", or "cubic": the interpolating spline of the whole column of slices with not-a-knot ends (SciPy), which for fewer than
-    four slices is the polynomial through all of them.
+    Args:
+        thick: thick slices (D, H, W).
+        ratio: thick spacing / thin spacing.
+        kind: "linear", or "cubic" for the interpolating spline through the whole column of slices
+            with not-a-knot ends (SciPy). For fewer than four slices, "cubic" is the polynomial
+            through all of them.
+        chunk: number of thin slices per chunk.
 
-    >>> np.concatenate(list(interpolated(np.array([[[0.0]], [[10.0]]]), 2, kind="linear"))).ravel().tolist()
+    Yields:
+        The (D - 1) * ratio + 1 thin slices in chunks (k, H, W).
+
+    >>> thick = np.array([[[0.0]], [[10.0]]])
+    >>> np.concatenate(list(interpolated(thick, 2, kind="linear"))).ravel().tolist()
     [0.0, 5.0, 10.0]
     """
     depth = len(thick)
@@ -36,8 +45,7 @@ def interpolated(
     for start in range(0, len(matrix), chunk):
         rows = matrix[start : start + chunk]
         out = np.zeros((len(rows), *thick.shape[1:]), np.float32)
-        for slice_index in np.flatnonzero(
-            (np.abs(rows) > 1e-6).any(axis=0)
-        ):  # a spline's weights fade within a dozen slices
+        # Spline weights are negligible beyond a dozen slices.
+        for slice_index in np.flatnonzero((np.abs(rows) > 1e-6).any(axis=0)):
             out += rows[:, slice_index, None, None] * thick[slice_index].astype(np.float32)
         yield out

@@ -1,7 +1,8 @@
-"""Which slice profile a scanner has: fitted to a genuine pair, thick and thin slices of one scan.
+"""Fit of a scanner's slice profile to a genuine pair: thick and thin slices of one scan.
 
-Every thick slice is a weighted sum of the thin slices around it, so that the squared error of any profile, at any offset, is a
-quadratic form of its weights. One pass over the pair gathers the form; profiles are then compared without looking at a voxel.
+Every thick slice is a weighted sum of the thin slices around it. The squared error of any profile,
+at any offset, is therefore a quadratic form of its weights. One pass over the pair computes this
+form; profiles are then compared without reading the voxels again.
 """
 
 from __future__ import annotations
@@ -18,20 +19,24 @@ from mpunet.slices.simulate import Profile, profile_density
 
 __all__ = ["EDGE", "Moments", "ProfileFit", "fit_free", "fit_profile", "gather"]
 
-EDGE = 50.0  # HU from one thick slice to the next: where profiles differ in what they make of the thin series (our choice)
+# Smallest change in HU from one thick slice to the next that counts as an edge (our choice). The
+# choice of profile matters most at edges.
+EDGE = 50.0
 Array = npt.NDArray[np.float64]
 
 
 class Moments(NamedTuple):
-    """What the thin slices around the thick ones have in common with them and with each other, as means over voxels.
+    """Mean products over voxels of thick slices and the thin slices around them.
+
+    A tap is a position of a thin slice relative to the thick slice.
 
     Attributes:
-        taps: (J,) positions of the thin slices in thin slices from ``start`` + k * ratio.
-        thin: (J, J) mean products of the thin slices at two taps, HU squared.
-        both: (J,) those of the thin slice at a tap and the thick slice.
-        thick: that of the thick slice with itself.
-        voxels: how many.
-        slices: thick slices that have all taps.
+        taps: (J,) distances from thin slice ``start`` + k * ratio, in thin slices.
+        thin: (J, J) mean products of the thin slices at two taps, in HU squared.
+        both: (J,) mean products of the thin slice at a tap and the thick slice, in HU squared.
+        thick: mean square of the thick slice, in HU squared.
+        voxels: number of voxels.
+        slices: number of thick slices that have a thin slice at every tap.
     """
 
     taps: npt.NDArray[np.intp]
@@ -42,20 +47,26 @@ class Moments(NamedTuple):
     slices: int
 
     def rmse(self, weights: Array) -> float:
-        """Root mean square difference in HU of the thin slices weighted so (J,) and the thick ones."""
+        """Return the root mean square difference in HU of weighted thin slices and thick ones.
+
+        Args:
+            weights: (J,), one weight for each tap.
+        """
         square = float(weights @ self.thin @ weights - 2 * weights @ self.both + self.thick)
         return math.sqrt(max(0.0, square))
 
 
 class ProfileFit(NamedTuple):
-    """A profile that was fitted.
+    """A fitted profile.
 
     Attributes:
         kind: "gaussian", "box", "triangle", or "free".
         fwhm: full width at half maximum in thick spacings.
-        offset: thin slice, with fraction, on which thick slice 0 is centred.
-        rmse: in HU, over all voxels; ``edges`` where the thick series changes by 50 HU or more from slice to slice.
-        profile: the same as samples.
+        offset: centre of thick slice 0 in thin slices, with a fraction.
+        rmse: root mean square error in HU over all voxels.
+        edges: root mean square error in HU over the voxels at which the thick series changes by 50
+            HU or more from slice to slice.
+        profile: the fitted profile as samples.
     """
 
     kind: str
@@ -75,28 +86,34 @@ def gather(
     step: int = 1,
     reach: int | None = None,
 ) -> tuple[Moments, Moments]:
-    """Moments of all voxels, and of those at edges along the slices' normal (see :class:`ProfileFit`).
+    """Compute the moments of all voxels, and of the voxels at edges along the slice normal.
 
-    Thick slices that lack a tap, at the ends, are left out: there a profile is cut, by the scanner in another way than by us.
+    Thick slices at the ends that lack a thin slice at a tap are left out: there, the
+    scanner cuts the profile in a different way than this package does.
 
     Args:
-        thick: (D, H, W) in HU.
-        thin: (M, H, W) in HU, of the same field of view.
+        thick: thick slices (D, H, W) in HU.
+        thin: thin slices (M, H, W) in HU, of the same field of view.
         ratio: thick spacing / thin spacing.
         start: thin slice nearest to the centre of thick slice 0.
-        step: take every so many voxels in plane, for speed.
-        reach: taps on each side; 2 * ratio by default, which holds a triangle of two thick spacings.
+        step: use every ``step``-th voxel along height and width, for speed.
+        reach: number of taps on each side; 2 * ratio by default, enough for a triangle whose full
+            width at half maximum is two thick spacings.
+
+    Returns:
+        The moments of all voxels and those of the voxels at edges, see :class:`ProfileFit`.
 
     Raises:
-        ValueError: if no thick slice has all taps.
+        ValueError: if no thick slice has a thin slice at every tap.
     """
     reach = 2 * ratio if reach is None else reach
     taps = np.arange(-reach, reach + 1)
     used = [k for k in range(len(thick)) if reach <= start + ratio * k < len(thin) - reach]
     if not used:
         raise ValueError(
-            f"Expected a thick slice with {reach} thin ones on each side to fit a profile, got {len(thick)} thick and {len(thin)} thin "
-            f"slices, thick slice 0 on thin slice {start}; take a longer pair."
+            f"Expected a thick slice with {reach} thin ones on each side to fit a profile, "
+            f"got {len(thick)} thick and {len(thin)} thin slices, thick slice 0 on thin slice "
+            f"{start}; use a longer pair."
         )
     size = len(taps) + 1
     sums, counts = np.zeros((2, size, size)), np.zeros(2, np.int64)
@@ -133,26 +150,26 @@ def fit_profile(
     start: int,
     fwhm: float | None = None,
 ) -> ProfileFit:
-    """The width (unless ``fwhm`` gives it, in thick spacings) and the offset that make the RMSE over all voxels smallest.
+    """Fit the width and the offset of a profile: minimize the RMSE over all voxels.
 
     Args:
-        kind: of profile.
-        moments: as :func:`gather` gives them.
+        kind: kind of profile, "gaussian", "box" or "triangle".
+        moments: moments of all voxels and of voxels at edges, from :func:`gather`.
         ratio: thick spacing / thin spacing.
-        spacing: of the thin slices in mm.
-        start: as for :func:`gather`.
-        fwhm: full width at half maximum in thick spacings.
+        spacing: spacing of the thin slices in mm.
+        start: thin slice nearest to the centre of thick slice 0, as passed to :func:`gather`.
+        fwhm: full width at half maximum in thick spacings; fitted by default.
     """
     everywhere, edges = moments
 
     def weights(width: float, shift: float) -> Array:
-        made = profile_density(everywhere.taps - shift, kind, width * ratio)
-        total: float = made.sum()
-        return made / max(total, 1e-9)
+        density = profile_density(everywhere.taps - shift, kind, width * ratio)
+        total: float = density.sum()
+        return density / max(total, 1e-9)
 
     widths = [fwhm] if fwhm else list(np.arange(0.3, 1.81, 0.1))
     first = widths[int(np.argmin([everywhere.rmse(weights(width, 0.0)) for width in widths]))]
-    # The box's error is not smooth in its width, hence no gradients.
+    # Nelder-Mead needs no gradients: the error of a box is not a smooth function of its width.
     simplex = [[0.0, first], [0.1, first], [0.0, first + 0.05]]
     best = minimize(
         lambda at: everywhere.rmse(weights(fwhm or at[-1], at[0])),
@@ -179,26 +196,34 @@ def fit_profile(
 def fit_free(
     moments: tuple[Moments, Moments], ratio: int, spacing: float, *, start: int
 ) -> ProfileFit:
-    """The symmetric profile without any other shape that makes the RMSE smallest: non-negative least squares, sum 1.
+    """Fit a symmetric profile of any shape: minimize the RMSE over all voxels.
 
-    Symmetric around thin slice ``start``: where the offset has a fraction, it is smeared by it.
+    The method is non-negative least squares. The weights have sum 1 and are symmetric around
+    thin slice ``start``. If the true offset has a fraction, the fitted profile is blurred by it.
+
+    Args:
+        moments: moments of all voxels and of voxels at edges, from :func:`gather`.
+        ratio: thick spacing / thin spacing.
+        spacing: spacing of the thin slices in mm.
+        start: thin slice nearest to the centre of thick slice 0, as passed to :func:`gather`.
     """
     everywhere, edges = moments
     reach = int(everywhere.taps[-1])
-    # Column j of the fold puts one weight on both sides.
+    # Column j gives the taps at distance j, on both sides, the same weight.
     fold = np.array(
         [np.abs(everywhere.taps) == distance for distance in range(reach + 1)]
     ).T.astype(np.float64)
-    # Moments become a least-squares problem by their root; a heavy last row asks for the sum.
+    # The square root of the moments gives a least-squares problem. Its last row, with a large
+    # factor, enforces the sum of 1.
     eigen = np.linalg.eigh(fold.T @ everywhere.thin @ fold)
     largest = float(eigen.eigenvalues.max())
     scale = np.sqrt(eigen.eigenvalues.clip(1e-9 * largest))
     root = scale[:, None] * eigen.eigenvectors.T
     target = (eigen.eigenvectors.T @ (fold.T @ everywhere.both)) / scale
-    heavy = 1e3 * math.sqrt(largest)
-    half, _ = nnls(np.vstack([root, heavy * fold.sum(axis=0)]), np.append(target, heavy))
+    factor = 1e3 * math.sqrt(largest)
+    half, _ = nnls(np.vstack([root, factor * fold.sum(axis=0)]), np.append(target, factor))
     weights = fold @ half
-    weights = np.where(weights < 0.01 * weights.max(), 0.0, weights)  # far taps that fit noise
+    weights = np.where(weights < 0.01 * weights.max(), 0.0, weights)  # far taps only fit noise
     weights = weights / weights.sum()
     profile = SampledProfile(np.asarray(everywhere.taps * spacing, np.float64), weights)
     width = _fwhm(everywhere.taps, weights) / ratio
@@ -208,7 +233,10 @@ def fit_free(
 
 
 def _fwhm(positions: npt.NDArray[Any], weights: Array) -> float:
-    """Width between the outermost crossings of half of the maximum, straight lines between samples."""
+    """Return the width between the outermost crossings of half the maximum.
+
+    The profile is linear between the samples.
+    """
     fine = np.linspace(positions[0], positions[-1], 200 * len(positions) + 1)
     above = fine[np.interp(fine, positions, weights) >= weights.max() / 2]
     return float(above[-1] - above[0])

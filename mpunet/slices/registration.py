@@ -1,7 +1,9 @@
-"""Where a thick series stands on a thin one, told by the voxels alone: to a fraction of a thin slice, turned or not.
+"""Registration of a thick series to a thin one: position and flips, from the voxels alone.
 
-The thin series, thickened at every one of its slices, is compared with every thick slice at once: one matrix product. Agreement is
-Pearson's correlation, so that another scale or zero of the intensities does not matter. No header is looked at.
+The position is found to a fraction of a thin slice. A thick slice is simulated at every thin
+slice, and all of them are compared with all real thick slices in one matrix product. Agreement is
+Pearson's correlation, so another scale or zero of the intensities does not matter. Headers are not
+read.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ import numpy.typing as npt
 
 from mpunet.slices.simulate import profile_weights, thickening_matrix
 
-AGREES = 0.95  # least agreement of a pair (our choice): genuine pairs have 0.997 or more, two patients 0.5 or so
+# Smallest agreement of a pair (our choice). Genuine pairs have 0.997 or more; series of two
+# patients have about 0.5.
+AGREES = 0.95
 
 __all__ = ["AGREES", "Registration", "Step", "find_steps", "register"]
 
@@ -33,16 +37,17 @@ _TURNS = {
 
 
 class Registration(NamedTuple):
-    """How a thick series fits a thin one.
+    """Position and orientation of a thick series on a thin one.
 
     Attributes:
-        offset: thin slice, with fraction, on which thick slice 0 stands.
-        turned: how the thick series has to be turned to fit, "" if not at all.
-        agreement: correlation of both where they overlap, each column of voxels less its mean over the slices, so that what all
-            slices of all patients have in common does not count. 1 is perfect, two patients have 0.5 or so.
+        offset: position of thick slice 0 in thin slices, with a fraction.
+        turned: flips of the thick series that make it fit, "" for none.
+        agreement: correlation of both series where they overlap. The mean over the slices is
+            subtracted from each column of voxels first, to remove what all slices of all patients
+            have in common. 1 is perfect; two patients have about 0.5.
         gain: HU of the thick series per HU of the thin one.
         bias: mean of thick minus thin in HU.
-        slices: thick slices that overlap.
+        slices: number of thick slices that overlap with the thin series.
     """
 
     offset: float
@@ -54,8 +59,12 @@ class Registration(NamedTuple):
 
 
 class Step(NamedTuple):
-    """From thick slice ``thick`` on, the series stands ``by`` thin slices further up than before it: where slices are missing or
-    doubled. Above 0 thick ones are missing or thin ones doubled, below 0 it is the other way round.
+    """A change of position within a thick series, caused by missing or duplicate slices.
+
+    Attributes:
+        thick: first thick slice at the new position.
+        by: change of position in thin slices, with a fraction. If positive, thick slices are
+            missing or thin ones are duplicated; if negative, the other way round.
     """
 
     thick: int
@@ -65,21 +74,24 @@ class Step(NamedTuple):
 def register(
     thick: Planes, thin: Planes, ratio: int, *, expected: float | None = None
 ) -> Registration:
-    """The position of a thick series on a thin one of the same field of view that maximises their agreement.
+    """Find the position and flips of a thick series that agree best with a thin one.
 
-    All positions at which at least half of the thick slices that could overlap do so are tried, with the default slice profile;
-    as profiles are symmetric, another one moves nothing. The fraction is that of a parabola through the best position and its
-    neighbours.
+    Both series must have the same field of view. All positions are tried at which at least half of
+    the possible number of thick slices overlap, with the default slice profile. Another profile
+    would give the same position, because profiles are symmetric. The fraction is from a parabola
+    through the best position and its neighbours.
 
     Args:
-        thick: (D, h, w) in HU, means of in-plane blocks for speed and against noise (:func:`mpunet.data.checks.survey.block_means`).
-        thin: (M, h, w) in HU, likewise.
+        thick: thick slices (D, h, w) in HU, as means of in-plane blocks to save time and reduce
+            noise (:func:`mpunet.data.checks.survey.block_means`).
+        thin: thin slices (M, h, w) in HU, as means of the same in-plane blocks.
         ratio: thick spacing / thin spacing.
-        expected: where the headers put it; kept where the voxels do not clearly say otherwise, as of volumes that hardly change
-            along their slices' normal.
+        expected: offset according to the headers, in thin slices; None if unknown. It is kept
+            unless another position agrees clearly better. This matters for volumes that hardly
+            change along the slice normal.
 
     Raises:
-        ValueError: if the planes differ in size, or fewer than two thick slices can overlap.
+        ValueError: if the slices differ in size, or fewer than two thick slices can overlap.
 
     >>> thin = np.random.default_rng(0).normal(size=(60, 8, 8)).cumsum(axis=0).astype(np.float32)
     >>> register(thin[7:58:5], thin, 5).slices
@@ -91,25 +103,29 @@ def register(
         or min(len(thick), (len(thin) - 1) // ratio + 1) < 2
     ):
         raise ValueError(
-            f"Expected at least 2 thick slices that overlap with thin ones of one size at ratio {ratio}, "
-            f"got {thick.shape} and {thin.shape}."
+            f"Expected at least 2 thick slices that overlap with thin ones of one size at ratio "
+            f"{ratio}, got {thick.shape} and {thin.shape}."
         )
-    made = _thickened(thin, ratio)
+    thickened = _thickened(thin, ratio)
     found = []
     for name, axes in _TURNS.items():
-        table = _Table(np.flip(thick, axes), made, ratio)
+        table = _Table(np.flip(thick, axes), thickened, ratio)
         scores = {offset: table.correlation(offset) for offset in table.offsets}
         best = max(scores, key=lambda offset: scores[offset])
         if (
             expected is not None
             and not name
-            and scores[best] - scores.get(round(expected), -1.0) < _unclear(scores[best])
+            and scores[best] - scores.get(round(expected), -1.0) < _tolerance(scores[best])
         ):
             best = round(expected)
-        found.append((scores[best] - _unclear(scores[best]) * bool(name), best, name, axes, table))
+        found.append(
+            (scores[best] - _tolerance(scores[best]) * bool(name), best, name, axes, table)
+        )
     _, best, name, axes, table = max(found, key=lambda item: item[0])
     used = table.used(best)
-    a, b = (x - x.mean(axis=0) for x in (np.flip(thick, axes)[used], made[best + ratio * used]))
+    a, b = (
+        x - x.mean(axis=0) for x in (np.flip(thick, axes)[used], thickened[best + ratio * used])
+    )
     norm = float(np.sqrt((a.astype(np.float64) ** 2).sum() * (b.astype(np.float64) ** 2).sum()))
     gain, bias = table.scale(best)
     return Registration(
@@ -125,21 +141,21 @@ def register(
 def find_steps(
     thick: Planes, thin: Planes, ratio: int, offset: float, *, least: float = 0.6
 ) -> list[Step]:
-    """Where the position of a thick series on a thin one changes on the way, by ``least`` thin slices or more.
+    """Find the thick slices at which the position of a thick series on a thin one changes.
 
     Args:
-        thick: (D, h, w), see :func:`register`.
-        thin: (M, h, w), likewise.
+        thick: thick slices (D, h, w) in HU, as for :func:`register`.
+        thin: thin slices (M, h, w) in HU, as for :func:`register`.
         ratio: thick spacing / thin spacing.
-        offset: thin slice on which thick slice 0 stands.
-        least: thin slices.
+        offset: position of thick slice 0 in thin slices.
+        least: smallest change to return, in thin slices.
     """
-    place = _places(thick, thin, ratio, round(offset))
-    ks = sorted(place)
+    shifts = _shifts(thick, thin, ratio, round(offset))
+    ks = sorted(shifts)
     found: list[tuple[int, float]] = []
     for i in range(2, len(ks) - 1):
         before, after = (
-            [place[k] for k in part] for part in (ks[max(0, i - 3) : i], ks[i : i + 3])
+            [shifts[k] for k in part] for part in (ks[max(0, i - 3) : i], ks[i : i + 3])
         )
         by = float(np.median(after) - np.median(before))
         if abs(by) < least:
@@ -152,37 +168,39 @@ def find_steps(
     return [Step(ks[i], by) for i, by in found]
 
 
-def _places(thick: Planes, thin: Planes, ratio: int, whole: int) -> dict[int, float]:
-    """How many thin slices from where the series as a whole stands each thick slice fits best, where that can be told.
+def _shifts(thick: Planes, thin: Planes, ratio: int, offset: int) -> dict[int, float]:
+    """Return the shift in thin slices that makes each thick slice fit best, relative to ``offset``.
 
-    Three neighbours are moved together, against noise.
+    Slices whose shift cannot be determined are left out. Three neighbours are shifted together, to
+    reduce noise.
     """
     reach = 3 * ratio + 2
     table = _Table(thick, _thickened(thin, ratio), ratio)
     moves = np.arange(-reach, reach + 1)
-    used = table.used(whole)
-    errors = {int(k): table.errors(int(k), moves + whole + ratio * int(k)) for k in used}
-    place = {}
+    used = table.used(offset)
+    errors = {int(k): table.errors(int(k), moves + offset + ratio * int(k)) for k in used}
+    shifts = {}
     for k in errors:
         curve = np.sum([errors[near] for near in (k - 1, k, k + 1) if near in errors], axis=0)
         best = int(curve.argmin())
         if not 0 < best < 2 * reach or not np.isfinite(curve[best - 1 : best + 2]).all():
             continue
-        # Where the anatomy hardly changes along the slices' normal, noise tells the position: there the curve is flat.
+        # If the anatomy hardly changes along the slice normal, the curve is flat and noise decides
+        # where its minimum is.
         far = np.concatenate([curve[: max(0, best - ratio)], curve[best + ratio + 1 :]])
         if not len(far) or curve[best] > 0.5 * far[np.isfinite(far)].min(initial=np.inf):
             continue
-        place[k] = best + _vertex(*curve[best - 1 : best + 2]) - reach
-    return place
+        shifts[k] = best + _parabola_minimum(*curve[best - 1 : best + 2]) - reach
+    return shifts
 
 
 class _Table:
-    """Means, squares and products of every thick with every thickened slice."""
+    """Means, mean squares and mean products of every thick slice and every thickened thin slice."""
 
-    def __init__(self, thick: Planes, made: Planes, ratio: int) -> None:
+    def __init__(self, thick: Planes, thickened: Planes, ratio: int) -> None:
         self.ratio = ratio
-        a, b = (x.reshape(len(x), -1) for x in (thick, made))
-        middle = np.float32(b.mean())  # products of small numbers: float32 will do
+        a, b = (x.reshape(len(x), -1) for x in (thick, thickened))
+        middle = np.float32(b.mean())  # float32 is precise enough for products of small numbers
         a, b = a - middle, b - middle
         self.a, self.b = a.mean(axis=1, dtype=np.float64), b.mean(axis=1, dtype=np.float64)
         self.aa, self.bb = (
@@ -192,19 +210,23 @@ class _Table:
 
     @property
     def offsets(self) -> range:
-        """Positions of thick slice 0 at which enough slices overlap."""
+        """Positions of thick slice 0 at which enough slices overlap.
+
+        Enough is half of the thick slices that can overlap, and at least 2.
+        """
         depth, total = self.ab.shape
         most = min(depth, (total - 1) // self.ratio + 1)
         need = max(2, -(-most // 2))
         return range(-(depth - need) * self.ratio, total - (need - 1) * self.ratio)
 
     def used(self, offset: int, *, margin: int = 0) -> npt.NDArray[np.intp]:
-        """Thick slices that lie on thin ones, and on thin ones if they move by ``margin``."""
+        """Return the thick slices that are ``margin`` or more thin slices from the ends."""
         k = np.arange(len(self.a))
         at = offset + self.ratio * k
         return k[(at >= margin) & (at < len(self.b) - margin)]
 
     def correlation(self, offset: int, *, move: int = 0, margin: int = 0) -> float:
+        """Return the correlation at ``offset`` + ``move``; 0 if there is no variance."""
         k = self.used(offset, margin=margin)
         m = offset + move + self.ratio * k
         a, b = self.a[k].mean(), self.b[m].mean()
@@ -214,15 +236,18 @@ class _Table:
         )
 
     def fraction(self, offset: int) -> float:
-        """Where between the neighbours of a position the agreement is best, -0.5 to 0.5; 0 where they are as good, for rounding to tell."""
+        """Return the fraction, -0.5 to 0.5, to add to a position for the best agreement.
+
+        Return 0 if the neighbours agree as well as the position: rounding errors would decide.
+        """
         if len(self.used(offset, margin=1)) < 1:
             return 0.0
         found = [self.correlation(offset, move=move, margin=1) for move in (-1, 0, 1)]
-        flat = max(found) - min(found) < _unclear(max(found))
-        return 0.0 if flat else _vertex(*(-correlation for correlation in found))
+        flat = max(found) - min(found) < _tolerance(max(found))
+        return 0.0 if flat else _parabola_minimum(*(-correlation for correlation in found))
 
     def scale(self, offset: int) -> tuple[float, float]:
-        """Gain and bias of thick over thin intensities."""
+        """Return the gain and the bias of thick relative to thin intensities."""
         k = self.used(offset)
         m = offset + self.ratio * k
         a, b = self.a[k].mean(), self.b[m].mean()
@@ -232,7 +257,11 @@ class _Table:
         )
 
     def errors(self, k: int, m: npt.NDArray[np.intp]) -> Array:
-        """Mean squared difference of thick slice k from thickened slices m, each less its mean; infinite where there is none."""
+        """Return the mean squared difference of thick slice k and each of the thickened slices m.
+
+        The mean of each slice is subtracted first. The difference is infinite for slices m that do
+        not exist.
+        """
         near = m.clip(0, len(self.b) - 1)
         products = self.ab[k, near] - self.a[k] * self.b[near]
         errors = self.aa[k] - self.a[k] ** 2 + self.bb[near] - self.b[near] ** 2 - 2 * products
@@ -240,17 +269,24 @@ class _Table:
 
 
 def _thickened(thin: Planes, ratio: int) -> Planes:
-    """As if a thick slice stood on each thin one."""
+    """Simulate a thick slice at each thin one."""
     matrix = thickening_matrix(len(thin), 1, profile_weights(ratio))
     return np.asarray((matrix @ thin.reshape(len(thin), -1)).reshape(thin.shape))
 
 
-def _unclear(correlation: float) -> float:
-    """Difference from the best correlation below which another position is as good: 1 % of what lacks to 1, and rounding."""
+def _tolerance(correlation: float) -> float:
+    """Return the difference from the best correlation below which another position is as good.
+
+    It is 1 % of the difference between the best correlation and 1, plus a margin for rounding
+    errors.
+    """
     return 1e-5 + 0.01 * (1 - correlation)
 
 
-def _vertex(before: float, at: float, after: float) -> float:
-    """Minimum of the parabola through three equidistant points, from the middle one, at most half a step away."""
+def _parabola_minimum(before: float, at: float, after: float) -> float:
+    """Return the minimum of the parabola through three equidistant points.
+
+    It is relative to the middle point, in steps, and clipped to half a step.
+    """
     bend = before - 2 * at + after
     return float(np.clip((before - after) / (2 * bend), -0.5, 0.5)) if bend > 0 else 0.0

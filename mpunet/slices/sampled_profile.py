@@ -1,4 +1,4 @@
-"""A slice profile as samples over the distance from the slice's centre in mm, in a file of its own."""
+"""Slice profiles as samples over the distance from the slice centre in mm, and their CSV files."""
 
 from __future__ import annotations
 
@@ -14,20 +14,27 @@ __all__ = ["SampledProfile", "read_profile", "write_profile"]
 
 
 class SampledProfile(NamedTuple):
-    """Sensitivity of a thick slice along its normal: straight lines between the samples, 0 beyond them.
+    """Sensitivity of a thick slice along its normal: linear between the samples, 0 beyond them.
 
-    It is given in mm, not in slices, so that it describes the scanner's thick slices whatever the thin series at hand.
+    Distances are in mm, not in slices: the profile describes the thick slices of a scanner and does
+    not depend on the spacing of the thin series.
 
     Attributes:
-        mm: distances (n,) from the slice's centre, ascending.
-        weight: (n,), in any unit.
+        mm: (n,) distances from the slice centre in mm, ascending.
+        weight: (n,) sensitivities, in any unit.
     """
 
     mm: npt.NDArray[np.float64]
     weight: npt.NDArray[np.float64]
 
     def weights(self, spacing: float) -> npt.NDArray[np.float64]:
-        """Weights of thin slices ``spacing`` mm apart around a thick slice's centre: odd in number, with sum 1.
+        """Return the weights of thin slices around the centre of a thick slice: odd number, sum 1.
+
+        Args:
+            spacing: spacing of the thin slices in mm.
+
+        Raises:
+            ValueError: if the profile is 0 at every thin slice.
 
         >>> SampledProfile(np.array([-2.0, 0, 2]), np.array([0.0, 1, 0])).weights(1.0).tolist()
         [0.0, 0.25, 0.5, 0.25, 0.0]
@@ -38,16 +45,20 @@ class SampledProfile(NamedTuple):
         )
         if not weights.sum() > 0:
             raise ValueError(
-                f"The slice profile is 0 at every thin slice {spacing:g} mm apart; give it finer samples."
+                f"The slice profile is 0 at every thin slice {spacing:g} mm apart; "
+                f"give it finer samples."
             )
         return np.asarray(weights / weights.sum())
 
 
 def read_profile(path: str | Path) -> SampledProfile:
-    """Read a CSV file with the columns ``mm`` and ``weight``, as :func:`write_profile` writes it; lines with # are comments.
+    """Read a profile from a CSV file with the columns ``mm`` and ``weight``.
+
+    Lines that start with # are comments. :func:`write_profile` writes such a file.
 
     Raises:
-        ValueError: if it is none: the file, the line, and what was expected there.
+        ValueError: if the file is not valid. The message states the file, the line and the expected
+            content.
     """
     path = Path(path)
     rule = "expected a CSV file with the columns mm,weight, as `mpunet fit-profile` writes it"
@@ -78,13 +89,20 @@ def read_profile(path: str | Path) -> SampledProfile:
         or values[:, 1].min() < 0
     ):
         raise ValueError(
-            f"{path}: {rule}, with at least 2 different distances and weights of at least 0, got {len(values)} lines."
+            f"{path}: {rule}, with at least 2 different distances and weights of at least 0, "
+            f"got {len(values)} lines."
         )
     return SampledProfile(values[:, 0], values[:, 1])
 
 
 def write_profile(path: str | Path, profile: SampledProfile, comment: str = "") -> None:
-    """Write a profile to be read by :func:`read_profile`."""
+    """Write a profile to a CSV file that :func:`read_profile` reads.
+
+    Args:
+        path: file to write.
+        profile: slice profile.
+        comment: text for the comment lines at the start of the file; none by default.
+    """
     lines = [*(f"# {line}" for line in comment.splitlines()), "mm,weight"]
     lines += [f"{mm:.4f},{weight:.6f}" for mm, weight in zip(*profile, strict=True)]
     Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,8 +1,10 @@
-"""Thick slices from thin ones: a weighted mean of thin slices around every r-th one, the weights being the slice profile.
+"""Simulation of thick slices: weighted means of the thin slices around every r-th one.
 
-A scanner's 5 mm slice is not the mean of five 1 mm slices: on the one genuine pair at hand a Gaussian whose full width at half
-maximum is 0.9 of the thick spacing fits to 6.8 HU RMSE over the whole volume, a triangle to 16.8 and the five-slice mean to 34.9
-(tests/data/test_simulate.py). The default is that Gaussian (our choice: the paper has genuine pairs).
+The weights are the slice profile. A scanner's 5 mm slice is not the mean of five 1 mm slices. On
+the one genuine pair available, a Gaussian whose full width at half maximum is 0.9 of the thick
+spacing has an RMSE of 6.8 HU over the whole volume, a triangle 16.8 HU and the mean of five slices
+34.9 HU (tests/slices/test_simulate.py). The default is that Gaussian (our choice: the paper has
+genuine pairs).
 """
 
 from __future__ import annotations
@@ -29,18 +31,24 @@ __all__ = [
 
 Profile = Literal["gaussian", "box", "triangle"]
 DEFAULT_FWHM = 0.9
-_SIGMAS = np.sqrt(8 * np.log(2))  # standard deviations in a Gaussian's full width at half maximum
+_SIGMAS = np.sqrt(8 * np.log(2))  # full width at half maximum of a Gaussian, in standard deviations
 
 
 def profile_weights(
     ratio: int, *, profile: Profile = "gaussian", fwhm: float | None = None
 ) -> npt.NDArray[np.float64]:
-    """Weights of the thin slices around a thick slice's centre: odd in number, symmetric, with sum 1.
+    """Return the weights of the thin slices around the centre of a thick slice.
+
+    Their number is odd, they are symmetric, and their sum is 1.
 
     Args:
         ratio: thick spacing / thin spacing.
-        profile: "gaussian" (cut at 3 sigma), "triangle", or "box" (its outermost slices weighted by the part that the box covers).
-        fwhm: full width at half maximum in units of the thick spacing; by default 0.9 for the Gaussian, else 1.
+        profile: "gaussian" (cut at 3 sigma), "triangle", or "box" (the weight of the outermost
+            slices is the part of them that the box covers).
+        fwhm: full width at half maximum in thick spacings; by default 0.9 for the Gaussian, else 1.
+
+    Raises:
+        ValueError: if the width is not above 0 or the profile is unknown.
 
     >>> profile_weights(3, profile="box").round(3).tolist()
     [0.333, 0.333, 0.333]
@@ -61,16 +69,28 @@ def profile_weights(
 
 
 def profile_width(profile: Profile, fwhm: float | None) -> float:
-    """``fwhm``, or its default: full width at half maximum in units of the thick spacing."""
+    """Return ``fwhm``, or the default of the profile if it is None.
+
+    Both are full widths at half maximum in thick spacings.
+    """
     return fwhm if fwhm is not None else DEFAULT_FWHM if profile == "gaussian" else 1.0
 
 
 def profile_density(
     position: npt.NDArray[Any], profile: Profile, width: float
 ) -> npt.NDArray[np.float64]:
-    """Weights at any positions from the profile's centre, largest 1; positions and full width at half maximum in one unit.
+    """Return the profile at any positions, with a maximum of 1.
 
-    Of the box, the part of a thin slice of width 1 around the position that it covers.
+    For a box, the value is the part that the box covers of a thin slice of width 1 around the
+    position.
+
+    Args:
+        position: distances from the centre of the profile.
+        profile: kind of profile.
+        width: full width at half maximum, in the unit of ``position``.
+
+    Raises:
+        ValueError: if the profile is unknown.
 
     >>> profile_density(np.array([-2, -1, 0, 1, 2]), "box", 4.0).tolist()
     [0.5, 1.0, 1.0, 1.0, 0.5]
@@ -92,14 +112,17 @@ def thickening_matrix(
     start: int = 0,
     count: int | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Matrix (count, depth) that thickens ``depth`` thin slices; thick slice k is centred on thin slice ``start`` + k * ratio.
+    """Return the matrix (count, depth) that computes thick slices from thin ones.
 
-    Where the profile reaches past the first or last thin slice, the rest of its weights is scaled up to sum 1.
+    Thick slice k is centred on thin slice ``start`` + k * ratio. If the profile extends beyond the
+    first or the last thin slice, its remaining weights are scaled to sum 1.
 
     Args:
-        weights: as :func:`profile_weights` gives them.
-        start: thin slice that the first thick slice is centred on.
-        count: thick slices; as many as have their centre on a thin slice by default.
+        depth: number of thin slices.
+        ratio: thick spacing / thin spacing.
+        weights: slice profile, as returned by :func:`profile_weights`.
+        start: thin slice at the centre of the first thick slice.
+        count: number of thick slices; by default all whose centre is on a thin slice.
     """
     if count is None:
         count = (depth - 1 - start) // ratio + 1
@@ -115,14 +138,26 @@ def thickening_matrix(
 def thicken(
     thin: npt.NDArray[Any], ratio: int, *, profile: Profile = "gaussian", fwhm: float | None = None
 ) -> npt.NDArray[np.float32]:
-    """Thick slices (D, H, W) in HU centred on every ``ratio``-th of the thin slices (M, H, W), D = (M - 1) // ratio + 1.
+    """Simulate thick slices that are centred on every ``ratio``-th thin slice.
 
-    The thick volume stands for the first (D - 1) * ratio + 1 thin slices.
+    The thick volume corresponds to the first (D - 1) * ratio + 1 thin slices.
+
+    Args:
+        thin: thin slices (M, H, W) in HU.
+        ratio: thick spacing / thin spacing.
+        profile: kind of slice profile, see :func:`profile_weights`.
+        fwhm: full width at half maximum in thick spacings; by default 0.9 for the Gaussian, else 1.
+
+    Returns:
+        Thick slices (D, H, W) in HU, D = (M - 1) // ratio + 1.
+
+    Raises:
+        ValueError: if there are too few thin slices for two thick ones.
     """
     if thin.ndim != 3 or len(thin) < thin_depth(2, ratio):
         raise ValueError(
-            f"Expected at least {thin_depth(2, ratio)} thin slices (depth, height, width) to make two thick ones at ratio {ratio}, "
-            f"got shape {thin.shape}."
+            f"Expected at least {thin_depth(2, ratio)} thin slices (depth, height, width) to make "
+            f"two thick ones at ratio {ratio}, got shape {thin.shape}."
         )
     matrix = thickening_matrix(len(thin), ratio, profile_weights(ratio, profile=profile, fwhm=fwhm))
     thick = np.empty((len(matrix), *thin.shape[1:]), np.float32)
@@ -138,45 +173,54 @@ def thicken(
 
 
 class Thickener:
-    """Thick slices (H, W) in HU from thin ones that come one by one, each when the last of its thin slices has come.
+    """Simulate thick slices from thin slices that arrive one at a time.
 
-    Holds the thick slices that are begun.
+    Each thick slice is complete when its last thin slice arrives. Only incomplete thick slices are
+    held in memory.
 
     Args:
-        matrix: (thick, thin), as :func:`thickening_matrix` gives it; reversed along both axes for slices that come last first.
+        matrix: (thick, thin), from :func:`thickening_matrix`; reverse it along both axes if the
+            last thin slice arrives first.
     """
 
     def __init__(self, matrix: npt.NDArray[np.float32]) -> None:
         self._matrix = matrix
-        self._last = [
-            int(np.flatnonzero(row)[-1]) for row in matrix
-        ]  # thin slice that completes a thick one
-        self._begun: dict[int, npt.NDArray[np.float32]] = {}
-        self._done = self._come = 0  # thick and thin slices so far
+        # The thin slice that completes each thick slice.
+        self._last = [int(np.flatnonzero(row)[-1]) for row in matrix]
+        self._incomplete: dict[int, npt.NDArray[np.float32]] = {}
+        self._completed = self._received = 0  # numbers of thick and thin slices
 
     def add(self, plane: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.float32]]:
-        """Take the next thin slice (H, W) in HU; the thick slices that it completes."""
+        """Add the next thin slice (H, W) in HU.
+
+        Yields:
+            The thick slices (H, W) in HU that the thin slice completes.
+        """
         hu = plane.astype(np.float32, copy=False)
-        weights = self._matrix[
-            :, self._come : self._come + 1
-        ].ravel()  # none past the end: slices too many are others' to refuse
+        # Empty for thin slices beyond the matrix; the caller checks the number of slices.
+        weights = self._matrix[:, self._received : self._received + 1].ravel()
         for k in map(int, np.flatnonzero(weights)):
-            if k in self._begun:
-                self._begun[k] += weights[k] * hu
+            if k in self._incomplete:
+                self._incomplete[k] += weights[k] * hu
             else:
-                self._begun[k] = weights[k] * hu
-        while self._done < len(self._last) and self._last[self._done] <= self._come:
-            yield self._begun.pop(self._done)
-            self._done += 1
-        self._come += 1
+                self._incomplete[k] = weights[k] * hu
+        while self._completed < len(self._last) and self._last[self._completed] <= self._received:
+            yield self._incomplete.pop(self._completed)
+            self._completed += 1
+        self._received += 1
 
 
 def thick_slices(
     planes: Iterable[npt.NDArray[Any]], matrix: npt.NDArray[np.float32]
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """The thick slices (H, W) in HU of thin slices (H, W) in HU, see :class:`Thickener`.
+    """Simulate thick slices (H, W) in HU from an iterable of thin ones, see :class:`Thickener`.
 
-    >>> next(thick_slices(np.array([[[0]], [[10]], [[20]]]), thickening_matrix(3, 2, np.array([0.25, 0.5, 0.25]))))
+    Args:
+        planes: thin slices (H, W) in HU.
+        matrix: (thick, thin), from :func:`thickening_matrix`.
+
+    >>> matrix = thickening_matrix(3, 2, np.array([0.25, 0.5, 0.25]))
+    >>> next(thick_slices(np.array([[[0]], [[10]], [[20]]]), matrix))
     array([[3.3333335]], dtype=float32)
     """
     thickener = Thickener(matrix)

@@ -1,7 +1,7 @@
-"""Training with Lightning: the module, its callbacks, the optimiser Muon and the critic's steps.
+"""Training with Lightning: the module, its callbacks, the optimisers and the critic's updates.
 
-Begin with :mod:`mpunet.training.module`. The network and the losses know nothing of Lightning and live in :mod:`mpunet.models` and
-:mod:`mpunet.losses`.
+Start reading at :mod:`mpunet.training.module`. The networks (:mod:`mpunet.models`) and the losses
+(:mod:`mpunet.losses`) do not depend on Lightning.
 """
 
 from mpunet.training.callbacks import Checkpoints, CoronalSamples

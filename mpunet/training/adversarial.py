@@ -1,4 +1,4 @@
-"""Training of the WGAN-GP critic, beside a network that somebody else's loop trains."""
+"""Training of the WGAN-GP critic; the training loop of the network is elsewhere."""
 
 from __future__ import annotations
 
@@ -14,24 +14,28 @@ __all__ = ["CriticTraining"]
 
 
 class CriticTraining:
-    """Steps a critic by hand and hands the network its adversarial loss.
+    """Update a critic and compute the adversarial loss of the network.
 
-    The critic's parameters need gradients only within :meth:`step`. So the network's backward pass does not fill them, and
-    DistributedDataParallel, which must see every parameter that needs one in each backward pass, never waits for them: the
-    critic's gradients are averaged over ranks here. All is done in float32 outside of autocast, so that no step needs a scaled loss.
+    The critic's parameters require gradients only within :meth:`step`. Therefore the network's
+    backward pass does not compute them, and DistributedDataParallel does not wait for them (it
+    expects a gradient of every parameter that requires one). This class averages the critic's
+    gradients over ranks itself. All computations are in float32 without autocast, so no loss
+    scaling is needed.
 
-    From WGAN-GP: the losses, Adam with betas (0, 0.9), the penalty's weight of 10 and the rate of 1e-4. Ours: one step for each of
-    the network's, not 5, and several on the same batch, not on one each, as the network's forward pass is what costs.
+    From WGAN-GP: the losses, Adam with betas (0, 0.9), the penalty weight of 10 and the learning
+    rate of 1e-4. Our choice: one critic update per network update instead of 5, and several updates
+    use the same batch instead of one each, because the network's forward pass dominates the cost.
 
     Args:
-        critic: (B, 1, N, h, w) to scores (B,); its parameters are frozen but within :meth:`step`.
-        weight: of the adversarial loss in the network's objective, at least 0.
-        penalty: weight of the gradient penalty in the critic's, at least 0.
-        steps: the critic's updates for each batch, at least 1.
-        lr: Adam's learning rate, above 0; it stays as it is.
+        critic: maps images (B, 1, N, h, w) to scores (B,). Its parameters are frozen except within
+            :meth:`step`.
+        weight: weight of the adversarial loss in the network's objective, at least 0.
+        penalty: weight of the gradient penalty in the critic's loss, at least 0.
+        steps: number of critic updates per batch, at least 1.
+        lr: learning rate of Adam, above 0; it is constant.
 
     Attributes:
-        optimizer: the critic's Adam.
+        optimizer: the Adam optimiser of the critic.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -48,8 +52,8 @@ class CriticTraining:
     ) -> None:
         if not (weight >= 0 and penalty >= 0 and steps >= 1 and lr > 0):
             raise ValueError(
-                "Expected adversarial and gradient_penalty of at least 0, critic_steps of at least 1 and critic_lr above 0, "
-                f"got {weight}, {penalty}, {steps} and {lr}."
+                "Expected adversarial and gradient_penalty of at least 0, critic_steps of at least "
+                f"1 and critic_lr above 0, got {weight}, {penalty}, {steps} and {lr}."
             )
         self.critic = critic.requires_grad_(False)
         self.weight = weight
@@ -59,7 +63,7 @@ class CriticTraining:
         self.start()
 
     def start(self, state: dict[str, Any] | None = None) -> None:
-        """Begin with a new optimiser, or with one of this state; the critic is on its device by now."""
+        """Create the optimiser, with the given state if any; the critic must be on its device."""
         self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=self.lr, betas=(0.0, 0.9))
         if state is not None:
             self.optimizer.load_state_dict(state)
@@ -75,13 +79,15 @@ class CriticTraining:
         """Update the critic on a batch.
 
         Args:
-            real: true slices, (B, 1, N, h, w), intensity in [0, 1].
-            fake: the network's slices, likewise; no gradient reaches them.
-            generator: draws the penalty's interpolation; see :func:`~mpunet.losses.gradient_penalty`.
+            real: true slices, (B, 1, N, h, w), intensities in [0, 1].
+            fake: the network's slices, with the same shape and unit; they get no gradient.
+            generator: random generator for the interpolation of the penalty; see
+                :func:`~mpunet.losses.gradient_penalty`.
             mean_over_ranks: averages a vector over processes.
 
         Returns:
-            The last update's "critic" loss and gradient "penalty" before its weight, scalars.
+            Scalars of the last update: the loss "critic" and the gradient penalty "penalty" without
+            its weight.
         """
         self.critic.requires_grad_(True)
         parameters = list(self.critic.parameters())
@@ -91,7 +97,8 @@ class CriticTraining:
             penalty = gradient_penalty(self._score, real, fake, generator=generator)
             gradients = torch.autograd.grad(loss + self.penalty * penalty, parameters)
             flat = mean_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
-            # One image that float16 overflowed in would spoil the critic for good; the network skips such a step too.
+            # Skip the update if an image overflowed in float16, as the network's optimiser does:
+            # it would destroy the critic's weights.
             if flat.isfinite().all():
                 for parameter, gradient in zip(
                     parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True
@@ -103,7 +110,7 @@ class CriticTraining:
         return {"critic": loss.detach(), "penalty": penalty.detach()}
 
     def generator_loss(self, fake: Tensor) -> Tensor:
-        """What the network minimises: minus the mean score of its slices (B, 1, N, h, w)."""
+        """Return the adversarial loss of the network: minus the mean score of (B, 1, N, h, w)."""
         return generator_loss(self._score(fake))
 
     def _score(self, image: Tensor) -> Tensor:

@@ -18,13 +18,15 @@ __all__ = ["Checkpoints", "CoronalSamples"]
 
 
 class CoronalSamples(L.Callback):
-    """Coronal pictures of validation cases: thick, cubic, the network's, and the truth, in the lung window.
+    """Save coronal pictures of validation cases in the lung window.
 
-    They go to TensorBoard where that is the logger, and as PNG files into ``samples`` below the run's folder in any case.
+    Each picture shows the thick scan, its cubic interpolation, the network's output and the true
+    thin scan. Pictures are saved as PNG files in the subfolder ``samples`` of the run's folder and,
+    if the logger is TensorBoard, also logged there.
 
     Args:
-        cases: how many of the validation cases, the first ones.
-        row: where along the height (front to back), 0 to 1.
+        cases: number of validation cases to draw, starting from the first.
+        row: position of the coronal plane along the height (front to back), from 0 to 1.
     """
 
     def __init__(self, cases: int = 1, row: float = 0.5) -> None:
@@ -40,7 +42,7 @@ class CoronalSamples(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw the case."""
+        """Draw the case that was validated."""
         if batch["index"] >= self.cases or trainer.sanity_checking or trainer.log_dir is None:
             return
         row = int(self.row * (batch["thick"].shape[1] - 1))
@@ -70,22 +72,24 @@ class CoronalSamples(L.Callback):
 
 
 class Checkpoints(ModelCheckpoint):
-    """Lightning's, whose ``last.ckpt`` is also written at the end of every epoch, and so with the last step of a training.
+    """Lightning's checkpoints, with ``last.ckpt`` also saved at the end of every epoch.
 
-    Lightning's own leaves that step out where checkpoints are saved every so many steps. And where none is, it writes ``last.ckpt`` once
-    training is over: with averaged weights (EMA) the average has then taken the place of the weights to train on from.
+    Thus ``last.ckpt`` includes the last training step. Lightning's own callback misses it if
+    checkpoints are saved every few steps. If none is saved during training, Lightning writes
+    ``last.ckpt`` afterwards; with averaged weights (EMA), the average has then replaced the weights
+    that a resumed training needs.
 
-    Where a split leaves no case to validate on there is no best checkpoint, and the last is the only one.
+    Without validation cases there is no best checkpoint; only ``last.ckpt`` is saved.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """See whether there is anything to monitor."""
+        """Turn off the best checkpoint if there are no validation cases."""
         super().on_train_start(trainer, pl_module)
         if self.monitor is not None and not sum(trainer.num_val_batches):
             self.monitor, self.save_top_k = None, 0
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save what Lightning saves, and the last."""
+        """Save Lightning's checkpoints, and ``last.ckpt``."""
         super().on_train_epoch_end(trainer, pl_module)
         if self.save_last and not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

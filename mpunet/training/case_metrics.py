@@ -1,7 +1,7 @@
-"""Image quality during fit and test: the numbers of a case in one flat dictionary, and their means over cases.
+"""Image quality in validation and test: metrics of a case as a flat dictionary, and their means.
 
-The numbers are those of :mod:`mpunet.metrics.quality`, whose names are also here; what needs no torchmetrics can do without its second of
-import time there.
+The metrics are those of :mod:`mpunet.metrics.quality`, whose names are re-exported here. Code that
+does not need torchmetrics imports them from there, because importing torchmetrics takes a second.
 """
 
 from __future__ import annotations
@@ -36,10 +36,17 @@ LUNG_METRICS = tuple(f"lung_{name}" for name in WHOLE_METRICS)
 def hu_metrics(
     prediction: Volume, reference: Volume, lung: Volume | None = None, *, chunk: int | None = None
 ) -> dict[str, float]:
-    """:func:`quality` of the whole volume and the lungs by the protocol "paper", in one flat dictionary.
+    """Return the :func:`quality` by the protocol "paper" as a flat dictionary.
+
+    Args:
+        prediction: volume (D, H, W) in HU.
+        reference: true volume (D, H, W) in HU.
+        lung: lung mask (D, H, W). Default: no lung metrics.
+        chunk: number of slices computed at a time, see :func:`quality`.
 
     Returns:
-        ``mae``, ``rmse``, ``psnr``, ``ssim``, and with ``lung`` the same inside the lungs as ``lung_mae`` and so on.
+        ``mae``, ``rmse``, ``psnr`` and ``ssim`` of the whole volume; with ``lung`` also of the
+        lungs, as ``lung_mae`` and so on.
 
     >>> import numpy as np
     >>> reference = np.zeros((2, 16, 16), np.int16)
@@ -57,12 +64,14 @@ def hu_metrics(
 
 
 class CaseMetrics(Metric):
-    """Mean over cases of :func:`hu_metrics`, each case once.
+    """Mean of :func:`hu_metrics` over cases, each case counted once.
 
-    Under DDP, the sampler repeats cases so that each rank has equally many. Rows are kept by case and repeats dropped, so that
-    any number of ranks gives the same means.
+    In distributed runs (DDP), the sampler repeats cases so that all ranks have the same number.
+    Values are stored per case and repeats are dropped, so the means do not depend on the number of
+    ranks.
 
-    Keyword arguments are those of :class:`torchmetrics.Metric`.
+    Args:
+        **kwargs: arguments of :class:`torchmetrics.Metric`.
 
     >>> metric = CaseMetrics()
     >>> for case, mae in [(0, 20.0), (1, 30.0), (1, 30.0)]:
@@ -77,15 +86,16 @@ class CaseMetrics(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # One flat float32 state: torchmetrics gives a rank without cases an empty tensor of that dtype and one axis to gather.
+        # A flat float32 state, because on a rank without cases torchmetrics gathers an empty tensor
+        # of this type with one axis.
         self.add_state("rows", default=[], dist_reduce_fx="cat")
 
     def update(self, case: int, values: Mapping[str, float]) -> None:
-        """Take the values of one case.
+        """Add the values of one case.
 
         Args:
-            case: index of the case in its dataset, which tells repeats; 0 to 2 ** 24.
-            values: what :func:`hu_metrics` returns; the values for the lungs may be missing or NaN.
+            case: index of the case in its dataset, 0 to 2 ** 24; identifies repeats.
+            values: result of :func:`hu_metrics`; lung values may be missing or NaN.
 
         Raises:
             ValueError: if a value for the whole volume is missing.
@@ -93,21 +103,22 @@ class CaseMetrics(Metric):
         missing = [name for name in WHOLE_METRICS if name not in values]
         if missing:
             raise ValueError(
-                f"Expected the values {', '.join(WHOLE_METRICS)} of case {case}, got none for {', '.join(missing)}."
+                f"Expected the values {', '.join(WHOLE_METRICS)} of case {case}, got none for "
+                f"{', '.join(missing)}."
             )
         row = [case, *(values.get(name, math.nan) for name in (*WHOLE_METRICS, *LUNG_METRICS))]
         self.rows.append(torch.tensor(row, dtype=torch.float32, device=self.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """Scalars under the names of :func:`hu_metrics`.
+        """Return the means under the names of :func:`hu_metrics`, as scalars.
 
-        Cases without lung do not count in the values for the lungs, which are left out if no case has any. In the values
-        for the whole volume, a NaN is handed on.
+        Cases without lung values are left out of the lung means; if no case has any, the result has
+        no lung means. A NaN in a value of the whole volume makes the mean NaN.
         """
         names = (*WHOLE_METRICS, *LUNG_METRICS)
         rows = dim_zero_cat(self.rows).view(-1, 1 + len(names))
         distinct = {int(row[0]): row[1:] for row in rows}
-        # Sorted, so that the order of cases, and with it the number of ranks, does not show in the last digit.
+        # Sort the cases: their order depends on the number of ranks and changes the last digit.
         table = torch.stack([distinct[case] for case in sorted(distinct)])
         columns = dict(zip(names, table.T, strict=True))
         means = {name: columns[name].mean() for name in WHOLE_METRICS}

@@ -1,11 +1,16 @@
-"""Muon: kernels move by their momentum's nearest orthogonal matrix, so that no direction of a layer outruns the others.
+"""The optimiser Muon for convolutional networks.
 
-Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; the scale of a step, 0.2 * sqrt(larger side),
-which makes it as large as AdamW's, is from Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982. PyTorch's own
-``torch.optim.Muon`` takes matrices only; convolutions are matrices here, output channels by all that they sum over.
+Muon updates a kernel by the orthogonal matrix that is nearest to its momentum, so that all
+directions of a layer change at the same rate. Source: Jordan et al., "Muon: an optimizer for hidden
+layers in neural networks", 2024. The step size, 0.2 * sqrt(larger side), is from Liu et al., "Muon
+is scalable for LLM training", arXiv 2502.16982; it makes a step as large as one of AdamW.
 
-Its weight decay must count (1.0, not 0.01): steps do not shrink with the gradient, so that noise adds up in directions which training
-hardly uses, until a network is far off on input of another kind (docs/choices.md).
+``torch.optim.Muon`` supports only matrices. Here a convolution kernel is reshaped to a matrix:
+output channels by (input channels x kernel size).
+
+Muon needs a strong weight decay (1.0, not 0.01). Its steps do not shrink with the gradient, so
+noise accumulates in directions that the training data hardly use, and the network becomes wrong on
+other kinds of input (docs/choices.md).
 """
 
 from __future__ import annotations
@@ -21,18 +26,21 @@ __all__ = ["Muon", "orthogonalised"]
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """About U Vᵀ of a matrix U S Vᵀ, by the quintic Newton-Schulz iteration: singular values of 0.7 to 1.2, but for those near 0.
+    """Return approximately U Vᵀ for a matrix U S Vᵀ, by the quintic Newton-Schulz iteration.
+
+    The singular values of the result are 0.7 to 1.2, except those that are near 0 in the input.
 
     Args:
         matrix: (rows, columns), floating point.
-        steps: iterations.
+        steps: number of iterations.
 
     >>> orthogonalised(torch.diag(torch.tensor([3.0, 1.0]))).diagonal().gt(0.6)
     tensor([True, True])
     """
     x: Tensor = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / x.norm().clamp_min(1e-30)
-    # Each iteration is a polynomial of x xᵀ before x, so that all but the first and last product are of small square matrices.
+    # Each iteration multiplies x by a polynomial in x xᵀ. Collecting these factors first keeps all
+    # products except the first and the last at the size of the smaller side.
     gram = x @ x.T
     product = identity = torch.eye(len(x), dtype=x.dtype, device=x.device)
     for _ in range(steps):
@@ -44,16 +52,20 @@ def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for kernels between several channels; AdamW for all else: biases, norms, kernels from or to a single channel.
+    """Update kernels with Muon and all other parameters with AdamW.
+
+    Muon is used for kernels with several input and output channels. AdamW is used for biases,
+    normalisation parameters and kernels with a single input or output channel.
 
     Args:
-        params: a network's parameters.
-        lr: AdamW's learning rate.
-        muon_lr: Muon's, in the same unit: at 1e-3 a step is as large as AdamW's would be.
-        momentum: Muon's (Nesterov).
-        betas: AdamW's.
-        eps: AdamW's.
-        weight_decay: of both, times the learning rate.
+        params: parameters of a network.
+        lr: learning rate of AdamW.
+        muon_lr: learning rate of Muon. At the same learning rate, its steps are as large as those
+            of AdamW.
+        momentum: Nesterov momentum of Muon.
+        betas: betas of AdamW.
+        eps: epsilon of AdamW.
+        weight_decay: weight decay of both; it is multiplied by the learning rate.
 
     Raises:
         ValueError: if a learning rate, the momentum or a beta is out of its range.
@@ -72,7 +84,8 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         if not (lr >= 0 and muon_lr >= 0 and weight_decay >= 0):
             raise ValueError(
-                f"Expected lr, muon_lr and weight_decay of at least 0, got {lr}, {muon_lr} and {weight_decay}."
+                f"Expected lr, muon_lr and weight_decay of at least 0, got {lr}, {muon_lr} and "
+                f"{weight_decay}."
             )
         if not all(0 <= value < 1 for value in (momentum, *betas)):
             raise ValueError(
@@ -100,7 +113,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step; the closure's loss, if there is one."""
+        """Update the parameters once; return the loss of the closure, if there is one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

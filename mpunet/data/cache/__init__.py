@@ -1,5 +1,10 @@
-"""Decompressed volumes on disk, mapped into memory, with their lung masks. Begin with :mod:`mpunet.data.cache.cache`."""
+"""A disk cache of decompressed, memory-mapped volumes and their lung masks.
 
-from mpunet.data.cache.cache import Cache, CachedCase, Preparation
+Start reading at :mod:`mpunet.data.cache.cache`.
+"""
+
+from mpunet.data.cache.cache import Cache
+from mpunet.data.cache.entry import CachedCase
+from mpunet.data.cache.preparation import Preparation
 
 __all__ = ["Cache", "CachedCase", "Preparation"]

@@ -1,7 +1,8 @@
-"""An entry of the cache: one file with a case's volumes, written once and then memory-mapped.
+"""Write and open cache entries: one file per case, written once and then memory-mapped.
 
-The format is safetensors (github.com/huggingface/safetensors): a header in JSON, then the arrays, none compressed. It is written here
-and not by its library so that volumes pass slice by slice, and mapped here because the library copies what it reads.
+The format is safetensors (github.com/huggingface/safetensors): a JSON header followed by the
+uncompressed arrays. The library itself is not used: this module writes volumes slice by slice, and
+maps arrays that the library would copy.
 """
 
 from __future__ import annotations
@@ -23,21 +24,24 @@ from mpunet.lungs.packed import PackedMask
 
 __all__ = ["FORMAT", "CachedCase", "entry_size", "open_entry", "write_entry"]
 
-FORMAT = "2"  # raised when what is stored changes, the masks of lung_mask() among it
+FORMAT = "2"  # increase it when stored data change, for example the masks of lung_mask()
 _MAX_HEADER = 1 << 16
 _TYPES: dict[str, npt.DTypeLike] = {"I16": "<i2", "U8": "u1"}
 
 
 class CachedCase(NamedTuple):
-    """A case ready to be read. Arrays are mapped anew each time they are asked for, so that nothing stays in memory between crops.
+    """A case in the cache, ready to be read.
+
+    Each access to an array maps it again, so no data stay in memory between crops.
 
     Attributes:
-        name: the case's.
-        path: the entry's file.
-        lung_box: (3, 2), first and one past the last voxel of the lungs along each axis; the whole volume if there are none.
-        spacing: (3,), thin grid, in mm.
-        layout: data type, shape and offset in bytes of each array in the file.
-        lease: keeps the entry from being deleted for as long as the case is held.
+        name: name of the case.
+        path: file of the entry.
+        lung_box: (3, 2), first voxel of the lungs and one past the last along each axis; the whole
+            volume if the mask is empty.
+        spacing: (3,), voxel spacing of the thin grid in mm.
+        layout: data type, shape and byte offset of each array in the file.
+        lease: prevents deletion of the entry while this object exists.
     """
 
     name: str
@@ -54,29 +58,31 @@ class CachedCase(NamedTuple):
 
     @property
     def thick(self) -> npt.NDArray[np.int16] | None:
-        """Genuine thick slices (D, H, W), int16 HU, memory-mapped, M = (D - 1) * r + 1; None if they are to be simulated."""
+        """Genuine thick slices (D, H, W), int16 HU, memory-mapped, with M = (D - 1) * r + 1.
+
+        None if thick slices are simulated.
+        """
         return self._map("thick") if "thick" in self.layout else None
 
     @property
     def lung(self) -> PackedMask:
-        """The lung mask (M, H, W) on the thin grid, memory-mapped, unpacked where it is indexed."""
+        """Lung mask (M, H, W) on the thin grid, memory-mapped; indexing unpacks only that part."""
         return PackedMask(self._map("lung"), self.layout["thin"][1][2])
 
     def _map(self, key: str) -> npt.NDArray[Any]:
         dtype, shape, offset = self.layout[key]
         try:
             return np.memmap(self.path, dtype, mode="r", offset=offset, shape=shape)
-        except (
-            FileNotFoundError,
-            ValueError,
-        ) as error:  # gone or shortened: deleted by hand, or where leases do not reach
+        except (FileNotFoundError, ValueError) as error:
+            # Deleted or truncated, by the user or by a machine that does not see our lease.
             raise ValueError(
-                f"The cache entry {self.path} of {self.name!r} was deleted while in use; start again."
+                f"The cache entry {self.path} of {self.name!r} was deleted while in use; "
+                "start again."
             ) from error
 
 
 def entry_size(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
-    """Bytes that :func:`write_entry` writes at most."""
+    """Return the largest number of bytes that :func:`write_entry` writes for these arrays."""
     return (
         8
         + _MAX_HEADER
@@ -87,12 +93,15 @@ def entry_size(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
 def write_entry(
     path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, key: str, **about: Any
 ) -> None:
-    """Write arrays (D, H, W) slice by slice and flush them to the disk: uint8 as it is, all else as int16 HU.
+    """Write arrays (D, H, W) slice by slice and flush them to disk.
+
+    Arrays of uint8 are stored unchanged, all others as int16 HU.
 
     Args:
-        path: where to; it must not be trusted before this returns.
-        key: the entry's name, which says what it was made of.
-        about: what else is known, as JSON takes it.
+        path: file to write; it is incomplete until this function returns.
+        arrays: arrays by name.
+        key: name of the entry, which identifies its content.
+        about: metadata that can be stored as JSON.
     """
     header: dict[str, Any] = {
         "__metadata__": {"format": FORMAT, "key": key, "about": json.dumps(about)}
@@ -104,24 +113,35 @@ def write_entry(
         code = next(code for code, known in _TYPES.items() if np.dtype(known) == dtype)
         header[name] = {"dtype": code, "shape": array.shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # as the format asks
+    text += b" " * (-len(text) % 8)  # the format requires this alignment
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        os.truncate(
-            file.fileno(), 8 + len(text) + end
-        )  # others that count the cache's bytes see all of them from now on
+        # Extend the file to its full size now, so that other processes that add up the size of the
+        # cache count all of it.
+        os.truncate(file.fileno(), 8 + len(text) + end)
         for array in arrays.values():
             for plane in array:
                 stored = plane if array.dtype == np.uint8 else round_hu(plane)
                 file.write(np.ascontiguousarray(stored, _stored_type(array)).data)
         file.flush()
-        os.fsync(
-            file.fileno()
-        )  # where a network file system tells that it was full; and a power cut leaves no entry of zeros
+        # A full network file system reports its error here. After a power failure, no entry of
+        # zeros is left.
+        os.fsync(file.fileno())
 
 
 def open_entry(path: Path, key: str, name: str, lease: Lease | None = None) -> CachedCase | None:
-    """The case ``name`` from an entry; None where there is none, or one that is cut short, foreign or of another version."""
+    """Open an entry as the case ``name``.
+
+    Args:
+        path: file of the entry.
+        key: name that the entry must have.
+        name: name of the case.
+        lease: lease that the case keeps.
+
+    Returns:
+        The case; None if the file is missing, truncated, of another format version, or not an entry
+        with this key.
+    """
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))

@@ -1,4 +1,4 @@
-"""How large the cache may become, and what goes when it is full."""
+"""Limit the size of the cache: delete the least recently used entries when it is full."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ABANDONED_S = 3600.0
 
 
 def parse_bytes(size: int | str) -> int:
-    """Bytes of a number, or of a text like "200 GB" (10^9 bytes) or "200 GiB" (2^30).
+    """Return the number of bytes of a number or text, like "200 GB" (10^9) or "200 GiB" (2^30).
 
     >>> parse_bytes("1.5 GB"), parse_bytes("2KiB"), parse_bytes(7)
     (1500000000, 2048, 7)
@@ -36,33 +36,44 @@ def parse_bytes(size: int | str) -> int:
 
 
 def bookkeeping_lock(folder: Path) -> Path:
-    """The lock under which leases are made, extended and read, and entries deleted: what is leased is never deleted."""
+    """Return the path of the lock that protects leases and the deletion of entries.
+
+    Hold it to create, extend or read leases and to delete entries, so that no leased entry is
+    deleted.
+    """
     return folder / "locks" / "bookkeeping"
 
 
 def make_room(folder: Path, needed: int, limit: int | None) -> None:
-    """Delete the least recently used entries until ``needed`` bytes more fit in; those that a living process uses stay.
+    """Delete the least recently used entries until ``needed`` more bytes fit into the limit.
+
+    Entries in use by a running process are kept.
+
+    Args:
+        folder: the cache folder.
+        needed: bytes about to be written.
+        limit: largest total size of all entries in bytes; None if there is no limit.
 
     Raises:
-        ValueError: if they do not fit even so: into the limit, or onto the disk.
+        ValueError: if the bytes still do not fit into the limit, or do not fit on the disk.
     """
     if limit is not None:
         with locked(bookkeeping_lock(folder)):
             _evict(folder, needed, limit)
     if needed > (free := shutil.disk_usage(folder).free):
         raise ValueError(
-            f"The cache needs {_text(needed)} more, the disk of {folder} has {_text(free)} left; free some, or give a folder on another "
-            "disk (cache_dir) or a limit (cache_limit)."
+            f"The cache needs {_text(needed)} more, the disk of {folder} has {_text(free)} left; "
+            "free some space, give a folder on another disk (cache_dir) or a limit (cache_limit)."
         )
 
 
 def sweep(folder: Path) -> None:
-    """Delete what was being written and was not touched for an hour: its writer was killed."""
+    """Delete unfinished entries that did not change for an hour: their writer was killed."""
     for path in folder.glob("*.partial"):
         try:
             if time.time() - path.stat().st_mtime > _ABANDONED_S:
                 path.unlink()
-        except FileNotFoundError:  # its writer, or another sweep, was faster
+        except FileNotFoundError:  # renamed by its writer or deleted by another process
             continue
 
 
@@ -71,10 +82,8 @@ def _evict(folder: Path, needed: int, limit: int) -> None:
     for path in (*folder.glob("*.safetensors"), *folder.glob("*.partial")):
         try:
             status = path.stat()
-        except (
-            FileNotFoundError
-        ):  # renamed meanwhile, and then counted under its other name, or deleted
-            continue
+        except FileNotFoundError:
+            continue  # deleted, or renamed and counted under its other name
         found.append((status.st_mtime_ns, status.st_size, path))
     total = sum(size for _, size, _ in found)
     if total + needed <= limit:
@@ -88,8 +97,9 @@ def _evict(folder: Path, needed: int, limit: int) -> None:
             total -= size
     if total + needed > limit:
         raise ValueError(
-            f"The cache {folder} needs {_text(total + needed)} for what is in use, by this run and others, and may have {_text(limit)}; "
-            "raise the limit (cache_limit), train on fewer volumes, or give a run a folder of its own (cache_dir)."
+            f"The cache {folder} needs {_text(total + needed)} for entries in use by this and "
+            f"other runs, above its limit of {_text(limit)}; raise the limit (cache_limit), train "
+            "on fewer volumes, or give each run its own folder (cache_dir)."
         )
 
 

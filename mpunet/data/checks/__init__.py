@@ -1,6 +1,6 @@
-"""Whether a case can be trained on or measured with: what ``mpunet check`` tells.
+"""Check whether a case can be used for training or evaluation; the core of ``mpunet check``.
 
-Begin with :mod:`mpunet.data.checks.case`.
+Start reading at :mod:`mpunet.data.checks.case`.
 """
 
 from mpunet.data.checks.case import examine, examine_volumes, refuse, verdict

@@ -1,7 +1,8 @@
-"""Whether the volumes of a case are what they are taken for, and show the same slices: what `mpunet check` tells of each case.
+"""Check that the volumes of a case are valid CT and that thick and thin show the same slices.
 
-Every volume is read once. Headers, intensities and slices are checked on their own, then thick and thin against each other: by
-their affines, and by their voxels alone, as a header can be right and the voxels under it wrong.
+`mpunet check` reports the findings for each case. Every volume is read once. The header,
+intensities and slices of each volume are checked first. Then thick and thin are compared: by their
+affines, and independently by their voxels, because voxels can be wrong under a correct header.
 """
 
 from __future__ import annotations
@@ -28,22 +29,23 @@ from mpunet.slices.registration import AGREES, find_steps, register
 
 __all__ = ["examine", "examine_volumes", "refuse", "verdict"]
 
-SPLIT = (
-    0.85  # least agreement of a pair in two parts, of which only one stands where the whole does
-)
-MISPLACED = 0.5  # thin slices between what the affines say and what the voxels say
-OTHER_GAIN, OTHER_BIAS = 0.1, 25.0  # HU per HU, and HU: more than kernels differ
+# Smallest correlation of a pair with missing or doubled slices. It is below AGREES because only the
+# slices on one side of the gap are aligned.
+AGREES_WITH_STEPS = 0.85
+MISPLACED = 0.5  # smallest distance, in thin slices, between the positions by affine and by voxels
+# Smallest deviation of the gain from 1 (HU per HU) and bias (HU) to refuse: kernels differ by less.
+OTHER_GAIN, OTHER_BIAS = 0.1, 25.0
 
 
 def examine(
     case: Case, *, ratio: int | None = None, slice_axis: int | None = None
 ) -> list[Finding]:
-    """Everything that is to be said of a case; never raises for what is wrong with its files.
+    """Examine a case and return all findings; problems with its files never raise an exception.
 
     Args:
-        case: as :func:`mpunet.data.pairs.find_cases` finds it.
-        ratio: thick spacing / thin spacing that is expected; any whole ratio by default.
-        slice_axis: stored axis along which slices are stacked, where spacings do not tell.
+        case: a case, for example from :func:`mpunet.data.layouts.find_cases`.
+        ratio: expected thick spacing / thin spacing; by default any whole ratio is accepted.
+        slice_axis: stored axis along which slices are stacked; detected from the spacings if None.
     """
     volumes: dict[str, Volume] = {}
     findings = []
@@ -54,15 +56,15 @@ def examine(
             volumes[kind] = read_volume(
                 path, slice_axis=slice_axis, check_hu=False, intensity=case.intensity
             )
-        except (
-            Exception
-        ) as error:  # one file of an archive, whatever is wrong with it, must not stop the others
+        except Exception as error:  # one bad file of an archive must not stop the others
             text = (
                 str(error)
                 if isinstance(error, ValueError)
                 else f"{path.name}: {type(error).__name__}: {error}"
             )
-            findings.append(Finding("unreadable", "refused", text, kind))  # type: ignore[arg-type]  # one of the literals
+            findings.append(
+                Finding("unreadable", "refused", text, kind)  # type: ignore[arg-type]  # a literal
+            )
     thin = volumes.get("thin")
     if thin is None:
         return findings
@@ -76,7 +78,14 @@ def examine_volumes(
     *,
     ratio: int | None = None,
 ) -> list[Finding]:
-    """The same of volumes that were read without checking their HU (``check_hu=False``)."""
+    """Examine the volumes of a case, which must have been read with ``check_hu=False``.
+
+    Args:
+        thin: thin volume.
+        thick: thick volume, if any.
+        lung: lung mask, if any.
+        ratio: expected thick spacing / thin spacing; by default any whole ratio is accepted.
+    """
     seen = survey(thin)
     findings = [*_of("thin", check_spacing(thin), check_intensities(seen), check_slices(seen))]
     if thick is not None:
@@ -91,7 +100,7 @@ def examine_volumes(
 
 
 def verdict(findings: Iterable[Finding]) -> Verdict:
-    """The worst of all findings; "fine" if there are none.
+    """Return the worst verdict of all findings; "fine" if there are none.
 
     >>> verdict([Finding("padding", "repaired", ""), Finding("no position", "fine", "")])
     'repaired'
@@ -101,20 +110,24 @@ def verdict(findings: Iterable[Finding]) -> Verdict:
 
 
 def refuse(findings: Iterable[Finding], *, name: str) -> None:
-    """Raise a ValueError in one line if a finding refuses the case ``name``."""
+    """Raise a ValueError with a one-line message if a finding refuses the case ``name``."""
     refused = [
         f"{finding.volume}: {finding.text}" for finding in findings if finding.verdict == "refused"
     ]
     if refused:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         raise ValueError(
-            f"{name}: {refused[0]}{more}. `mpunet check` tells all; take the case out or put it right."
+            f"{name}: {refused[0]}{more}. `mpunet check` lists all problems; "
+            "remove the case or correct it."
         )
 
 
 def _of(kind: str, *parts: Iterable[Finding]) -> Iterator[Finding]:
     for part in parts:
-        yield from (finding._replace(volume=kind) for finding in part)  # type: ignore[arg-type]  # one of the literals
+        yield from (
+            finding._replace(volume=kind)  # type: ignore[arg-type]  # one of the literals
+            for finding in part
+        )
 
 
 def _check_pair(
@@ -154,7 +167,10 @@ def _check_pair(
     else:
         lost = thick.shape[0] - (used_thick.stop - used_thick.start)
         if used_thin.start or lost:
-            text = f"thick slice {used_thick.start} stands on thin slice {used_thin.start}; cut to the common {used_thick.stop - used_thick.start} thick"
+            text = (
+                f"thick slice {used_thick.start} is at thin slice {used_thin.start}; both are cut "
+                f"to the common {used_thick.stop - used_thick.start} thick slices"
+            )
             yield Finding("offset", "repaired", text)
     yield from _check_registration(thick_seen, thin_seen, ratio, by_header)
 
@@ -167,21 +183,31 @@ def _check_registration(
     except ValueError as error:
         yield Finding("registration", "refused", str(error))
         return
-    says = f"thick slice 0 on thin slice {found.offset:.2f} by the voxels, {by_header:.2f} by the headers"
+    position = (
+        f"thick slice 0 on thin slice {found.offset:.2f} by the voxels, "
+        f"{by_header:.2f} by the headers"
+    )
     steps = [] if found.turned else find_steps(thick.planes, thin.planes, ratio, found.offset)
-    if found.agreement < (SPLIT if steps else AGREES):
-        text = f"thick and thin agree nowhere (correlation {found.agreement:.2f} at best, expected {AGREES} or more): two patients, or two scans"
+    if found.agreement < (AGREES_WITH_STEPS if steps else AGREES):
+        text = (
+            f"thick and thin agree at no position (correlation {found.agreement:.2f} at best, "
+            f"expected {AGREES} or more): two patients, or two scans"
+        )
         yield Finding("another patient", "refused", text)
         return
     if found.turned:
         yield Finding(
             "turned",
             "refused",
-            f"the thick voxels fit only if they are turned {found.turned}: one of the headers is wrong",
+            f"the thick voxels fit only if they are turned {found.turned}: "
+            "one of the headers is wrong",
         )
         return
     if abs(found.gain - 1) > OTHER_GAIN or abs(found.bias) > OTHER_BIAS:
-        text = f"thick = {found.gain:.2f} thin {found.bias:+.0f} HU on average: intensities are not on one scale"
+        text = (
+            f"thick = {found.gain:.2f} thin {found.bias:+.0f} HU on average: "
+            "intensities are not on one scale"
+        )
         yield Finding("other scale", "refused", text)
     if steps:
         step = steps[0]
@@ -194,16 +220,18 @@ def _check_registration(
         yield Finding(
             "steps",
             "refused",
-            f"near thick slice {step.thick} the position slips by {step.by:+.1f} thin slices: {what}{more}",
+            f"near thick slice {step.thick} the position changes by {step.by:+.1f} thin slices: "
+            f"{what}{more}",
         )
     elif abs(found.offset - by_header) >= MISPLACED:
         yield Finding(
             "registration",
             "refused",
-            f"{says}: {abs(found.offset - by_header):.1f} thin slices apart; one of the headers is wrong",
+            f"{position}: {abs(found.offset - by_header):.1f} thin slices apart; "
+            "one of the headers is wrong",
         )
     else:
-        yield Finding("registration", "fine", f"{says}, correlation {found.agreement:.4f}")
+        yield Finding("registration", "fine", f"{position}, correlation {found.agreement:.4f}")
 
 
 def _check_lung(lung: Volume, thin: VolumeInfo) -> Iterator[Finding]:

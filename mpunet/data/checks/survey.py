@@ -1,4 +1,7 @@
-"""One volume seen once: what checks and registration need of it, in a fraction of its memory."""
+"""Summarise a volume in one pass: the data that checks and registration need.
+
+The summary takes a fraction of the volume's memory.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,23 @@ from mpunet.io.volume import Volume
 
 __all__ = ["Survey", "block_means", "survey"]
 
-BLOCKS = 64  # about as many means along height and width: noise of soft tissue falls to a few HU, and anatomy stays
-_ZERO = 1 << 15  # where the histogram counts 0 HU
+# Approximate number of block means along height and along width. Averaging reduces the noise of
+# soft tissue to a few HU and keeps the anatomy.
+BLOCKS = 64
+_ZERO = 1 << 15  # histogram index of 0 HU
 
 
 class Survey(NamedTuple):
-    """What one pass over a volume leaves.
+    """The summary of a volume.
 
     Attributes:
-        low: smallest intensity; high the largest.
-        counts: (65536,) voxels of each HU from -32768 on, fractions rounded.
-        planes: (D, h, w) means of in-plane blocks in HU clipped to [-1024, 3071], h and w about 64.
-        digests: CRC-32 of each slice's voxels: equal for equal slices.
-        blank: slices in which all voxels are equal.
+        low: smallest intensity.
+        high: largest intensity.
+        counts: (65536,), number of voxels of each HU from -32768 on, after rounding.
+        planes: (D, h, w), means of in-plane blocks in HU clipped to [-1024, 3071]; h and w are
+            about 64.
+        digests: CRC-32 of the voxels of each slice; the same for identical slices.
+        blank: indices of the slices in which all voxels are equal.
     """
 
     low: float
@@ -36,19 +43,19 @@ class Survey(NamedTuple):
     blank: list[int]
 
     def share(self, low: float, high: float) -> float:
-        """Share of the voxels with low <= HU <= high."""
+        """Return the fraction of the voxels with low <= HU <= high."""
         first, last = (int(np.clip(hu, -_ZERO, _ZERO - 1)) + _ZERO for hu in (low, high))
         return float(self.counts[first : last + 1].sum() / self.counts.sum())
 
     def mode(self, low: float, high: float) -> tuple[int, float]:
-        """The most frequent HU from low to high and its share of all voxels."""
+        """Return the most frequent HU from low to high, and its fraction of all voxels."""
         first, last = (int(np.clip(hu, -_ZERO, _ZERO - 1)) + _ZERO for hu in (low, high))
         peak = first + int(self.counts[first : last + 1].argmax())
         return peak - _ZERO, float(self.counts[peak] / self.counts.sum())
 
 
 def survey(volume: Volume) -> Survey:
-    """Look at every voxel once, slice by slice.
+    """Summarise a volume, reading it once, slice by slice.
 
     >>> from nibabel import Nifti1Image
     >>> from mpunet.io.volume import volume_from_image
@@ -76,7 +83,9 @@ def survey(volume: Volume) -> Survey:
 
 
 def block_means(plane: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Means of blocks of one slice (H, W) in HU, clipped to [-1024, 3071]; rows and columns that fill no block are left out.
+    """Return the means of the blocks of a slice (H, W) in HU, clipped to [-1024, 3071].
+
+    Rows and columns at the end that do not fill a block are left out.
 
     >>> block_means(np.arange(130 * 64).reshape(130, 64).clip(0, 100)).shape
     (65, 64)

@@ -1,4 +1,7 @@
-"""What can be wrong with one volume, told from its header and its :class:`mpunet.data.checks.survey.Survey`. All limits are our choice."""
+"""Check one volume by its header and its :class:`mpunet.data.checks.survey.Survey`.
+
+All limits are our choice.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +19,28 @@ __all__ = ["Code", "Finding", "Verdict", "check_intensities", "check_slices", "c
 Verdict = Literal["refused", "repaired", "fine"]
 Code = Literal[
     # of one volume
-    "unreadable", "scale", "8-bit", "shifted", "clipped", "padding", "blank", "doubled", "jump", "spacing", "no position",
+    "unreadable", "scale", "8-bit", "shifted", "clipped", "padding", "blank", "doubled", "jump",
+    "spacing", "no position",
     # of a pair
-    "grid", "ratio", "offset", "orientation", "turned", "another patient", "steps", "other scale", "registration", "lung mask",
+    "grid", "ratio", "offset", "orientation", "turned", "another patient", "steps", "other scale",
+    "registration", "lung mask",
 ]  # fmt: skip
 
-JUMP = (
-    2.2  # times as different as the neighbours are from each other: two slices or more are missing
-)
-SPACING = (0.1, 20.0)  # mm
+# A difference between two slices this many times the usual one means two or more missing slices.
+JUMP = 2.2
+SPACING = (0.1, 20.0)  # valid voxel spacings in mm
 
 
 class Finding(NamedTuple):
-    """Something that was seen in a case.
+    """One finding about a case.
 
     Attributes:
-        code: a word for it, the same in all languages and versions.
-        verdict: "refused" if the case must not be trained on or measured with, "repaired" if the library puts it right when it
-            reads it, "fine" if it is only told.
-        text: for people, with the numbers.
-        volume: "thin", "thick", "lung" or "pair".
+        code: short identifier of the kind of finding, stable across versions.
+        verdict: "refused" if the case must not be used for training or evaluation, "repaired" if
+            the library corrects the problem when it reads the case, "fine" if it is for information
+            only.
+        text: description for the user, with the numbers.
+        volume: volume that it concerns: "thin", "thick", "lung", or "pair" for thick and thin.
     """
 
     code: Code
@@ -45,14 +50,15 @@ class Finding(NamedTuple):
 
 
 def check_spacing(info: VolumeInfo) -> Iterator[Finding]:
-    """Whether voxels have the size of a CT's, and whether the file says where they are."""
+    """Check that the voxel spacing is plausible for CT and that the header has a position."""
     spacing = grid_spacing(info.affine)
     text = " x ".join(f"{mm:.4g}" for mm in spacing)
     if spacing.min() < SPACING[0] or spacing.max() > SPACING[1]:
         yield Finding(
             "spacing",
             "refused",
-            f"voxels of {text} mm are none of a CT; is the header in cm or m, or has it lost its spacing?",
+            f"voxels of {text} mm are not plausible for CT; is the header in cm or m, "
+            "or has it lost its spacing?",
         )
     if not any(int(form(coded=True)[1]) for form in (info.header.get_sform, info.header.get_qform)):
         yield Finding(
@@ -63,11 +69,11 @@ def check_spacing(info: VolumeInfo) -> Iterator[Finding]:
 
 
 def check_intensities(seen: Survey) -> Iterator[Finding]:
-    """Whether intensities can be HU of a CT, where air is -1000 and tissue about 0."""
+    """Check that intensities can be HU of a CT, in which air is -1000 HU and tissue about 0 HU."""
     span = f"intensities of {seen.low:g} to {seen.high:g}"
     if seen.high - seen.low < 100:
         way = (
-            "; if they stand for [-1024, 2048] HU as in RPLHR-CT, say so by intensity 'rplhr'"
+            "; if they represent [-1024, 2048] HU as in RPLHR-CT, set intensity to 'rplhr'"
             if seen.high <= 1.5
             else ""
         )
@@ -78,7 +84,8 @@ def check_intensities(seen: Survey) -> Iterator[Finding]:
         yield Finding(
             "8-bit",
             "refused",
-            f"{span} in {levels} steps are 8 bit grey values, not HU; convert the DICOM files again",
+            f"{span} in {levels} steps are 8 bit grey values, not HU; "
+            "convert the DICOM files again",
         )
         return
     below, padding = seen.share(-32768, -1100), seen.mode(-32768, -1100)
@@ -86,16 +93,18 @@ def check_intensities(seen: Survey) -> Iterator[Finding]:
         yield Finding(
             "padding",
             "repaired",
-            f"padding of {padding[0]} HU outside the field of view is taken for -1024",
+            f"padding of {padding[0]} HU outside the field of view is read as -1024 HU",
         )
         below = 0.0
     if below > 0.05:
         yield Finding(
             "shifted",
             "refused",
-            f"{100 * below:.0f} % of the voxels are below -1100 HU, as if 1024 had been subtracted twice",
+            f"{100 * below:.0f} % of the voxels are below -1100 HU, "
+            "as if 1024 had been subtracted twice",
         )
-    # What is left of air: all below -300 but for one value, which may be padding.
+    # Fraction of air: all voxels below -300 HU, except if nearly all of them have one value, which
+    # is then padding unless it is the HU of air.
     air = seen.share(-32768, -300)
     if (fill := seen.mode(-32768, -300))[1] > 0.95 * air:
         air = 0.0 if fill[0] not in range(-1030, -990) else air
@@ -109,7 +118,8 @@ def check_intensities(seen: Survey) -> Iterator[Finding]:
         yield Finding(
             "clipped",
             "refused",
-            f"{100 * seen.share(seen.low, seen.low):.0f} % of the voxels have the lowest HU, {seen.low:g}",
+            f"{100 * seen.share(seen.low, seen.low):.0f} % of the voxels have the lowest HU, "
+            f"{seen.low:g}",
         )
     elif seen.low > -200:
         yield Finding("scale", "refused", f"{span} are not HU, where air is -1000")
@@ -118,19 +128,21 @@ def check_intensities(seen: Survey) -> Iterator[Finding]:
         yield Finding(
             "clipped",
             "refused",
-            f"{share:.2g} % of the voxels have the highest HU, {seen.high:g}: clipped to a display window",
+            f"{share:.2g} % of the voxels have the highest HU, {seen.high:g}: "
+            "clipped to a display window",
         )
 
 
 def check_slices(seen: Survey) -> Iterator[Finding]:
-    """Whether slices are blank, doubled or missing."""
+    """Check for slices that are blank, doubled (equal to the one before) or missing."""
     depth = len(seen.digests)
     blank = set(seen.blank)
     if blank:
         yield Finding(
             "blank",
             "refused",
-            f"{_slices(seen.blank)} of {depth} {'is' if len(blank) == 1 else 'are'} blank; cut off or restore",
+            f"{_slices(seen.blank)} of {depth} {'is' if len(blank) == 1 else 'are'} blank; "
+            "cut off or restore",
         )
     doubled = [
         k for k in range(1, depth) if seen.digests[k] == seen.digests[k - 1] and k not in blank
@@ -139,19 +151,26 @@ def check_slices(seen: Survey) -> Iterator[Finding]:
         yield Finding(
             "doubled",
             "refused",
-            f"{_slices(doubled)} of {depth} repeat{'s' if len(doubled) == 1 else ''} the one before",
+            f"{_slices(doubled)} of {depth} "
+            f"repeat{'s' if len(doubled) == 1 else ''} the one before",
         )
     steps = np.abs(np.diff(seen.planes, axis=0)).mean(axis=(1, 2))
     for k, step in enumerate(steps):
         near = np.concatenate([steps[max(0, k - 4) : k], steps[k + 1 : k + 5]])
         usual = float(np.median(near)) if len(near) >= 4 else 0.0
         if usual > 0.5 and step > JUMP * usual and not {k, k + 1} & blank:
-            text = f"slices {k} and {k + 1} of {depth} differ {step / usual:.1f} times as much as those around; slices are missing there"
+            text = (
+                f"slices {k} and {k + 1} of {depth} differ {step / usual:.1f} times as much as "
+                "neighbouring slices; slices between them are missing"
+            )
             yield Finding("jump", "refused", text)
 
 
 def _piled(seen: Survey, hu: int, inward: int) -> bool:
-    """Whether many more voxels have the extreme HU than have the 20 next to it."""
+    """Return whether far more voxels have the HU ``hu`` than the average of the 20 HU next to it.
+
+    ``inward`` is 1 to compare with higher HU and -1 to compare with lower HU.
+    """
     counts = seen.counts
     at = hu + len(counts) // 2
     next_to = counts[min(at + inward, at + 20 * inward) : max(at + inward, at + 20 * inward) + 1]
@@ -159,7 +178,7 @@ def _piled(seen: Survey, hu: int, inward: int) -> bool:
 
 
 def _slices(indices: list[int]) -> str:
-    """ "slice 7", "slices 7, 8, 9" or "slices 7, 8, 9, ... (12 in all)"."""
+    """Format slice indices: "slice 7", "slices 7, 8, 9" or "slices 7, 8, 9, ... (12 in all)"."""
     shown = ", ".join(map(str, indices[:3]))
     more = f", ... ({len(indices)} in all)" if len(indices) > 3 else ""
     return f"slice{'s' if len(indices) > 1 else ''} {shown}{more}"

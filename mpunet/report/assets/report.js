@@ -1,6 +1,6 @@
-// The report beside its viewer: the table of every case, and dots that lead to a case.
+// The report outside its viewer: the table of all cases, and dots that open a case in the viewer.
 
-/** Rows that pass the filters, sorted by a column; the page holds as many as are looked at. */
+/** Sortable table of the rows that pass the filters; shows the first 100, "More rows" shows more. */
 class EveryCase {
   constructor(data) {
     Object.assign(this, { ...data, sorted: null, descending: false, shown: 100 });
@@ -28,7 +28,7 @@ class EveryCase {
     if (this.sorted !== null) {
       const sign = this.descending ? -1 : 1;
       rows.sort(({ [this.sorted]: a }, { [this.sorted]: b }) => {
-        if (a === null || b === null) return (a === null) - (b === null); // what is missing comes last
+        if (a === null || b === null) return (a === null) - (b === null); // missing values come last
         return sign * (this.sorted ? number(a) - number(b) || 0 : a.localeCompare(b, undefined, { numeric: true }));
       });
     }

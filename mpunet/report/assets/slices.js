@@ -1,6 +1,6 @@
 "use strict";
 
-/** Undo hu_codec.encode_slice: codes of a slice, row by row. */
+/** Decode a slice that hu_codec.encode_slice encoded. Returns its codes, row by row. */
 async function decodeSlice(text, rows, columns) {
   const packed = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -18,7 +18,7 @@ async function decodeSlice(text, rows, columns) {
   return codes;
 }
 
-/** 256 colours, as four bytes of a pixel each, through evenly spaced ones. */
+/** Interpolate evenly spaced colours ("#rrggbb") to a table of 256 colours [red, green, blue]. */
 function colourTable(colours) {
   const anchors = colours.map((c) => [1, 3, 5].map((at) => parseInt(c.slice(at, at + 2), 16)));
   return Array.from({ length: 256 }, (_, i) => {

@@ -1,5 +1,5 @@
-// The viewer: slices of several volumes in one plane, at one position in mm, zoomed and panned together.
-// Axes everywhere: 0 towards the patient's left, 1 posterior, 2 inferior, in mm.
+// The viewer: slices of several volumes in one plane at one position, zoomed and panned together.
+// Positions are in mm along the axes 0 (towards the patient's left), 1 (posterior), 2 (inferior).
 
 const PLANES = {
   coronal: { through: 1, down: 2, across: 0 },
@@ -14,7 +14,7 @@ const MAPS = {
 };
 const CACHED_SLICES = 120;
 
-/** "L 12.5": a position along an axis, in mm, as radiologists read it. */
+/** Format a position along an axis as in radiology, in mm: "L 12.5". */
 function place(axis, mm) {
   return `${LETTERS[axis][mm > 0 ? 1 : 0]} ${Math.abs(mm).toFixed(1)}`;
 }
@@ -130,7 +130,7 @@ class Viewer {
     return [pick(0, 0, Math.min), pick(1, 0, Math.min), pick(0, 1, Math.max), pick(1, 1, Math.max)];
   }
 
-  /** The number of columns that makes panels largest, in the space there is. */
+  /** Arrange the panels in the number of columns that makes them largest in the available space. */
   layout() {
     this.controls();
     const [left, top, right, bottom] = this.extent();
@@ -139,7 +139,7 @@ class Viewer {
     const shown = this.panels.filter((panel) => !this.alone || panel.volume === this.alone);
     const area = this.root.querySelector(".panels");
     const above = this.wholePage ? area.getBoundingClientRect().top + scrollY : 150;
-    const narrow = area.clientWidth < 600; // a phone is scrolled rather than shown stamps
+    const narrow = area.clientWidth < 600; // on a phone, scrolling is better than tiny panels
     const height = narrow ? Infinity : Math.max(innerHeight - above - 40, 320);
     let width = 0;
     for (let columns = narrow ? Math.min(2, shown.length) : 1; columns <= shown.length; columns++) {
@@ -168,14 +168,14 @@ class Viewer {
     return (canvas.width / (right - left)) * this.zoom;
   }
 
-  /** Index among the slices of a volume that is nearest to the slider. */
+  /** Index of the slice of a volume that is nearest to the slider's position. */
   nearest(volume) {
     const mm = this.case.positions[this.plane][this.index[this.plane]];
     const at = volume.planes[this.plane].at;
     return at.reduce((best, other, i) => (Math.abs(other - mm) < Math.abs(at[best] - mm) ? i : best), 0);
   }
 
-  /** mm between the slider and the volume's slice, and whether the volume has anything at the slider's place. */
+  /** Distance in mm from the slider to the volume's nearest slice; `covered`: it is close enough. */
   offset(volume) {
     const { through } = PLANES[this.plane], plane = volume.planes[this.plane];
     const off = Math.abs(plane.at[this.nearest(volume)] - this.case.positions[this.plane][this.index[this.plane]]);
@@ -186,7 +186,7 @@ class Viewer {
     const plane = volume.planes[this.plane], index = this.nearest(volume);
     const key = `${volume.name}/${this.plane}/${index}`;
     const found = this.cache.get(key) ?? decodeSlice(plane.slices[index], plane.rows, plane.columns);
-    this.cache.delete(key); // what was used last is kept longest
+    this.cache.delete(key); // moves the key to the end: the least recently used one is first
     this.cache.set(key, found);
     if (this.cache.size > CACHED_SLICES) this.cache.delete(this.cache.keys().next().value);
     return found;
@@ -196,7 +196,7 @@ class Viewer {
     const turn = (this.turn = (this.turn ?? 0) + 1);
     this.controls();
     const codes = await Promise.all(this.volumes.map((volume) => this.codes(volume)));
-    if (turn !== this.turn) return; // something newer is to be shown
+    if (turn !== this.turn) return; // a newer render has started
     const reference = codes[this.volumes.indexOf(this.reference)];
     this.panels.forEach((panel, i) => {
       panel.codes = codes[i];
@@ -208,7 +208,7 @@ class Viewer {
     this.root.dataset.turn = turn;
   }
 
-  /** Pixels of a slice in their own grid. */
+  /** Paint the pixels of a slice on its own grid. */
   paint(panel) {
     const { volume, codes, pixels } = panel, { rows, columns } = volume.planes[this.plane];
     pixels.width = columns;
@@ -221,7 +221,7 @@ class Viewer {
     const table = value && colourTable(colours), scale = this.scales[this.map] || 1;
     for (let i = 0, o = 0; i < codes.length; i++, o += 4) {
       if (value) {
-        if (partner[i] < 0) continue; // the reference ends here: nothing is painted
+        if (partner[i] < 0) continue; // outside the reference, nothing is painted
         const share = (value(i, partner[i]) / scale - from) / (1 - from);
         [out[o], out[o + 1], out[o + 2]] = table[Math.round(255 * Math.min(Math.max(share, 0), 1))];
       } else out[o] = out[o + 1] = out[o + 2] = greys[codes[i]];
@@ -235,7 +235,7 @@ class Viewer {
     return Math.abs(at(volume) - at(this.reference)) < 0.2 * volume.spacing[through];
   }
 
-  /** For each pixel that of the reference at the same place, or -1. */
+  /** For each pixel, the index of the reference's pixel at the same position, or -1. */
   partners(volume) {
     const own = volume.planes[this.plane], other = this.reference.planes[this.plane];
     const [x, y] = [0, 1].map((i) => Math.round((own.first[i] - other.first[i]) / own.spacing[i]));
@@ -245,7 +245,7 @@ class Viewer {
     });
   }
 
-  /** What the map shows at pixel i of a panel, given the reference's pixel j there. */
+  /** Function (i, j): value of the map for pixel i of a panel and pixel j of the reference. */
   mapped({ volume, codes, reference }) {
     const one = volume.levels, other = this.reference.levels;
     if (this.map === "signed") return (i, j) => one[codes[i]] - other[reference[j]];
@@ -270,11 +270,11 @@ class Viewer {
     const { through } = PLANES[this.plane], mm = plane.at[this.nearest(volume)];
     const other = this.map !== "grey" && volume !== this.reference;
     const why = other && !this.comparable(volume) ? "other grid, no map; " : other && !this.sameSlice(volume) ? "other slice, no map; " : "";
-    where.textContent = !covered ? "does not reach here" : `${why}${off > 0.05 ? `slice ${place(through, mm)}, ${off.toFixed(1)} mm off; ` : ""}${volume.caption}`;
+    where.textContent = !covered ? "outside this volume" : `${why}${off > 0.05 ? `slice ${place(through, mm)}, ${off.toFixed(1)} mm off; ` : ""}${volume.caption}`;
     canvas.setAttribute("aria-label", `${volume.name}, ${this.plane} slice at ${place(through, mm)} mm`);
   }
 
-  /** Buttons, slider and legend say what is shown. */
+  /** Update buttons, slider and legend to the current state. */
   controls() {
     const { through } = PLANES[this.plane], positions = this.case.positions[this.plane], index = this.index[this.plane];
     const slider = this.field("slice"), press = (button, on) => button.setAttribute("aria-pressed", on);
@@ -305,13 +305,13 @@ class Viewer {
 
   // ---- pointer and keys
 
-  /** mm (across, down) under the pointer. */
+  /** Position (across, down) under the pointer in mm. */
   under(canvas, event) {
     const box = canvas.getBoundingClientRect(), scale = this.pixelsPerMm(canvas) / (canvas.width / box.width);
     return [(event.clientX - box.left - box.width / 2) / scale + this.centre[0], (event.clientY - box.top - box.height / 2) / scale + this.centre[1]];
   }
 
-  /** Values at the pointer in all panels, and the place in the patient. */
+  /** Show the values at the pointer in all panels, and its position in the patient. */
   point() {
     const { through, down, across } = PLANES[this.plane];
     for (const { volume, canvas, codes, cross, value } of this.panels) {
@@ -356,7 +356,7 @@ class Viewer {
     };
     canvas.onpointerup = canvas.onpointercancel = drop;
     canvas.onpointerleave = (event) => {
-      if (event.pointerType === "touch") return; // what a finger pointed at stays after it
+      if (event.pointerType === "touch") return; // after a touch, its values stay visible
       this.pointer = null;
       this.controls();
       this.point();
@@ -381,7 +381,7 @@ class Viewer {
     canvas.addEventListener("wheel", (event) => {
       if (event.ctrlKey) this.zoomBy(event.deltaY < 0 ? 1.2 : 1 / 1.2, this.under(canvas, event));
       else if (this.wholePage || this.root.contains(document.activeElement)) this.step(Math.sign(event.deltaY));
-      else return; // a reader scrolls past
+      else return; // let the page scroll
       event.preventDefault();
     }, { passive: false });
   }
@@ -418,7 +418,8 @@ class Viewer {
     };
     (this.wholePage ? document : root).addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select, input[type=number]")) return;
-      if (event.target.matches("input[type=range]") && /^(Arrow|Page|Home|End)/.test(event.key)) return; // the slider's own
+      // The slider handles these keys itself.
+      if (event.target.matches("input[type=range]") && /^(Arrow|Page|Home|End)/.test(event.key)) return;
       const action = keys[event.key] ?? keys[event.key.toLowerCase()] ?? (/^[1-9]$/.test(event.key) && (() => windows()[event.key - 1]?.click()));
       if (!action) return;
       event.preventDefault();
@@ -431,7 +432,7 @@ addEventListener("DOMContentLoaded", () => {
   const root = document.querySelector(".viewer");
   if (!root) return;
   if (typeof DecompressionStream === "undefined") {
-    root.textContent = "This browser is too old to show volumes: it takes Chrome 80, Firefox 113 or Safari 16.4, or later.";
+    root.textContent = "This browser is too old to show volumes: it requires Chrome 80, Firefox 113, Safari 16.4 or later.";
     return;
   }
   const scripts = [...document.querySelectorAll("script.case")];

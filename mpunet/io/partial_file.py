@@ -1,0 +1,83 @@
+"""Write NIfTI files under a locked temporary name; remove those that killed processes left."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedIOBase, BufferedWriter
+from pathlib import Path
+
+from mpunet.io.volume import nifti_suffix
+
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["partial_file", "remove_partials"]
+
+_PARTIAL = re.compile(r"\..*\.[0-9a-f]{8}\.partial\.nii(\.gz)?", re.IGNORECASE)
+
+
+@contextmanager
+def partial_file(path: Path) -> Iterator[BufferedIOBase]:
+    """Open a temporary file in the same folder; rename it to ``path`` on success, else remove it.
+
+    Raises:
+        ValueError: if the name of ``path`` does not end in ``.nii`` or ``.nii.gz``.
+    """
+    suffix = nifti_suffix(path)
+    if suffix is None:
+        raise ValueError(f"Expected a file name ending in .nii or .nii.gz, got {path.name}.")
+    partial = path.with_name(f".{path.name[: -len(suffix)]}.{uuid.uuid4().hex[:8]}.partial{suffix}")
+    try:
+        with _open_locked(partial) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if sys.platform != "win32":
+                partial.replace(path)  # before the lock ends
+        if sys.platform == "win32":  # Windows cannot rename an open file
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def remove_partials(folder: str | Path) -> list[Path]:
+    """Remove temporary files of killed processes from a folder and its subfolders.
+
+    A file that a running process writes is locked and is kept. On a file system that does not
+    support locks, all files are kept.
+
+    Returns:
+        The paths of the removed files.
+    """
+    found = [path for path in Path(folder).rglob(".*.partial.*") if _PARTIAL.fullmatch(path.name)]
+    return [path for path in sorted(found) if _remove_if_left(path)]
+
+
+def _open_locked(path: Path) -> BufferedWriter:
+    """Create a file and lock it if the system supports locks."""
+    while True:
+        file = path.open("xb")
+        if sys.platform != "win32":
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():
+            return file
+        file.close()  # remove_partials removed it before it was locked
+
+
+def _remove_if_left(path: Path) -> bool:
+    try:
+        with path.open("rb+") as file:  # an exclusive lock over NFS needs write access
+            if sys.platform != "win32":
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        if sys.platform == "win32":  # Windows cannot remove an open file
+            path.unlink()
+    except OSError:
+        return False
+    return True
