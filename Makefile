@@ -1,4 +1,4 @@
-# One command per task; each sets up what it needs in .venv, from nothing but Python and make.
+# One command per task. Each installs what it needs in .venv; only Python and make are required.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,28 +6,30 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test lint slow bench docs build clean
 
-demo: $(READY)          ## invented chest phantom: thick slices, predict with the packaged network, evaluate, draw build/demo/coronal.png
+# A synthetic chest phantom: simulate thick slices, predict with the packaged network, evaluate.
+demo: $(READY)          ## demo on a synthetic chest, draws build/demo/coronal.png
 	$(BIN)/python examples/demo.py --output build/demo
 
-test: $(READY)          ## all tests but the slow ones
+test: $(READY)          ## all tests except the slow ones
 	$(BIN)/python -m pytest
 
 slow: $(READY)          ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
-bench: $(READY)         ## what reconstruction and evaluation cost: time, memory, MONAI beside it (half an hour on two CPU cores)
+# Time and memory of reconstruction and evaluation, compared with MONAI.
+bench: $(READY)         ## benchmarks: half an hour on two CPU cores
 	$(BIN)/python tests/benchmarks/speed.py
 	$(BIN)/python tests/benchmarks/memory.py --stride 1
 	$(BIN)/python tests/benchmarks/against_monai.py
 	$(BIN)/python tests/benchmarks/quality.py
 	$(BIN)/python tests/benchmarks/crops.py
 
-lint: $(READY)          ## style, types
+lint: $(READY)          ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(READY)          ## the API's pages in build/docs
+docs: $(READY)          ## API documentation in build/docs
 	$(BIN)/pdoc --docformat google --output-directory build/docs $(addprefix mpunet.,geometry schedule intensity models losses metrics quality ssim \
 		data data.datamodule data.transforms inference inference.manifest inference.writer evaluation evaluation.consistency evaluation.reader_study \
 		evaluation.report evaluation.view module muon adversarial benchmark weights callbacks \

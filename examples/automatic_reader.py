@@ -1,10 +1,12 @@
-"""Does reconstruction let an automatic reader find more nodules? A reader study on invented chests, which needs no radiologist.
+"""Reader study with an automatic reader on synthetic chests: does reconstruction help find nodules?
 
     python examples/automatic_reader.py --ckpt_path X.ckpt --output build/automatic_reader
 
-Each phantom is thickened to 5 mm slices and read four times: thick, cubic (spline of the thick slices), reconstructed (with
---ckpt_path) and thin. Its own nodules are the standard. The reader's least score was chosen on the phantoms of seeds 101 to 108
-(docs/reader_study.md), so begin at another seed. Phantoms are nobody's anatomy: what comes out is no clinical result.
+Each phantom is thickened to 5 mm slices and read in four conditions: thick, cubic (spline of the
+thick slices), reconstructed (with --ckpt_path) and thin. The nodules of the phantom are the
+standard. The smallest score of the reader was chosen on the phantoms with seeds 101 to 108
+(docs/reader_study.md), so use other seeds. Phantoms are not real anatomy: the results are not
+clinical results.
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ from mpunet.slices import thicken
 from mpunet.slices.interpolate import interpolated
 
 RATIO = 5
-SHAPE = (176, 256, 334)  # of 1 mm voxels: the whole chest
+SHAPE = (176, 256, 334)  # voxels of 1 mm: the whole chest
 
 
 def main() -> int:
-    """Write findings.csv and standard.csv, and run the study on them."""
+    """Write findings.csv and standard.csv and run the reader study on them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -40,7 +42,8 @@ def main() -> int:
     parser.add_argument(
         "--ckpt_path",
         type=Path,
-        help="network for the condition 'reconstructed', of ratio 5; left out by default",
+        help="network of ratio 5 for the condition 'reconstructed'; without it, the condition is "
+        "left out",
     )
     parser.add_argument(
         "--stride", default="fast", help="thick slices between windows: best, fast, or a number"
@@ -78,9 +81,8 @@ def main() -> int:
             lung = lung_mask(slab, grid_spacing(affine))
             readings[Reading(AUTOMATIC, condition, case)] = blob_findings(slab, affine, lung)
         for file, text in zip(files, (findings_csv(readings), standard_csv(standard)), strict=True):
-            write_whole(
-                file, text
-            )  # after each, so that an interrupted run can be judged by `mpunet reader-study` too
+            # Written after each case, so that `mpunet reader-study` can use an interrupted run.
+            write_whole(file, text)
         print(
             f"{case}: {len(standard[case])} nodules, {time.monotonic() - start:.0f} s", flush=True
         )

@@ -1,8 +1,9 @@
-"""A table of linear and cubic interpolation beside a checkpoint, on whole volumes and in the lungs, in HU.
+"""Compare a checkpoint with linear and cubic interpolation, on whole volumes and in the lungs.
 
     python examples/compare.py --ckpt_path X.ckpt --data_dir ../shared/ct/val
 
-The folder has the layouts of `mpunet fit`. Cubic is the interpolating cubic spline along depth (SciPy).
+The data folder may have any layout that `mpunet fit` supports. Cubic is the interpolating cubic
+spline along depth (SciPy). Errors are in HU.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from mpunet.weights import load_network
 
 
 def main() -> None:
-    """Print the table, and write it as JSON if asked to."""
+    """Print the table; with --json, also write it to a file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,12 +38,12 @@ def main() -> None:
         type=int,
         nargs="+",
         default=[1],
-        help="thick slices between windows; several give several rows",
+        help="thick slices between windows; several values give several rows",
     )
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="JSON file to write the results to")
     args = parser.parse_args()
 
-    keep_freed_memory()  # as the command line does
+    keep_freed_memory()  # as the command line does, for comparable times
     network = load_network(args.ckpt_path)
     methods = {
         name: lambda thick, kind=kind: np.concatenate(
@@ -74,17 +75,20 @@ def main() -> None:
         row["seconds_per_volume"] = seconds[name] / len(volumes)
 
     print(
-        f"{len(volumes)} volumes, ratio {network.ratio}; MAE and RMSE in HU, PSNR in dB (range 4095 HU)"
+        f"{len(volumes)} volumes, ratio {network.ratio}; "
+        "MAE and RMSE in HU, PSNR in dB (range 4095 HU)"
     )
     for region, keys in (("whole volume", WHOLE_METRICS), ("lungs", LUNG_METRICS)):
         print(
-            f"\n| {region} | MAE | RMSE | PSNR | SSIM | MAE / cubic | RMSE / cubic |\n|---|---|---|---|---|---|---|"
+            f"\n| {region} | MAE | RMSE | PSNR | SSIM | MAE / cubic | RMSE / cubic |\n"
+            "|---|---|---|---|---|---|---|"
         )
         for name, row in table.items():
             mae, rmse, psnr, ssim = (row[key] for key in keys)
             relative = [row[key] / table["cubic spline"][key] for key in keys[:2]]
             print(
-                f"| {name} | {mae:.2f} | {rmse:.2f} | {psnr:.2f} | {ssim:.4f} | {relative[0]:.3f} | {relative[1]:.3f} |"
+                f"| {name} | {mae:.2f} | {rmse:.2f} | {psnr:.2f} | {ssim:.4f} "
+                f"| {relative[0]:.3f} | {relative[1]:.3f} |"
             )
     print(
         "\nseconds per volume: "

@@ -1,7 +1,9 @@
-"""The whole way on an invented chest: phantom → thick slices → predict with the packaged network → evaluate → picture. What `make demo` runs.
+"""Run mpunet on a synthetic chest: simulate, predict, evaluate, draw a picture (`make demo`).
 
-It shows that everything works, and what kind of detail thick slices lose; it says nothing about patients: the network was trained
-on real chests and has never seen a phantom. docs/model_card.md has its figures on real CT.
+A phantom is thickened, reconstructed with the packaged network and compared with the truth. This
+shows that everything works and what kind of detail is lost in thick slices. It says nothing about
+patients: the network was trained on real chests, never on a phantom. docs/model_card.md has its
+results on real CT.
 """
 
 from __future__ import annotations
@@ -81,7 +83,10 @@ def main() -> int:
     }
     draw_with_details(pictures, picture)
     print(
-        f"\nAn invented object: no clinical result.\nThin slices: {files[1]}\nReport:      {report / 'report.html'}\nPicture:     {picture}"
+        "\nA synthetic phantom: not a clinical result.\n"
+        f"Thin slices: {files[1]}\n"
+        f"Report:      {report / 'report.html'}\n"
+        f"Picture:     {picture}"
     )
     return 0
 

@@ -32,7 +32,10 @@ class OthersNetwork(torch.nn.Module):
 
 
 def position_slab(shape):
-    """(D, H, W) int16 HU that differ from voxel to voxel and grow linearly along each axis: -1000 + z + D * (y + H * x)."""
+    """(D, H, W) int16 HU that differ in each voxel and grow linearly along each axis.
+
+    The value is -1000 + z + D * (y + H * x).
+    """
     depth, height, width = shape
     if depth * height * width > 4000:
         raise ValueError(f"{shape} does not fit into the HU window")
@@ -49,7 +52,9 @@ def positions(slab_hu, shape):
 
 
 def nifti(slab, *, spacing=(1.0, 0.7, 0.7), start=0.0, codes="LPS"):
-    """NIfTI image of a slab (depth towards S, height towards P, width towards L), stored along ``codes``.
+    """NIfTI image of a slab, stored along ``codes``.
+
+    Depth points towards S, height towards P and width towards L.
 
     Args:
         spacing: of depth, height and width in mm.

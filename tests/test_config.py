@@ -1,4 +1,4 @@
-"""Modules as plain values: what went in comes out, after copying and pickling too, and rebuilds the module."""
+"""Modules as plain values: arguments are recovered, also after copies, and rebuild the module."""
 
 import copy
 import io
@@ -84,7 +84,7 @@ def test_wrong_arguments_are_python_errors():
 
 def test_refused():
     with pytest.raises(
-        ValueError, match=r"Linear does not remember its arguments.*mpunet.config.Configurable"
+        ValueError, match=r"Linear does not record its arguments.*mpunet.config.Configurable"
     ):
         to_config(nn.Linear(1, 1))
     for path in ("mpunet.models.Missing", "no.such.module.Net", "Net", "", None):

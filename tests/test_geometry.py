@@ -1,4 +1,4 @@
-"""Windows, slice positions and orientations: where things stand, checked against world coordinates."""
+"""Windows, slice positions and orientations, checked against world coordinates."""
 
 import itertools
 
@@ -19,7 +19,7 @@ from mpunet.geometry import (
     window_starts,
 )
 
-# All ways to store an axial scan of 0.7 x 0.8 mm pixels and 5 mm slices: 6 orders of the axes times 8 flips.
+# All ways to store an axial scan: 6 orders of the axes times 8 flips.
 ORIENTATIONS = [
     "".join(codes)
     for order in itertools.permutations(("LR", "PA", "IS"))
@@ -248,7 +248,8 @@ class TestSlabFrame:
             )
 
     def test_two_axes_nearest_to_the_same_direction_are_told_apart(self):
-        # 50 degrees about x of a sheared grid leave both in-plane axes nearest to y or z: each still gets an axis of its own.
+        # In this rotated and sheared grid both in-plane axes are nearest to the same of y and z;
+        # each must still get a different axis.
         affine = rotation(x=44) @ np.diag([0.7, 0.8, 5.0, 1])
         affine[:3, 1] = 0.8 * np.array([0, 0.6, 0.8])
         frame = SlabFrame.from_affine(affine)

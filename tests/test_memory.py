@@ -26,7 +26,8 @@ def run(code):
         (MemoryError(), True),
         (
             RuntimeError(
-                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: ..."
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. "
+                "DefaultCPUAllocator: can't allocate memory: ..."
             ),
             True,
         ),
@@ -84,7 +85,8 @@ def test_limit_becomes_an_error_that_is_known_as_such():
 def test_a_limit_below_what_is_taken_is_refused():
     with pytest.raises(
         ValueError,
-        match=r"memory limit of at least \d\.\d\d GiB, got 0.01: Python and its libraries alone take",
+        match=r"memory limit of at least \d\.\d\d GiB, got 0.01: "
+        r"Python and its libraries alone take",
     ):
         limit_memory(0.01)
 

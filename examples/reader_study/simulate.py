@@ -1,9 +1,11 @@
-"""Make findings.csv and standard.csv of this folder: SIMULATED readers, to show what `mpunet reader-study` does.
+"""Write findings.csv and standard.csv of SIMULATED readers, to show `mpunet reader-study`.
 
     python examples/reader_study/simulate.py
-    mpunet reader-study examples/reader_study/findings.csv examples/reader_study/standard.csv --reference thick
+    mpunet reader-study examples/reader_study/findings.csv \\
+        examples/reader_study/standard.csv --reference thick
 
-No radiologist has read anything here, and no patient exists. The chances to see a nodule are made up.
+The files are written to the folder of this script. No radiologist took part and no patient exists.
+The probabilities of seeing a nodule are invented.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ CASES, SKILL = (
     30,
     {"simulated reader 1": 0.6, "simulated reader 2": 0.0, "simulated reader 3": -0.5},
 )
-# Condition: blur in mm that makes small nodules hard to see, and false findings per case.
+# For each condition: blur in mm, which hides small nodules, and mean false findings per case.
 CONDITIONS = {"thick": (5.0, 0.45), "reconstructed": (3.4, 0.40), "thin": (2.8, 0.35)}
 
 
@@ -54,7 +56,7 @@ def main() -> int:
                     found.append(_finding(rng.uniform(-90, 90, 3), rng.uniform(3.5, 7)))
                 readings[Reading(reader, condition, case)] = found
     folder = Path(__file__).parent
-    # The score is the automatic reader's, and these are meant to be people.
+    # Leave out the score column: it is for the automatic reader, and these simulate people.
     rows = [row[:-1] for row in csv.reader(findings_csv(readings).splitlines())]
     (folder / "findings.csv").write_text(
         "".join(",".join(row) + "\n" for row in rows), encoding="utf-8"

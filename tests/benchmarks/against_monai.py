@@ -1,12 +1,16 @@
-"""The streaming engine beside `monai.inferers.SlidingWindowInferer`: the same network, the same windows.
+"""Compare the streaming engine with `monai.inferers.SlidingWindowInferer`.
+
+Both use the same network and the same windows.
 
     python tests/benchmarks/against_monai.py    # about five minutes on two CPU cores
 
-1. Positions. The network interpolates linearly between thick slices, exactly, and the volume holds in every voxel its position in mm. Each
-   output slice should then hold the position at which it is taken to stand: 1 mm after the one before. MONAI scales its grid by the factor
-   36 / 8 of one window, so it returns 4.5 slices for each thick one, and they drift.
-2. Time and peak memory, each in a process of its own, of a small MPU-Net on a volume in memory, at two depths; the baseline is the same
-   process that does everything but the inference. MONAI returns the whole volume; mpunet's slices are taken as they come, as `mpunet predict` does.
+1. Positions. The network interpolates linearly between thick slices, and each voxel of the volume
+   contains its position in mm. Each output slice should then contain its own position, 1 mm after
+   the previous slice. MONAI scales its grid by the factor 36 / 8 of one window, so it returns 4.5
+   slices for each thick slice, and their positions drift.
+2. Time and peak memory of a small MPU-Net on a volume in memory, at two depths, each in a separate
+   process. The baseline is the same process without the inference. MONAI returns the whole volume;
+   mpunet yields slices as they are finished, as in `mpunet predict`.
 """
 
 from __future__ import annotations
@@ -70,8 +74,11 @@ def positions(depth: int) -> None:
     for name, infer in (("mpunet", ours), ("MONAI", monai)):
         found = torch.cat(list(infer(linear, millimetres, 1)))[:, 0, 0]
         error = (found - torch.arange(len(found))).abs()
-        print(f"{name:8s} {len(found):4d} slices (expected {thin_depth(depth, RATIO)}), last at {found[-1]:6.1f} mm of {5 * (depth - 1)}, "
-              f"largest error {error.max():5.2f} mm")  # fmt: skip
+        print(
+            f"{name:8s} {len(found):4d} slices (expected {thin_depth(depth, RATIO)}), "
+            f"last at {found[-1]:6.1f} mm of {5 * (depth - 1)}, "
+            f"largest error {error.max():5.2f} mm"
+        )
 
 
 def child(which: str, depth: int, size: int, batch_size: int) -> None:
@@ -107,7 +114,8 @@ def main() -> None:
         print(f"\nPositions, {depth} thick slices of 5 mm")
         positions(depth)
     print(
-        f"\nSmall MPU-Net (widths {SMALL}), {args.size} x {args.size}, stride 1, {args.batch_size} window(s) a batch"
+        f"\nSmall MPU-Net (widths {SMALL}), {args.size} x {args.size}, stride 1, "
+        f"{args.batch_size} window(s) a batch"
     )
     for depth in (args.depth // 2, args.depth):
         words = [
@@ -128,7 +136,8 @@ def main() -> None:
                 measured[which].peak - measured["nothing"].peak,
             )
             print(
-                f"{depth:4d} slices  {which:6s} {seconds:6.1f} s   peak {above:5.0f} MB above the same process without inference",
+                f"{depth:4d} slices  {which:6s} {seconds:6.1f} s   "
+                f"peak {above:5.0f} MB above the same process without inference",
                 flush=True,
             )
 

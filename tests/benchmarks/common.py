@@ -1,4 +1,4 @@
-"""What the benchmarks share: an untrained network, a scan, the machine's name, and the peak memory of a process."""
+"""Shared by the benchmarks: untrained network, scan, machine name, peak memory of a process."""
 
 from __future__ import annotations
 

@@ -1,11 +1,14 @@
-"""Training crops per second from the cache, from `.nii.gz` files, and from MONAI's CacheDataset, which holds every volume in memory.
+"""Training crops per second from the cache, from `.nii.gz` files, and from MONAI's CacheDataset.
 
-    python tests/benchmarks/crops.py            # about five minutes and 8 GB of disk; --volumes 4 4 for a shorter one
+CacheDataset keeps every volume in memory. About five minutes and 8 GB of disk:
 
-A crop is 8 x 256 x 256 thick voxels (genuine ones, or simulated) with the 36 x 256 x 256 thin ones and their lung mask, flipped and
-scaled. All ways take turns in this process, one crop after the other, no workers; the best of several rounds counts, as others
-may use the machine. Resident memory is what /proc/self/smaps_rollup says of a fresh process after 400 crops: anonymous pages are the
-process's own, file pages are the system's page cache, which it shares and takes back when memory is short.
+    python tests/benchmarks/crops.py            # --volumes 4 4 for a shorter run
+
+A crop is 8 x 256 x 256 thick voxels (genuine or simulated) with the 36 x 256 x 256 thin voxels and
+their lung mask, flipped and scaled. The methods alternate in this process, one crop at a time,
+without workers; the best of several rounds counts, because the machine may be shared. Resident
+memory is read from /proc/self/smaps_rollup in a new process after 400 crops. Anonymous pages belong
+to the process; file pages are in the page cache, which the system frees when memory is short.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ from monai.transforms import (
 )
 
 from mpunet.data.cache.cache import CachedCase
-from mpunet.data.datamodule import Crops, ThickThinDataModule
+from mpunet.data.crops import Crops
+from mpunet.data.datamodule import ThickThinDataModule
 from mpunet.data.transforms import ScaleHUd, SimulateThickd, training_transforms
 from mpunet.geometry import thin_depth
 from mpunet.intensity import HU_MAX, HU_MIN
@@ -49,7 +53,7 @@ KINDS = ("simulated", "genuine")
 
 
 def save_volumes(root: Path, shape: tuple[int, int, int]) -> None:
-    """A thin volume with the noise of a scan, its lung mask, and a folder of pairs that has thick slices too."""
+    """Save a noisy thin volume with its lung mask, and a folder of pairs with thick slices."""
     depth, size = shape[0], shape[1]
     coarse = np.asarray(phantom_image(0, shape=(75, 64, 64), spacing=(4.0, 5.6, 5.6)).dataobj)
     thin = (
@@ -155,7 +159,7 @@ def ours() -> list[Any]:
 
 
 def monai_words() -> Compose:
-    """Load, crop, flip, turn and scale by MONAI's own transforms; only the simulation of thick slices is ours."""
+    """Load, crop, flip, turn and scale with MONAI's transforms; only thick slices are ours."""
     simulate = SimulateThickd(N_THICK, RATIO)
     size = (thin_depth(N_THICK, RATIO) + 2 * simulate.margin, *IN_PLANE)
     keys = ("thin", "lung")
@@ -239,7 +243,8 @@ def main() -> None:
         if not (root / "genuine").exists():
             save_volumes(root, tuple(args.shape))
         print(
-            f"{' x '.join(map(str, args.shape))}, {args.volumes[0]} volumes; {machine(torch.device('cpu'))}"
+            f"{' x '.join(map(str, args.shape))}, {args.volumes[0]} volumes; "
+            f"{machine(torch.device('cpu'))}"
         )
         for kind in KINDS:
             found = ways(root, kind, args.volumes[0])
@@ -253,7 +258,8 @@ def main() -> None:
             for name, seconds in best.items():
                 ratio = seconds / best["mpunet's cache"]
                 print(
-                    f"{kind:10s} {name:30s} {1 / seconds:8.2f} crops/s   {1e3 * seconds:8.1f} ms   {ratio:6.2f} x",
+                    f"{kind:10s} {name:30s} {1 / seconds:8.2f} crops/s   "
+                    f"{1e3 * seconds:8.1f} ms   {ratio:6.2f} x",
                     flush=True,
                 )
         for volumes in args.volumes:

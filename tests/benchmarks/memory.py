@@ -1,6 +1,8 @@
 """Peak memory of `mpunet predict` for a short and a long scan, each in a process of its own.
 
-python tests/benchmarks/memory.py           # 60 and 600 slices of 512 x 512, about two minutes on two CPU cores
+60 and 600 slices of 512 x 512, about two minutes on two CPU cores:
+
+    python tests/benchmarks/memory.py
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ def main() -> None:
     args = parser.parse_args()
 
     print(
-        f"MPUNet of widths {args.widths}, stride {args.stride}, {args.suffix}; {machine(torch.device('cpu'))}"
+        f"MPUNet of widths {args.widths}, stride {args.stride}, {args.suffix}; "
+        f"{machine(torch.device('cpu'))}"
     )
     peaks = []
     for depth in args.depth:
@@ -56,7 +59,8 @@ def main() -> None:
             )
         peaks.append(child.peak)
         print(
-            f"{depth:4d} x {args.size} x {args.size}   peak {child.peak:6.0f} MB   {child.seconds:6.1f} s",
+            f"{depth:4d} x {args.size} x {args.size}   "
+            f"peak {child.peak:6.0f} MB   {child.seconds:6.1f} s",
             flush=True,
         )
     print(f"ratio {peaks[1] / peaks[0]:.3f}")

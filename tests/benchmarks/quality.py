@@ -1,10 +1,11 @@
-"""How long it takes to evaluate one case, beside reading its two files.
+"""Time to evaluate one case, compared with the time to read its two files.
 
-    python tests/benchmarks/quality.py          # 300 x 512 x 512, about two minutes on two CPU cores
+    python tests/benchmarks/quality.py      # 300 x 512 x 512, about two minutes on two CPU cores
 
-Writes a pair of .nii.gz files, phantom slabs that repeat with fresh noise of 15 HU, and prints the time of reading both, of the metrics with
-and without lung mask by each protocol, of whole evaluations (which read the files themselves), the ratios, and the memory that each takes above
-the volumes; each time the shortest of several rounds in which they take turns.
+Writes a pair of .nii.gz files: repeated phantom slabs with new noise of 15 HU. Prints the time to
+read both files, of the metrics with and without lung mask for each protocol, and of whole
+evaluations (which read the files themselves), with ratios and the memory used above the volumes.
+Each time is the shortest of several rounds in which the tasks alternate.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     print(
-        f"{args.depth} x {args.size} x {args.size}; {machine(torch.device('cpu'))}, {torch.get_num_threads()} threads"
+        f"{args.depth} x {args.size} x {args.size}; {machine(torch.device('cpu'))}, "
+        f"{torch.get_num_threads()} threads"
     )
 
     with tempfile.TemporaryDirectory() as folder:
@@ -87,8 +89,10 @@ def main() -> None:
             assert evaluator.result().problems == []
 
         tasks: dict[str, Callable[[], object]] = {
-            f"metrics, {name}, {'with' if mask is not None else 'no'} lung mask": lambda mask=mask, protocol=protocol: (
-                quality(prediction, reference, mask, protocol=protocol)
+            f"metrics, {name}, {'with' if mask is not None else 'no'} lung mask": (
+                lambda mask=mask, protocol=protocol: quality(
+                    prediction, reference, mask, protocol=protocol
+                )
             )
             for name, protocol in PROTOCOLS.items()
             for mask in (None, lung)
@@ -113,7 +117,8 @@ def main() -> None:
     for name, each in times.items():
         print(f"{name:34s} {min(each):6.2f} s   {min(each) / reading:5.2f} x reading")
     print(
-        f"memory above what was held before, the sum: {sum(above.values()) / 1024:.0f} MB (an evaluation holds volumes of its own)"
+        f"sum of memory above what was held before: {sum(above.values()) / 1024:.0f} MB "
+        "(an evaluation reads its own volumes)"
     )
 
 

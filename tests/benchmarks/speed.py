@@ -1,9 +1,10 @@
-"""How much `mpunet predict` costs beside the network: reading, windows, averaging, compressing and writing against bare forward passes.
+"""Cost of `mpunet predict` besides the network: reading, windows, averaging, writing.
 
-    python tests/benchmarks/speed.py            # 60 x 512 x 512, two to three minutes on two CPU cores
+    python tests/benchmarks/speed.py        # 60 x 512 x 512, two to three minutes on two CPU cores
 
-Prints the time of one whole command in this process (Lightning imported before), of the volume in it as the manifest has it, and the sum of the
-forward passes of the same batches on tensors that lie ready; each the mean of several rounds in which they take turns.
+Prints the time of a whole command in this process (with Lightning already imported), the time of
+the volume as recorded in the manifest, and the sum of the forward passes of the same batches on
+prepared tensors. Each is the mean of several rounds in which they alternate.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ def main() -> None:
         size = (root / "thin0" / "scan.nii.gz").stat().st_size
 
     print(
-        f"\n{args.depth} x {args.size} x {args.size}, MPUNet of widths {args.widths}, {len(windows)} batches of {args.batch_size}"
+        f"\n{args.depth} x {args.size} x {args.size}, MPUNet of widths {args.widths}, "
+        f"{len(windows)} batches of {args.batch_size}"
     )
     print(f"{machine(device)}; result {size / 1e6:.0f} MB, times of {args.rounds} rounds")
     for name, seconds in (
@@ -106,7 +108,8 @@ def main() -> None:
     ):
         each = ", ".join(f"{t:.2f}" for t in seconds)
         print(
-            f"{name:20s}  {sum(seconds) / len(seconds):7.2f} s   {sum(seconds) / sum(passes):.3f} x   ({each})"
+            f"{name:20s}  {sum(seconds) / len(seconds):7.2f} s   "
+            f"{sum(seconds) / sum(passes):.3f} x   ({each})"
         )
 
 

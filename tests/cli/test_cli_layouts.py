@@ -29,7 +29,7 @@ QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summa
 
 @pytest.fixture(scope="module")
 def rplhr(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A phantom in the layout and the intensities of the benchmark: two to train on, one to validate and one to test."""
+    """Phantoms in the layout and intensities of the benchmark: two train, one val, one test."""
     root = tmp_path_factory.mktemp("rplhr")
     image = phantom_image(0, shape=(41, 36, 40), spacing=(1.0, 8.0, 8.0))
     thin = volume_from_image(image)
@@ -88,7 +88,8 @@ def test_check_fit_predict_evaluate(rplhr: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(predicted.affine, truth.affine, atol=1e-4)
     assert predicted.get_data_dtype() == np.int16
     in_hu = np.asarray(truth.dataobj) * 3072.0 - 1024
-    # Two steps add next to nothing to the cubic interpolation; a scale or a window taken for another would be hundreds of HU off.
+    # Two steps change the cubic interpolation very little. A wrong scale or window would give
+    # errors of hundreds of HU.
     error = float(np.abs(np.asarray(predicted.dataobj) - in_hu).mean())
     assert error < 60
 

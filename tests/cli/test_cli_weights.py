@@ -37,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train", "scans"):
         (root / name).mkdir()
     nib.save(
-        phantom_image(0, shape=(56, 40, 44), spacing=(1.0, 8.0, 8.0)),
+        phantom_image(0, shape=(56, 30, 32), spacing=(1.0, 10.0, 10.0)),
         root / "train" / "case.nii.gz",
     )
     write_thick(root / "scans" / "case.nii.gz", root / "train" / "case.nii.gz", 5)
@@ -184,8 +184,8 @@ def test_a_scan_beside_the_training_data_is_told(
     told = capsys.readouterr().out
     assert "2 volumes written" in told
     assert (
-        "1 with a warning:\n  near.nii.gz: slices stand 7 mm apart, and the network was trained on 5 mm"
-        in told
+        "1 with a warning:\n"
+        "  near.nii.gz: the slice spacing is 7 mm, but the network was trained on 5 mm" in told
     )
     records = {record["file"]: record for record in manifest(tmp_path / "thin")}
     assert "refused" in str(records["far.nii.gz"]["reason"])
@@ -212,7 +212,7 @@ def test_networks_that_come_with_mpunet_go_by_name(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A scan for which another of them was made is told its name, and the name is all that ``--ckpt_path`` needs."""
+    """A scan for another packaged network gives its name, which works as ``--ckpt_path``."""
     five = read_weights(file)
     three = Weights(
         file,
@@ -233,8 +233,8 @@ def test_networks_that_come_with_mpunet_go_by_name(
     )
     assert predict(tmp_path / "scans", tmp_path / "five") == 0
     assert (
-        "fine structures may be wrong. Take --ckpt_path packaged_r3, which was trained on such scans."
-        in capsys.readouterr().out
+        "fine structures may be wrong. "
+        "Use --ckpt_path packaged_r3, which was trained on such scans." in capsys.readouterr().out
     )
     assert predict(tmp_path / "scans", tmp_path / "three", "--ckpt_path", "packaged_r3") == 0
     assert "warning" not in capsys.readouterr().out
@@ -256,7 +256,7 @@ def test_fit_begins_with_weights(
 ) -> None:
     monkeypatch.setattr(mpunet.weights, "PACKAGED", file)
     assert fit(data, tmp_path, "--init_from", "packaged", "--model.lr", "0") == 0
-    assert f"Begins with {file}." in caplog.text
+    assert f"Starts from the weights in {file}." in caplog.text
     checkpoint = read_weights(tmp_path / "last.ckpt")
     assert checkpoint.net["init_args"]["widths"] == WIDTHS
     for name, tensor in read_weights(file).tensors.items():
@@ -277,7 +277,7 @@ def test_a_network_for_another_ratio_begins_with_what_fits(
 ) -> None:
     net = ["--model.net.widths", str(WIDTHS), "--model.net.ratio", "3", "--model.lr", "0"]
     assert fit(data, tmp_path, "--init_from", str(file), *net) == 0
-    assert "begins at random: " in caplog.text
+    assert "random initial values: " in caplog.text
     before, after = read_weights(file).tensors, read_weights(tmp_path / "last.ckpt").tensors
     same = [name for name in after if name in before and torch.equal(before[name], after[name])]
     assert 0.8 * len(after) < len(same) < len(after)
@@ -291,7 +291,7 @@ def test_a_network_for_another_ratio_begins_with_what_fits(
             ["predict", "--ckpt_path", "{file}", "--model.net.ratio", "4"],
             "checkpoint for ratio = 5, but ratio = 4",
         ),
-        (["fit", "--ckpt_path", "{file}"], "begin with it by --init_from"),
+        (["fit", "--ckpt_path", "{file}"], "start from its weights with --init_from"),
         (["fit", "--ckpt_path", "{file}", "--init_from", "packaged"], "not both"),
         (["fit", "--init_from", "nowhere.safetensors"], "No weights at nowhere.safetensors"),
         (

@@ -31,14 +31,17 @@ QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summa
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Thin phantoms for training, validation and test, and thick scans to predict, one of them flipped and in a subfolder."""
+    """Thin phantoms for training, validation and test, and thick scans for prediction.
+
+    One of the scans is flipped and in a subfolder.
+    """
     root = tmp_path_factory.mktemp("data")
     out = {name: root / name for name in ("train", "val", "test", "scans")}
     for folder in out.values():
         folder.mkdir()
     for seed, name in enumerate(("train", "val", "test")):
         nib.save(
-            phantom_image(seed, shape=(56, 40, 44), spacing=(1.0, 8.0, 8.0)),
+            phantom_image(seed, shape=(56, 30, 32), spacing=(1.0, 10.0, 10.0)),
             out[name] / f"case{seed}.nii.gz",
         )
     write_thick(out["scans"] / "a.nii.gz", out["test"] / "case2.nii.gz", 5)
@@ -143,7 +146,7 @@ def test_the_other_small_example_runs(
 
 
 def test_muon_steps_kernels_and_adamw_the_rest(folders: dict[str, Path], tmp_path: Path) -> None:
-    """From the command line, resumed, with averaged weights; the checkpoint stays plain and predicts."""
+    """Averaged weights from the command line and resumed; the checkpoint stays plain, predicts."""
     words = ["--checkpoint.dirpath", str(tmp_path)]
     assert fit(folders, tmp_path, "mpunet_cpu.yaml", *words) == 0
     words += [
@@ -263,7 +266,8 @@ def test_predict_keeps_names_header_and_positions(
         np.testing.assert_allclose(
             slice_positions(thin.affine, 2, thin.shape[2])[::5], positions, atol=1e-4
         )
-    # The same scan stored the other way round is the same patient, but for values that lie half-way between two HU.
+    # The scan stored in the other direction gives the same volume, except for the rounding of
+    # values half-way between two HU.
     a, b = (
         np.asarray(nib.load(tmp_path / name).dataobj, np.int32)
         for name in ("a.nii.gz", "sub/b.nii")
@@ -281,7 +285,8 @@ def test_reconstructor_gives_what_predict_writes(
     image = mpunet.Reconstructor.from_checkpoint(checkpoint)(
         nib.load(folders["scans"] / "a.nii.gz")
     )
-    # After two steps of warm-up this is all but the interpolation, whose values lie half-way between two HU here and there.
+    # After two steps of warm-up the result is almost the interpolation, and some of its values are
+    # half-way between two HU.
     written = np.asarray(nib.load(tmp_path / "a.nii.gz").dataobj, np.int32)
     difference = np.abs(np.asarray(image.dataobj, np.int32) - written)
     assert difference.max() <= 1
@@ -303,9 +308,15 @@ def test_checkpoint_made_in_python_predicts(folders: dict[str, Path], tmp_path: 
         num_workers=0,
     )
     trainer = L.Trainer(
-        max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_progress_bar=False,
-        enable_checkpointing=False, enable_model_summary=False, log_every_n_steps=1,
-    )  # fmt: skip
+        max_epochs=1,
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
     trainer.fit(module, data)
     trainer.save_checkpoint(tmp_path / "python.ckpt")
     assert (
@@ -520,7 +531,7 @@ def test_another_network_keeps_its_own_defaults(folders: dict[str, Path], tmp_pa
     ]
     assert main([*words, "--data.crop", "[32, 32]"]) == 0
     hparams = yaml.safe_load(next(tmp_path.rglob("hparams.yaml")).read_text())
-    assert hparams["net"]["class_path"] == "mpunet.models.vnet.VNet"
+    assert hparams["net"]["class_path"] == "mpunet.models.VNet"
     assert hparams["net"]["init_args"]["widths"] == [16, 32, 64, 128, 256]
     assert hparams["net"]["init_args"]["layers"] == 1
 
@@ -572,7 +583,7 @@ def test_existing_outputs(
     assert predict(checkpoint, folders["scans"], tmp_path) == 0
     assert (tmp_path / "a.nii.gz").read_bytes() == b"mine"
     assert predict(checkpoint, folders["scans"], tmp_path, "--writer.existing", "error") == 2
-    assert "already there" in capsys.readouterr().err
+    assert "outputs already exist" in capsys.readouterr().err
     assert predict(checkpoint, folders["scans"], tmp_path, "--writer.existing", "overwrite") == 0
     assert nib.load(tmp_path / "a.nii.gz").shape[2] == 56
 
@@ -583,7 +594,10 @@ def test_help_and_version_are_quick_and_import_nothing_heavy(
     import subprocess
     import sys
 
-    code = "import sys; from mpunet.__main__ import main; main(sys.argv[1:]); print([m for m in ('torch', 'lightning') if m in sys.modules])"
+    code = (
+        "import sys; from mpunet.__main__ import main; main(sys.argv[1:]); "
+        "print([m for m in ('torch', 'lightning') if m in sys.modules])"
+    )
     for word, expected in (("--version", mpunet.__version__), ("--help", "usage: mpunet")):
         out = subprocess.run(
             [sys.executable, "-c", code, word], capture_output=True, text=True, check=True

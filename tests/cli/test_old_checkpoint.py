@@ -1,7 +1,10 @@
-"""A checkpoint that was written before the package was divided into rooms (commit d56c9c2): two layers, critic, Muon, averaged weights.
+"""A checkpoint from before the package was split into subpackages (commit d56c9c2).
 
-mpunet fit --model.net.widths '[2,2,2,2,2,2]' --model.net.n_thick 3 --model.net.ratio 2 --model.muon_lr 1e-3
-    --model.critic mpunet.models.Critic --model.critic.widths '[2,2]' --trainer.callbacks EMAWeightAveraging --trainer.max_steps 4 …
+It has two layers, a critic, Muon and averaged weights:
+
+mpunet fit --model.net.widths '[2,2,2,2,2,2]' --model.net.n_thick 3 --model.net.ratio 2
+    --model.muon_lr 1e-3 --model.critic mpunet.models.Critic --model.critic.widths '[2,2]'
+    --trainer.callbacks EMAWeightAveraging --trainer.max_steps 4 …
 """
 
 from pathlib import Path

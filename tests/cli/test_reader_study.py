@@ -17,7 +17,10 @@ from mpunet.reader_study.findings import Reading, read_findings
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "reader_study"
 STANDARD = "case,x,y,z,diameter\na,0,0,0,5\nb,10,0,0,7\nc,,,,\n"
-FINDINGS = "reader,condition,case,x,y,z,diameter\nanna,thick,a,,,,\nanna,thick,b,11,0,0,6\nanna,thin,a,0,1,0,5\nanna,thin,b,10,0,1,7\n"
+FINDINGS = (
+    "reader,condition,case,x,y,z,diameter\nanna,thick,a,,,,\nanna,thick,b,11,0,0,6\n"
+    "anna,thin,a,0,1,0,5\nanna,thin,b,10,0,1,7\n"
+)
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""Augmentation keeps thick and thin aligned: shown on ramps, which say of each voxel where it came from, for every transform and all."""
+"""Augmentation keeps thick and thin aligned, for each transform and all of them together.
+
+Tested on ramps, whose values give the original position of each voxel.
+"""
 
 import numpy as np
 import pytest
@@ -7,7 +10,8 @@ from helpers import position_slab, save
 
 from mpunet.data.augmentation import Augmentation, RandCTNoised, ct_noise, rotated, rotation_borders
 from mpunet.data.datamodule import ThickThinDataModule
-from mpunet.data.transforms import RandRotatedSlabCropd, RandSimulateThickd, training_transforms
+from mpunet.data.slab_crops import RandRotatedSlabCropd
+from mpunet.data.transforms import RandSimulateThickd, training_transforms
 from mpunet.slices.profile_range import ProfileRange
 from mpunet.slices.simulate import profile_weights, thicken, thickening_matrix
 
@@ -24,7 +28,10 @@ ALL = {
 
 
 def case(thin, *, paired):
-    """Lung from column 22 on; centres of crops are drawn amid the volume, so that no patch reaches its edge."""
+    """A case with lung from column 22 on.
+
+    Centres of crops are drawn in the middle of the volume, so that no patch reaches its edge.
+    """
     lung = np.broadcast_to(np.arange(SHAPE[2]) >= 22, SHAPE)
     data = {"thin": thin, "lung": lung, "lung_box": np.array([(0, SHAPE[0]), (18, 22), (22, 26)])}
     return data | ({"thick": thin[::RATIO]} if paired else {})
@@ -40,7 +47,10 @@ def crop(transforms, seed, data):
 
 
 def ramp_crops(transforms, seed, *, paired):
-    """The same crop of ramps along depth, height and width, noise and offset taken off by the same crop of zeros: in voxels."""
+    """The same crop of ramps along depth, height and width, in voxels.
+
+    The same crop of zeros is subtracted to remove noise and offset.
+    """
     zero = crop(transforms, seed, case(np.zeros(SHAPE, np.int16), paired=paired))
     out = {"lung": zero["lung"][0].numpy()}
     for axis, name in enumerate("zyx"):
@@ -67,22 +77,23 @@ def test_thick_and_thin_show_the_same_place(name, paired):
     angles = set()
     for seed in range(12):
         maps = ramp_crops(transforms, seed, paired=paired)
-        # HU were scaled by 1 + f about 0: the same for all, so that positions are told up to that factor.
+        # All HU were scaled by the same 1 + f about 0, so positions are known up to this factor.
         factor = np.abs(np.diff(maps["thin z"], axis=0)).mean()
         assert factor == pytest.approx(1, abs=0.021 if name in ("scale", "all") else 1e-4)
         z, y, x = (maps[f"thin {axis}"] / factor for axis in "zyx")
         thick_z, thick_y, thick_x = (maps[f"thick {axis}"] / factor for axis in "zyx")
-        # One slice on in the crop is one slice on in the volume, everywhere in plane: nothing mixes along depth.
+        # Consecutive slices of the crop are consecutive in the volume, everywhere in plane: nothing
+        # mixes along depth.
         assert np.abs(np.diff(z, axis=0) * np.sign(z[1, 0, 0] - z[0, 0, 0]) - 1).max() < 0.01
         assert np.ptp(z, axis=(1, 2)).max() < 0.01
-        # Thick slice k stands on thin slice 3 k, where the profile does not reach past the volume's end.
+        # Thick slice k is at thin slice 3 k if the profile does not extend past the volume's end.
         inside = (z[::RATIO, 0, 0] >= 5) & (z[::RATIO, 0, 0] <= SHAPE[0] - 6)
         np.testing.assert_allclose(thick_z[inside], z[::RATIO][inside], atol=0.01)
         # In plane all slices, thick and thin, went the same way.
         for thick, thin in ((thick_y, y), (thick_x, x)):
             np.testing.assert_allclose(thick, np.broadcast_to(thin[:1], thick.shape), atol=0.01)
             np.testing.assert_allclose(thin, np.broadcast_to(thin[:1], thin.shape), atol=0.01)
-        # It is a rigid motion, up to what bicubic interpolation is off on a ramp, a twentieth of a voxel.
+        # It is a rigid motion, up to the error of bicubic interpolation on a ramp, 0.05 voxels.
         grid = np.indices((8, 8)).reshape(2, -1).T - 3.5
         motion = np.linalg.lstsq(
             grid, np.stack([y[0].ravel() - y[0].mean(), x[0].ravel() - x[0].mean()], 1), rcond=None
@@ -90,7 +101,8 @@ def test_thick_and_thin_show_the_same_place(name, paired):
         np.testing.assert_allclose(motion @ motion.T, np.eye(2), atol=0.02)
         assert np.abs(grid @ motion[:, 1] + x[0].mean() - x[0].ravel()).max() < 0.06
         angles.add(round(float(np.arctan2(motion[1, 0], motion[0, 0])), 2))
-        # The mask went with it: it began at column 22, so voxels before 21 are none of it and those from 22 on are.
+        # The mask moved in the same way: it started at column 22, so voxels up to 21 are outside
+        # and voxels from 22 on inside.
         sure = np.abs(x - 21.5) > 0.8
         np.testing.assert_array_equal(maps["lung"][sure], x[sure] > 21.5)
         assert sure.mean() > 0.7
@@ -130,7 +142,7 @@ def test_borders_fill_the_corners(size, degrees):
 
 @pytest.mark.parametrize("shape", [(31, 9, 11), (31, 4, 3)])
 def test_beyond_the_volume_its_edge_is_repeated(shape):
-    """Wherever a patch hangs over the edge, at either end, a ramp stays within its bounds, and 0 degrees is no rotation."""
+    """If a patch extends over either edge, a ramp stays within its bounds; 0° is no rotation."""
     thin = np.broadcast_to(100 * np.arange(shape[2], dtype=np.int16), shape)
     data = {"thin": thin, "lung": thin > 0, "lung_box": np.array([(0, n) for n in shape])}
     for degrees in (0.0, 180.0):
@@ -171,7 +183,8 @@ class TestNoise:
             out = crop(noised, seed, {"thin": thin, "thick": thick, "lung": thin > 0})
             noise, left = out["thin"][0] - 100, out["thick"][0] - 100
             stds.append(noise.std())
-            # The reach of 3 slices of the second thick slice (at 3) and the third (at 6) lies within the ten thin ones.
+            # The second thick slice (at 3) and the third (at 6) extend over 3 thin slices to either
+            # side, within the ten thin slices.
             for k in (1, 2):
                 np.testing.assert_allclose(
                     left[k], np.tensordot(weights, noise[3 * k - 3 : 3 * k + 4], axes=1), atol=1e-3
@@ -199,7 +212,7 @@ class TestNoise:
 
 @pytest.mark.parametrize(("option", "size"), [("scale", 0.02), ("shift", 20.0)])
 def test_intensities_of_thick_and_thin_change_alike(option, size):
-    """Water in the first rows, air at -900 HU in the others: an offset moves both, a scaling only air."""
+    """Water in the first rows, air at -900 HU in the rest: an offset changes both, a scale air."""
     thin = np.full(SHAPE, -900, np.int16)
     thin[:, :20] = 0
     transforms = training_transforms(
@@ -238,7 +251,8 @@ class TestProfiles:
             assert len(weights) // 2 <= profiles.reach(5)
             away = np.arange(len(weights)) - len(weights) // 2
             flat = np.isclose(weights[away == 0], weights[away == 1]).item()
-            # The inner slices of a box weigh 1 / width; a Gaussian falls to exp(-1/2 sigma²) in one slice.
+            # The inner slices of a box have the weight 1 / width; a Gaussian decreases to
+            # exp(-1/2 sigma²) in one slice.
             centre, beside = weights[away == 0].item(), weights[away == 1].item()
             width = 1 / centre if flat else np.sqrt(8 * np.log(2) / (2 * np.log(centre / beside)))
             widths["box" if flat else "gaussian"].append(width / 5)
@@ -286,7 +300,7 @@ class TestProfiles:
         ({"noise_prob": -0.1}, r"got noise_prob = -0.1"),
         (
             {"shift_hu": -20.0},
-            r"largest change, 0 or more, got shift_hu = -20.0; it is drawn either way",
+            r"largest change, 0 or more, got shift_hu = -20.0; it is drawn in both directions",
         ),
         ({"scale": float("nan")}, r"got scale = nan"),
     ],
@@ -336,7 +350,7 @@ class TestDataModule:
 
 
 def test_crops_of_turned_cases_come_at_their_rate(thin_folder, tmp_path):
-    """Two folders stand for real thin scans (values from -1000 to -997 on) and turned ones (from -990 on)."""
+    """Two folders represent real thin scans (from -1000 to -997 on) and turned ones (-990 on)."""
     save(tmp_path / "turned" / "t.nii.gz", position_slab((19, 8, 10)) + 10)
     options = {
         "n_thick": 4,

@@ -1,4 +1,4 @@
-"""Faults planted in a phantom's pair are found by name, and nothing else is; real CT raises no alarm."""
+"""Each fault added to a phantom pair is found, and nothing else; real CT gives no finding."""
 
 import csv
 import json
@@ -192,7 +192,10 @@ def test_a_true_offset_is_repaired(tmp_path, slabs):
     thick = np.rint(np.tensordot(matrix, thin.astype(np.float32), axes=1)).astype(np.int16)
     found = look(tmp_path, thin, thick, thick_header={**THICK, "start": 2.0})
     assert told(found) == {("pair", "offset", "repaired")}
-    assert "thick slice 0 stands on thin slice 2; cut to the common 18 thick" in found[0].text
+    assert (
+        "thick slice 0 is at thin slice 2; both are cut to the common 18 thick slices"
+        in found[0].text
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,7 +257,7 @@ def test_grids_and_ratios(tmp_path, slabs):
 def test_spacing_and_position(tmp_path, slabs):
     found = look(tmp_path, slabs[0], thin_header={"spacing": (0.1, 0.07, 0.07)})
     assert told(found) == {("thin", "spacing", "refused")}
-    assert "0.07 x 0.07 x 0.1 mm are none of a CT" in found[0].text
+    assert "0.07 x 0.07 x 0.1 mm are not plausible for CT" in found[0].text
     nib.save(nib.Nifti1Image(slabs[0].transpose(2, 1, 0), None), tmp_path / "nowhere.nii")
     (finding,) = examine(Case("c", "c", tmp_path / "nowhere.nii"))
     assert (finding.code, finding.verdict) == ("no position", "fine")
@@ -293,7 +296,7 @@ def test_refuse_names_the_first_and_counts_the_others():
     ]
     assert verdict(findings) == "refused"
     with pytest.raises(
-        ValueError, match=r"case 7: thin: b \(and 1 more\)\. `mpunet check` tells all"
+        ValueError, match=r"case 7: thin: b \(and 1 more\)\. `mpunet check` lists all"
     ):
         refuse(findings, name="case 7")
 

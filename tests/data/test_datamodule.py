@@ -1,4 +1,4 @@
-"""The data module: which crops come for a seed, an epoch and a rank, whole cases, and what it refuses."""
+"""The data module: crops by seed, epoch and rank, whole cases, and input that it refuses."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,8 @@ from helpers import position_slab, save
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from mpunet.data.datamodule import CropSampler, ThickThinDataModule
+from mpunet.data.crops import CropSampler
+from mpunet.data.datamodule import ThickThinDataModule
 from mpunet.slices.simulate import thicken
 
 SHAPE = (19, 8, 10)
@@ -150,7 +151,8 @@ class TestCrops:
         crops.transforms = record
         for item in range(len(crops)):
             crops[item]
-        # Volume i is the position volume plus i HU. A share of a quarter of 400 is 100, give or take 3 times 8.7.
+        # Volume i is the position volume plus i HU. A quarter of 400 is 100, with a standard
+        # deviation of 8.7; three of them are allowed.
         assert len(drawn) == 400
         assert all(74 < drawn.count(i) < 126 for i in range(4))
 
@@ -280,7 +282,7 @@ class TestFolders:
         data = make(train_dir=thin_folder)
         data.prepare_data()
         monkeypatch.setattr(
-            "mpunet.data.cache.cache.read_volume", None
+            "mpunet.data.cache.preparation.read_volume", None
         )  # setup may read no scan again
         data.setup("fit")
         assert len(data.cases["train"]) == 4

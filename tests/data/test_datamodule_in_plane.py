@@ -1,4 +1,4 @@
-"""Training volumes that are thin only in plane, in the data module: turned, cached and drawn at their rate."""
+"""Training volumes that are thin only in plane: turned, cached and drawn at their rate."""
 
 import numpy as np
 import pytest
@@ -79,6 +79,7 @@ def test_a_pairs_thick_series_is_left_aside(make, tmp_path):
 def test_refused(make, rate, limit):
     with pytest.raises(
         ValueError,
-        match=rf"above 0 with max_thin_spacing.*got {rate} with max_thin_spacing {limit}",
+        match=r"from 0 to 1, and 0 unless max_thin_spacing is given; "
+        rf"got {rate} with max_thin_spacing {limit}",
     ):
         make(in_plane_as_depth=rate, max_thin_spacing=limit)

@@ -1,4 +1,4 @@
-"""The data module on each layout: which part gets which cases, in HU, aligned; and pairs that stand apart trained on."""
+"""The data module on each layout: cases of each part, in HU and aligned; pairs with an offset."""
 
 import lightning as L
 import nibabel as nib
@@ -32,7 +32,7 @@ def make(tmp_path):
 
 
 def as_rplhr(root, **parts):
-    """Float32 in [0, 1] of position volumes, numbered from the first part to the last; volume i is i HU higher."""
+    """Position volumes as float32 in [0, 1], numbered over all parts; volume i is i HU higher."""
     number = 0
     for part, names in parts.items():
         for name in names:
@@ -211,7 +211,8 @@ def test_another_ratio_is_told_before_any_volume_is_read(make, tmp_path):
     data = make(train_dir=str(tmp_path))
     with pytest.raises(
         ValueError,
-        match=r"thick/b.nii and .*slices 2 and 1 mm apart have the ratio 2.000, expected 3, the network's",
+        match=r"thick/b.nii and .*slices 2 and 1 mm apart have the ratio 2.000, "
+        r"expected 3, the network's",
     ):
         data.prepare_data()
     assert not (tmp_path / "cache").exists()

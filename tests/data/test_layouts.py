@@ -67,7 +67,8 @@ class TestPairs:
     def test_of_other_kinds(self, folders):
         with pytest.raises(
             ValueError,
-            match=f"'thin' and perhaps 'thick' and 'lung', got {', '.join(map(repr, folders)) or 'none'}.",
+            match="'thin' and perhaps 'thick' and 'lung', "
+            f"got {', '.join(map(repr, folders)) or 'none'}.",
         ):
             find_cases(folders)
 

@@ -1,4 +1,4 @@
-"""Where lung masks come from: the file, thresholding, or another package, which a stand-in plays here."""
+"""Sources of lung masks: the file, thresholding, or another package (replaced by a stand-in)."""
 
 import sys
 from pathlib import Path

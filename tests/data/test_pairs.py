@@ -1,4 +1,4 @@
-"""The split by patient or by the data themselves, and the alignment of a thick with a thin series by position."""
+"""The split by patient or by the data set, and the alignment of thick and thin series."""
 
 import itertools
 import random
@@ -198,7 +198,7 @@ class TestAlign:
                 SLAB[::5],
                 {"start": 0.5} | THICK,
                 5,
-                r"first thick slice stands at thin voxel \(0.50, ",
+                r"first thick slice is at thin voxel \(0.50, ",
             ),
             (
                 SLAB[::5],

@@ -1,4 +1,7 @@
-"""Crops: voxel values that say where they stand must say so afterwards, thick and thin alike, through every flip and turn."""
+"""Crops: values that encode positions must still match after every flip and turn.
+
+This applies to thick and thin slices.
+"""
 
 import itertools
 
@@ -7,7 +10,8 @@ import pytest
 import torch
 from helpers import position_slab, positions
 
-from mpunet.data.transforms import RandSlabCropd, SimulateThickd, training_transforms
+from mpunet.data.slab_crops import RandSlabCropd
+from mpunet.data.transforms import SimulateThickd, training_transforms
 from mpunet.slices.simulate import profile_weights, thicken
 
 RATIO, N_THICK = 3, 4
@@ -42,7 +46,8 @@ def test_positions_stay_aligned(paired, in_plane):
         assert crop["thin"].shape == crop["lung"].shape == (1, N_THIN, *in_plane)
         assert {t.dtype for t in crop.values() if isinstance(t, torch.Tensor)} == {torch.float32}
         thin = positions(to_hu(crop["thin"]), SHAPE)
-        # One voxel on along an axis of the crop is one voxel on along an axis of the volume, forwards or backwards.
+        # One voxel along an axis of the crop is one voxel along an axis of the volume, forwards or
+        # backwards.
         steps = [np.unique(np.diff(thin, axis=axis).reshape(-1, 3), axis=0) for axis in range(3)]
         assert [len(step) for step in steps] == [1, 1, 1]
         matrix = np.concatenate(steps)
@@ -63,7 +68,7 @@ def test_positions_stay_aligned(paired, in_plane):
         np.testing.assert_allclose(
             to_hu(crop["thick"])[inside], to_hu(crop["thin"])[::RATIO][inside], atol=1e-2
         )
-    # 8 flips, and as many with height and width exchanged where they are alike; every start that there is.
+    # 8 flips, and 8 more with height and width exchanged if they are equal; every possible start.
     assert len(orientations) == (16 if in_plane[0] == in_plane[1] else 8)
     assert starts <= (set(range(0, 22, 3)) if paired else set(range(22)))
     assert len(starts) >= (7 if paired else 12)
@@ -103,7 +108,8 @@ def test_simulated_slices_are_those_of_the_whole_volume():
         whole = to_hu(crop["thin"])
         start = next(i for i in range(31) if np.abs(thin[i : i + N_THIN] - whole).max() < 0.01)
         expected = thicken(thin[start % RATIO :], RATIO)[start // RATIO : start // RATIO + N_THICK]
-        # Thickening from slice start % 3 on truncates its first profile; the crop has the slices before it.
+        # Thickening from slice start % 3 truncates the first profile; the crop has the slices
+        # before it.
         rows = slice(1, None) if 0 < start < 3 else slice(None)
         np.testing.assert_allclose(to_hu(crop["thick"])[rows], expected[rows], atol=0.01)
         found.add(start)
@@ -193,7 +199,7 @@ def test_the_crop_alone_keeps_a_margin_for_the_profile():
 
 
 def test_memory_mapped_volumes_are_only_read_where_cut(tmp_path):
-    """Nothing may load the whole volume: a read-only memory map goes in, and what comes out is not a view of it."""
+    """The whole volume is never loaded: a read-only memory map is cropped, and crops are copies."""
     np.save(tmp_path / "thin.npy", position_slab(SHAPE))
     data = case(paired=False) | {"thin": np.load(tmp_path / "thin.npy", mmap_mode="r")}
     crop = next(crops(data))

@@ -1,4 +1,4 @@
-"""Matching of files, common slices of two grids, and voxels that lie elsewhere than their header says."""
+"""Matching of files, common slices of two grids, and voxels whose header position is wrong."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,8 @@ class TestMatching:
         save(tmp_path / "b" / "y.nii.gz", SLAB)
         with pytest.raises(
             ValueError,
-            match=r"No file of .*a has the name of one of .*b: there 'x' and so on, here 'y'",
+            match=r"No file in .*a has the same name as a file in .*b: predictions include 'x', "
+            "references include 'y'",
         ):
             match_cases(tmp_path / "a", tmp_path / "b")
 
@@ -96,7 +97,8 @@ class TestGrids:
             (
                 SLAB,
                 {"spacing": (1.01, 0.7, 0.7)},
-                "voxels of 1.01 x 0.7 x 0.7 mm against the reference's 1 x 0.7 x 0.7 mm: another grid",
+                "voxels of 1.01 x 0.7 x 0.7 mm "
+                "against the reference's 1 x 0.7 x 0.7 mm: another grid",
             ),
             (SLAB, {"spacing": (1.0, 0.75, 0.7)}, "voxels of 1 x 0.75 x 0.7 mm"),
             (SLAB[::5], {"spacing": (5.0, 0.7, 0.7)}, "voxels of 5 x 0.7 x 0.7 mm"),

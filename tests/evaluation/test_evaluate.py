@@ -1,4 +1,4 @@
-"""`mpunet evaluate` on phantoms: every number where it belongs, and every fault a line of its own."""
+"""`mpunet evaluate` on phantoms: every number in its place, and a line for every fault."""
 
 import csv
 import json
@@ -178,15 +178,45 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("slab", "options", "measured", "reason"),
         [
-            (lambda s: s, {"start": 2.0}, True, "begins 1 slices off: 45 of 46 slices compared"),
+            (
+                lambda s: s,
+                {"start": 2.0},
+                True,
+                "slice offset of 1 from the reference: 45 of 46 slices compared",
+            ),
             (lambda s: s, {"start": 1.0}, False, r"\(0.00, 0.00, 1.00\) mm from the reference's"),
-            (lambda s: s[:, :-1], {}, False, "46 x 71 x 92 voxels against the reference's 46 x 72 x 92"),
-            (lambda s: s, {"spacing": (2.5, 3.5, 3.5)}, False, "voxels of 2.5 x 3.5 x 3.5 mm against the reference's 2 x 3.5 x 3.5 mm"),
-            (lambda s: np.roll(s, -1, 0), {}, True, "agrees clearly better with the reference when shifted by 1 slice"),
-            (lambda s: s[::-1], {}, True, "agrees clearly better with the reference when turned upside down"),
-            (lambda s: s[:, :, ::-1], {}, True, "agrees clearly better with the reference when turned left to right"),
+            (
+                lambda s: s[:, :-1],
+                {},
+                False,
+                "46 x 71 x 92 voxels against the reference's 46 x 72 x 92",
+            ),
+            (
+                lambda s: s,
+                {"spacing": (2.5, 3.5, 3.5)},
+                False,
+                "voxels of 2.5 x 3.5 x 3.5 mm against the reference's 2 x 3.5 x 3.5 mm",
+            ),
+            (
+                lambda s: np.roll(s, -1, 0),
+                {},
+                True,
+                "agrees clearly better with the reference when shifted by 1 slice",
+            ),
+            (
+                lambda s: s[::-1],
+                {},
+                True,
+                "agrees clearly better with the reference when turned upside down",
+            ),
+            (
+                lambda s: s[:, :, ::-1],
+                {},
+                True,
+                "agrees clearly better with the reference when turned left to right",
+            ),
         ],
-    )  # fmt: skip
+    )
     def test_wrong_place(self, folders, chests, slab, options, measured, reason):
         save(folders / "good" / "b.nii.gz", slab(chests["b"]), **{"spacing": SPACING, **options})
         evaluation = evaluated({"good": folders / "good"}, folders / "truth", fidelity=False)
@@ -253,7 +283,7 @@ class TestFaults:
         assert {s.case for s in evaluation.scores} == {"a", "b"}
 
     def test_a_prediction_that_is_not_in_hu(self, folders, chests):
-        """It is refused, or turned into HU where that is asked for; never measured as if it were HU."""
+        """It is refused, or converted to HU on request; it is never measured as if it were HU."""
         save(
             folders / "good" / "b.nii.gz",
             (chests["b"].clip(-1024, 2048) + 1024) / np.float32(3072),
@@ -310,8 +340,12 @@ class TestLungs:
 
 def test_baselines_are_the_interpolations(folders, chests):
     evaluation = evaluated(
-        {"good": folders / "good"}, folders / "truth", inputs=folders / "thick", baselines=["linear", "cubic"], baselines_dir=folders / "lines"
-    )  # fmt: skip
+        {"good": folders / "good"},
+        folders / "truth",
+        inputs=folders / "thick",
+        baselines=["linear", "cubic"],
+        baselines_dir=folders / "lines",
+    )
     assert evaluation.methods == ["good", "linear", "cubic"]
     for kind in ("linear", "cubic"):
         thick = np.rint(thicken(chests["c"], 5))
@@ -383,9 +417,11 @@ class TestCommand:
         content = json.loads((folders / "out" / "evaluation.json").read_text())
         assert content["methods"] == ["good", "bad", "cubic"]
         (same,) = (
-            s["value"] for s in content["scores"]
-            if (s["method"], s["measure"]["metric"], s["measure"]["region"], s["case"]) == ("bad", "rmse", "lungs", "a")
-        )  # fmt: skip
+            s["value"]
+            for s in content["scores"]
+            if (s["method"], s["measure"]["metric"], s["measure"]["region"], s["case"])
+            == ("bad", "rmse", "lungs", "a")
+        )
         assert same == pytest.approx(float(rmse[0]["value"]))
         assert (folders / "out" / "baselines" / "cubic" / "a.nii.gz").is_file()
         page = (folders / "out" / "report.html").read_text()
@@ -440,8 +476,11 @@ def test_single_files(tmp_path, chests):
     save(tmp_path / "scan.nii.gz", np.rint(thicken(chests["a"], 5)).astype(np.int16), spacing=THICK)
     save(tmp_path / "mask.nii.gz", (chests["a"] < -600).astype(np.uint8), spacing=SPACING)
     evaluation = evaluated(
-        {"mine": tmp_path / "mine.nii.gz"}, tmp_path / "its_truth.nii.gz", inputs=tmp_path / "scan.nii.gz", lungs=tmp_path / "mask.nii.gz"
-    )  # fmt: skip
+        {"mine": tmp_path / "mine.nii.gz"},
+        tmp_path / "its_truth.nii.gz",
+        inputs=tmp_path / "scan.nii.gz",
+        lungs=tmp_path / "mask.nii.gz",
+    )
     assert evaluation.problems == []
     assert {s.case for s in evaluation.scores} == {"its_truth"}
     assert value(evaluation, "mine", "its_truth", "consistency", "lungs") < 1

@@ -1,4 +1,4 @@
-"""The streaming engine against brute force, and what it promises about memory, padding and its network."""
+"""The streaming engine against brute force, and its guarantees on memory, padding and network."""
 
 import itertools
 from types import MappingProxyType
@@ -43,7 +43,7 @@ def brute_force(network, thick, n_thick, ratio, stride):
 
 @pytest.mark.parametrize("depth", range(2, 41))
 def test_equals_brute_force(depth):
-    """Every stride; tiles, batches and the order of slices vary from case to case, and all of them at three depths."""
+    """Every stride; tiles, batches and slice order vary by case; all combinations at 3 depths."""
     thick = np.random.default_rng(depth).random((depth, 3, 5), np.float32)
     every = list(itertools.product((None, 2, (1, 3)), (1, 2, 3, 4), (False, True)))
     for n_thick, ratio in ((8, 5), (4, 3), (2, 2)):
@@ -76,7 +76,10 @@ def test_equals_brute_force(depth):
 
 
 def test_tiles_of_a_network_that_sees_neighbours_equal_brute_force():
-    """Explicit sums over windows and tiles in float64; only the weights come from the package, and they are tested on their own."""
+    """Explicit sums over windows and tiles in float64.
+
+    Only the weights come from the package; they have tests of their own.
+    """
     torch.manual_seed(0)
     network = nn.Conv3d(1, 1, (1, 5, 5), padding=(0, 2, 2))
     thick, size = torch.rand(5, 40, 23), (40, 23)
@@ -135,7 +138,8 @@ def test_slices_come_as_soon_as_no_window_is_missing():
     sizes = [
         (len(chunk), len(calls), len(taken)) for chunk in engine.stream(planes, shape=(20, 2, 2))
     ]
-    # Windows at 0, 3, 6, 9, 12: each new one closes the slices before its start; the last chunk is all that is open.
+    # Windows at 0, 3, 6, 9, 12: each new window completes the slices before its start; the last
+    # chunk has all remaining slices.
     assert sizes == [(15, 2, 11), (15, 3, 14), (15, 4, 17), (15, 5, 20), (36, 5, 20)]
 
 
@@ -184,7 +188,8 @@ def test_inference_mode_and_autocast_are_the_networks_only():
     [
         (
             lambda x: x,
-            r"map windows \(1, 1, 8, 32, 32\) to \(1, 1, 36, 32, 32\), got \(1, 1, 8, 32, 32\); check that n_thick",
+            r"map windows \(1, 1, 8, 32, 32\) to \(1, 1, 36, 32, 32\), "
+            r"got \(1, 1, 8, 32, 32\); check that n_thick",
         ),
         (lambda x: random_network(8, 4)(x), r"got \(1, 1, 29, 32, 32\)"),
         (lambda x: [x], "got list"),
@@ -244,10 +249,14 @@ class TestOutOfMemory:
         ]  # fmt: skip
         assert (engine.batch_size, engine.tile) == (1, (8, 8))
         assert [record.message for record in caplog.records] == [
-            "Out of memory on cpu with windows of 4 × 4 × 20 × 12 voxels: going on with 2 in a batch.",
-            "Out of memory on cpu with windows of 2 × 4 × 20 × 12 voxels: going on with 1 in a batch.",
-            "Out of memory on cpu with windows of 1 × 4 × 20 × 12 voxels: going on with tiles of 12 × 12.",
-            "Out of memory on cpu with windows of 1 × 4 × 12 × 12 voxels: going on with tiles of 8 × 8.",
+            "Out of memory on cpu with windows of 4 × 4 × 20 × 12 voxels: "
+            "continuing with 2 in a batch.",
+            "Out of memory on cpu with windows of 2 × 4 × 20 × 12 voxels: "
+            "continuing with 1 in a batch.",
+            "Out of memory on cpu with windows of 1 × 4 × 20 × 12 voxels: "
+            "continuing with tiles of 12 × 12.",
+            "Out of memory on cpu with windows of 1 × 4 × 12 × 12 voxels: "
+            "continuing with tiles of 8 × 8.",
         ]
 
     def test_what_was_found_serves_the_next_volume(self):
@@ -285,7 +294,8 @@ class TestOutOfMemory:
     def test_nothing_left_to_try(self):
         with pytest.raises(
             MemoryError,
-            match=r"Not enough memory on cpu even for a tile of 1 × 4 × 4 × 4 voxels: CUDA out of memory",
+            match=r"Not enough memory on cpu even for a tile of 1 × 4 × 4 × 4 voxels: "
+            r"CUDA out of memory",
         ):
             reconstruct_slab(Small(0), self.thick, **self.options)
 
@@ -299,7 +309,7 @@ class TestOutOfMemory:
 
 @pytest.mark.parametrize("depth", [5, 8, 21])
 def test_windows_are_flipped_in_turns_and_their_results_back(depth):
-    """Each window by itself, mirrored by hand; in either order of slices, in tiles, and in any batch."""
+    """Each window is flipped separately here; both slice orders, tiles, and several batch sizes."""
     thick = np.random.default_rng(depth).random((depth, 4, 6), np.float32)
     network = random_network(8, 5)
     uneven = lambda windows: network(windows * torch.linspace(0, 1, windows.shape[3])[:, None])  # noqa: E731 - and not the same upside down

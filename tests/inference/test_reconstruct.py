@@ -1,4 +1,4 @@
-"""Volume in, volume out: positions to a thousandth of a millimetre, kinds kept, precision chosen."""
+"""Volume in, volume out: positions to 0.001 mm, input types preserved, precision selected."""
 
 import nibabel as nib
 import numpy as np
@@ -65,9 +65,11 @@ def voxel_positions(affine, shape):
 
 
 def check_world_positions(folder, directions, axis, depth, ratio, **options):
-    """Thick voxels, 5 mm apart, hold a world coordinate; after reading, reconstructing and writing they must hold the thin voxels'.
+    """Check world coordinates after reading, reconstructing and writing.
 
-    Yields, for each world axis, the thin image and the positions of its voxels and of the thick ones.
+    Thick voxels, 5 mm apart, contain a world coordinate; thin voxels must then contain their own.
+
+    Yields, for each world axis, the thin image and the positions of thin and thick voxels.
     """
     shape = np.array([4, 3, 3])
     spacing = np.array([0.7, 0.8, 0.8])
@@ -141,7 +143,8 @@ class TestKinds:
         volume = volume_of_column(np.array([-3000, -1000, 0.0, 3, 5000]))
         result = reconstructor(ratio=2).stream(volume).slab("int16")
         assert result.dtype == np.int16
-        # -3000 and 5000 enter as -1024 and 3071; 1.5 and 1537 lie between 0 and 3 and between 3 and 3071.
+        # -3000 and 5000 are clipped to -1024 and 3071; 1.5 is between 0 and 3, and 1537 between 3
+        # and 3071.
         assert result[:, 0, 0].tolist() == [-1024, -1012, -1000, -500, 0, 2, 3, 1537, 3071]
 
     @pytest.mark.parametrize(
@@ -250,5 +253,6 @@ class TestPrecision:
         exact = Reconstructor(network, **make, precision="float32")(TestKinds.thick)
         rough = Reconstructor(network, **make, precision="bf16")(TestKinds.thick)
         assert rough.dtype == np.float32
-        # bfloat16 has 8 significant bits: at most half of 2**-8 of intensity 1 apart, and not the same.
+        # bfloat16 has 8 significant bits: the difference is at most half of 2**-8 of intensity 1,
+        # and not 0.
         assert 0 < np.abs(rough - exact).max() <= 4095 / 2**8

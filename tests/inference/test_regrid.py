@@ -96,11 +96,11 @@ def test_refused():
     for thin_spacing in (5.0, 7):
         with pytest.raises(
             ValueError,
-            match=f"5 mm apart, which is no more than the thin_spacing of {thin_spacing:g} mm that",
+            match=f"spacing of 5 mm is not larger than the thin_spacing of {thin_spacing:g} mm;",
         ):
             reconstructor(thin_spacing=thin_spacing)(image)
     for thin_spacing in (0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="thin_spacing above 0 mm, got"):
             reconstructor(thin_spacing=thin_spacing)
-    with pytest.raises(ValueError, match="An array tells no spacing"):
+    with pytest.raises(ValueError, match="An array has no slice spacing"):
         reconstructor(thin_spacing=1.0)(TestKinds.thick)

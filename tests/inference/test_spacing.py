@@ -35,14 +35,14 @@ def test_what_was_trained_on_is_taken_without_a_word(mm: float) -> None:
 
 @pytest.mark.parametrize("mm", [2.5, 3.0, 4.4, 7.0, 12.5])
 def test_beside_it_is_a_warning(mm: float) -> None:
-    assert f"slices stand {mm:g} mm apart, and the network was trained on 5 to 6.25 mm" in str(
+    assert f"the slice spacing is {mm:g} mm, but the network was trained on 5 to 6.25 mm" in str(
         KNOWN.warning(mm)
     )
 
 
 @pytest.mark.parametrize("mm", [1.0, 2.4, 12.6])
 def test_beyond_a_factor_of_two_it_is_refused(mm: float) -> None:
-    with pytest.raises(ValueError, match=f"slices stand {mm:g} mm apart.*refused"):
+    with pytest.raises(ValueError, match=f"the slice spacing is {mm:g} mm.*refused"):
         KNOWN.warning(mm)
 
 
@@ -58,7 +58,7 @@ def test_reconstructor_warns_and_refuses(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         reconstruct(scan(5.0))
         reconstruct(np.asarray(scan(1.0).dataobj, np.float32))  # an array has no spacing
-    with pytest.warns(UserWarning, match="slices stand 3 mm apart"):
+    with pytest.warns(UserWarning, match="the slice spacing is 3 mm"):
         thin = reconstruct(scan(3.0))
     assert thin.header.get_zooms()[2] == pytest.approx(0.6)
     with pytest.raises(ValueError, match="refused"):

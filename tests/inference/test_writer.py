@@ -177,7 +177,8 @@ class TestFullDisk:
         assert names(output) == expected
         reasons = [failure.reason for failure in writer.failures]
         assert reasons[0].endswith(
-            "b.nii: No space left on device; free space and start again, finished volumes are skipped"
+            "b.nii: No space left on device; "
+            "free space and start again, finished volumes are skipped"
         )
         assert (
             reasons[1:]
@@ -287,7 +288,7 @@ class TestExisting:
     def test_error(self, scans, output):
         with pytest.raises(
             ValueError,
-            match=r"1 of 3 outputs are already there, such as .*a.nii.gz; use --writer.existing",
+            match=r"1 of 3 outputs already exist, such as .*a.nii.gz; use --writer.existing",
         ):
             predict(scans, ThinVolumeWriter(str(output), existing="error"))
         assert names(output) == ["a.nii.gz"]
@@ -354,7 +355,7 @@ class Report(pl.Callback):
 class TestTwoProcesses:
     @pytest.fixture(autouse=True)
     def can_fork(self):
-        # Forked processes need no second import of Lightning, which takes longer than all these tests.
+        # Forked processes need no second import of Lightning, which is slower than all these tests.
         if (
             not torch.distributed.is_available()
             or not hasattr(os, "fork")

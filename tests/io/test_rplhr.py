@@ -1,14 +1,15 @@
-"""Intensities in [0, 1]: HU where they are RPLHR-CT's, refused elsewhere, whatever way a file is read."""
+"""Intensities in [0, 1]: read as HU for RPLHR-CT, refused otherwise, for every way to read."""
 
 import nibabel as nib
 import numpy as np
 import pytest
 from helpers import nifti, peak, position_slab, save, streamed
 
+from mpunet.io.intensity_range import IntensityRange, check_voxels
 from mpunet.io.rplhr import in_rplhr_layout, reads_as_rplhr, rplhr_to_hu
 from mpunet.io.scan_file import open_scan, read_volume
 from mpunet.io.scans import PredictLoader, find_scans
-from mpunet.io.volume import IntensityRange, check_voxels, volume_from_image
+from mpunet.io.volume import volume_from_image
 from mpunet.phantom.chest import phantom_image
 
 SLAB = position_slab((19, 8, 10))
@@ -82,7 +83,8 @@ class TestRead:
         slab = read(path)
         assert slab.dtype == np.float32
         np.testing.assert_allclose(slab, SLAB, rtol=0, atol=1e-3)
-        # What cannot be HU is converted whether or not it is checked, or a viewer would show something else than training sees.
+        # Intensities that cannot be HU are converted with and without the check; otherwise a viewer
+        # would not show what training uses.
         np.testing.assert_array_equal(read(path, check_hu=False), slab)
 
     def test_scaled_integers(self, tmp_path, read):
@@ -152,7 +154,7 @@ class TestRead:
             read(save(tmp_path / "a.nii", unit(SLAB)), intensity="unit")
 
     def test_a_phantom(self, tmp_path, read):
-        image = phantom_image(0, shape=(20, 40, 44), spacing=(1.0, 8.0, 8.0))
+        image = phantom_image(0, shape=(20, 30, 32), spacing=(1.0, 10.0, 10.0))
         expected = volume_from_image(image).slab.clip(-1024, 2048)
         path = tmp_path / "train" / "1mm" / "0.nii.gz"
         path.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Reading scans: slice by slice as much as whole, what comes back, what is refused and what that costs."""
+"""Reading scans slice by slice and whole: values, refused files, and the cost of reading."""
 
 import gzip
 import itertools
@@ -55,7 +55,7 @@ class TestRead:
     def test_axes_are_depth_height_width(self, tmp_path, suffix):
         path = tmp_path / f"a{suffix}"
         save(tmp_path / f"a{suffix.lower()}").rename(path)
-        # LPS+ in-plane and S+ along depth, so that the slab is the stored array with its axes reversed.
+        # LPS+ in plane and S+ along depth: the slab is the stored array with its axes reversed.
         np.testing.assert_array_equal(streamed(path), ct().transpose(2, 1, 0))
         volume = read_volume(path)
         np.testing.assert_array_equal(volume.slab, ct().transpose(2, 1, 0))
@@ -83,7 +83,7 @@ class TestRead:
             )
             np.testing.assert_array_equal(whole(path, check_hu=False), slab)
             np.testing.assert_array_equal(streamed(path, check_hu=False), slab)
-            # The last slice comes first where the file has it first, if slices follow each other there at all.
+            # The last slice comes first if the file has it first and slices are contiguous in it.
             assert open_scan(path, check_hu=False).last_first == (codes[2] == "I")
 
     @pytest.mark.parametrize(
@@ -231,7 +231,8 @@ class TestRefused:
             (ct((4, 6, 3, 2)), r"expected a 3D volume, got 4D of shape \(4, 6, 3, 2\)"),
             (
                 ct((4, 6, 1)),
-                r"at least 2 slices along depth \(axis 2 of shape \(4, 6, 1\)\), got 1; a single slice",
+                r"at least 2 slices along depth \(axis 2 of shape \(4, 6, 1\)\), "
+                r"got 1; a single slice",
             ),
             (ct((4, 0, 3)), r"expected voxels, got an empty volume of shape \(4, 0, 3\)"),
             (

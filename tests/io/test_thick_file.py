@@ -1,4 +1,4 @@
-"""Thick files simulated from thin ones: positions, values, headers; and the command over folders."""
+"""Thick files simulated from thin ones: positions, values, headers; the command on folders."""
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +19,7 @@ SHAPE = (19, 8, 10)
 @pytest.mark.parametrize("start", [0, 2])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_thick_slices_stand_where_they_show(tmp_path, codes, start, suffix):
-    """The position that voxels tell, which symmetric profiles keep, is the one that the affine gives them."""
+    """Positions encoded in voxels, which symmetric profiles preserve, agree with the affine."""
     source = nifti(position_slab(SHAPE), codes=codes, start=-30.0)
     nib.save(source, tmp_path / "thin.nii")
     write_thick(
@@ -200,7 +200,7 @@ class TestCommand:
         assert run([*args, "3"]) == 0
         first = (tmp_path / "out" / "a.nii.gz").read_bytes()
         assert run([*args, "2"]) == 0
-        assert "1 were there" in capsys.readouterr().out
+        assert "1 skipped (file exists)" in capsys.readouterr().out
         assert (tmp_path / "out" / "a.nii.gz").read_bytes() == first
         with pytest.raises(ValueError, match="1 of 1 files exist"):
             run([*args, "2", "--existing", "error"])

@@ -1,4 +1,7 @@
-"""Writing thin slices: positions and headers, whatever order they come in; and what a failed or killed write leaves (nothing)."""
+"""Writing thin slices: positions and headers in any slice order.
+
+A failed or killed write leaves no file.
+"""
 
 import errno
 import itertools
@@ -12,9 +15,10 @@ import numpy as np
 import pytest
 from helpers import nifti, position_slab
 
-from mpunet.io import thin_file
+from mpunet.io import partial_file
+from mpunet.io.partial_file import remove_partials
 from mpunet.io.scan_file import read_volume
-from mpunet.io.thin_file import remove_partials, thin_image, write_slices, write_volume
+from mpunet.io.thin_file import thin_image, write_slices, write_volume
 from mpunet.io.volume import volume_from_image
 
 AXIAL = np.array([[-0.8, 0, 0, 30], [0, -0.8, 0, 40], [0, 0, 5, -100], [0, 0, 0, 1]])
@@ -32,7 +36,7 @@ def save(path, voxels=None, affine=AXIAL):
 
 
 def thin(volume):
-    """Thick slice k at thin slice 4 k, linear between them: what a perfect network gives for these voxels."""
+    """Thick slice k at thin slice 4 k, linear in between: the exact result for these voxels."""
     depth = len(volume.slab)
     at = np.arange((depth - 1) * RATIO + 1) / RATIO
     low = np.minimum(at.astype(int), depth - 2)
@@ -341,7 +345,8 @@ def chunks():
     print("writing", flush=True)
     time.sleep(60)
 
-volume = volume_from_image(nib.Nifti1Image(np.zeros((4, 6, 3), np.int16), np.diag([1, 1, 5, 1])), check_hu=False)
+image = nib.Nifti1Image(np.zeros((4, 6, 3), np.int16), np.diag([1, 1, 5, 1]))
+volume = volume_from_image(image, check_hu=False)
 write_slices(sys.argv[1], chunks(), volume, 4)
 """
 
@@ -392,7 +397,7 @@ class TestRemovePartials:
         def flock(file, operation):
             raise OSError(errno.ENOLCK, "No locks available")
 
-        monkeypatch.setattr(thin_file.fcntl, "flock", flock)
+        monkeypatch.setattr(partial_file.fcntl, "flock", flock)
         write_volume(tmp_path / "a.nii.gz", thin(volume), volume, RATIO)
         np.testing.assert_array_equal(read_volume(tmp_path / "a.nii.gz").slab[::RATIO], volume.slab)
         (tmp_path / ".a.0123abcd.partial.nii.gz").write_bytes(b"")  # perhaps another computer's
@@ -400,7 +405,7 @@ class TestRemovePartials:
 
     @pytest.mark.skipif(sys.platform == "win32", reason="Windows needs no locks")
     def test_file_removed_before_it_is_locked(self, tmp_path, monkeypatch, volume):
-        original = thin_file.fcntl.flock
+        original = partial_file.fcntl.flock
         removed = []
 
         def flock(file, operation):
@@ -409,7 +414,7 @@ class TestRemovePartials:
                 removed.extend(remove_partials(tmp_path))
             original(file, operation)
 
-        monkeypatch.setattr(thin_file.fcntl, "flock", flock)
+        monkeypatch.setattr(partial_file.fcntl, "flock", flock)
         write_volume(tmp_path / "a.nii.gz", thin(volume), volume, RATIO)
         assert len(removed) == 2
         np.testing.assert_array_equal(read_volume(tmp_path / "a.nii.gz").slab[::RATIO], volume.slab)

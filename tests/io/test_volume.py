@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from helpers import nifti, position_slab
 
+from mpunet.io.intensity_range import IntensityRange, check_voxels
 from mpunet.io.volume import (
-    IntensityRange,
-    check_voxels,
     nifti_suffix,
     one_line_errors,
     volume_from_image,
@@ -64,7 +63,8 @@ class TestFromImage:
     def test_other_image_class(self):
         with pytest.raises(
             ValueError,
-            match=r"expected a NIfTI image, got MGHImage; nibabel.Nifti1Image.from_image converts",
+            match=r"expected a NIfTI image, got MGHImage; "
+            r"convert it with nibabel.Nifti1Image.from_image",
         ):
             volume_from_image(nib.MGHImage(position_slab((3, 6, 4)), np.eye(4)))
 

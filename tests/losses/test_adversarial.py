@@ -1,4 +1,4 @@
-"""WGAN-GP: closed forms of a linear and a quadratic critic, an independent derivative, half precision."""
+"""WGAN-GP: closed forms for linear and quadratic critics, derivative, half precision."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def test_losses_by_hand() -> None:
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 7.0])
 def test_linear_critic_has_the_closed_form(scale: float) -> None:
-    """f(x) = <a, x>: the gradient is a wherever it is taken, so the penalty is (|a| - 1)^2, its derivative 2 (|a| - 1) a / |a|."""
+    """f(x) = <a, x>: the gradient is a everywhere.
+
+    So the penalty is (|a| - 1)^2 and its derivative 2 (|a| - 1) a / |a|.
+    """
     real, fake = images()
     a = torch.randn(SHAPE[1:], dtype=torch.float64, generator=seeded())
     a = (scale * a / a.norm()).requires_grad_()

@@ -16,14 +16,18 @@ SHAPE = (1, 1, 4, 5, 6)
 
 
 def random_pair(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Prediction, target and a {0, 1} region in float64, errors of at least 0.01 so that finite differences hold."""
+    """Prediction, target and a {0, 1} region in float64.
+
+    Errors are at least 0.01, so that finite differences are accurate.
+    """
     generator = torch.Generator().manual_seed(seed)
     target, size, sign, region = torch.rand(4, *SHAPE, dtype=torch.float64, generator=generator)
     return target + (0.01 + 0.3 * size) * (sign - 0.5).sign(), target, (region > 0.4).double()
 
 
 def test_literals() -> None:
-    # 0.04 / (0.5 + 0.5) = 0.04, root 0.2, times 5 = 1; and 0.16 / (0.14 + 0.5) = 0.25, root 0.5, times 5 = 2.5.
+    # 0.04 / (0.5 + 0.5) = 0.04, root 0.2, times 5 = 1.
+    # 0.16 / (0.14 + 0.5) = 0.25, root 0.5, times 5 = 2.5.
     prediction = torch.tensor([0.54, 0.30, 0.7]).view(1, 1, 1, 1, 3)
     target = torch.tensor([0.50, 0.14, 0.7]).view(1, 1, 1, 1, 3)
     torch.testing.assert_close(

@@ -1,4 +1,4 @@
-"""Feature matching, Eq. 3, on a stand-in for VGG-16's weights: the first layers, random and seeded."""
+"""Feature matching, Eq. 3, with a replacement for VGG-16's weights: seeded random first layers."""
 
 from __future__ import annotations
 
@@ -223,7 +223,10 @@ def test_offline_without_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    pattern = r"vgg16-397923af\.pth and could not be downloaded from https://.*no route to host.*machine with internet"
+    pattern = (
+        r"vgg16-397923af\.pth and could not be downloaded from https://"
+        r".*no route to host.*machine with internet"
+    )
     with pytest.raises(FileNotFoundError, match=pattern) as info:
         VGG16Features()
     assert str(tmp_path) in str(info.value)

@@ -25,9 +25,18 @@ def test_every_crop_of_every_width(width):
 
 @pytest.mark.parametrize(
     "index",
-    [..., 1, slice(2), (slice(None), 2), (1, slice(1, 3), slice(5, 50)), (slice(None), slice(None), -1), (0, 0, slice(9, 3)),
-     (np.array([2, 0, 1]), slice(None), slice(3, 10)), (slice(0, 0), slice(None), slice(2, 4))],
-)  # fmt: skip
+    [
+        ...,
+        1,
+        slice(2),
+        (slice(None), 2),
+        (1, slice(1, 3), slice(5, 50)),
+        (slice(None), slice(None), -1),
+        (0, 0, slice(9, 3)),
+        (np.array([2, 0, 1]), slice(None), slice(3, 10)),
+        (slice(0, 0), slice(None), slice(2, 4)),
+    ],
+)
 def test_indices(index):
     mask = np.random.default_rng(0).random((3, 4, 13)) < 0.5
     np.testing.assert_array_equal(PackedMask.pack(mask)[index], mask[index])

@@ -29,7 +29,10 @@ def ball(
 
 @pytest.fixture
 def body() -> tuple[npt.NDArray[np.int16], npt.NDArray[np.bool_]]:
-    """A box of tissue in air at 2 mm, a lung on each side with a vessel inside, a trachea between; and the lungs."""
+    """A box of tissue in air with 2 mm voxels, and its lung mask.
+
+    It has a lung with a vessel on each side and a trachea between them.
+    """
     shape = (50, 70, 100)
     hu = np.full(shape, -1000, dtype=np.int16)
     hu[:, 8:62, 8:92] = 40
@@ -191,7 +194,7 @@ def real_ct(name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
     ],
 )
 def test_real_lungs(name: str, litres: float) -> None:
-    """Litres as found once and looked at on overlays; the bounds on density and sides hold for any pair of lungs."""
+    """The volume was measured once and checked on overlays; other bounds hold for any lungs."""
     hu, mm = real_ct(f"{name}.nii.gz")
     mask = lung_mask(hu, mm)
     assert mask.sum() * mm.prod() / 1e6 == pytest.approx(litres, rel=0.05)

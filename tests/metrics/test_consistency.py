@@ -169,7 +169,10 @@ def test_the_genuine_pair(shared_ct):
     [("gaussian", None), ("gaussian", 0.3), ("box", None), ("box", 0.4), ("triangle", None)],
 )
 def test_slices_at_any_spacing(ratio, profile, fwhm):
-    """A ramp thickened is the ramp, but for the ends, where the profile is cut, and for profiles narrower than the slices' distance."""
+    """A thickened ramp is the same ramp, with two exceptions.
+
+    These are the ends, where the profile is truncated, and profiles narrower than the spacing.
+    """
     thick = np.broadcast_to(10 * np.arange(9.0)[:, None, None], (9, 2, 3))
     thin = np.arange(int(8 * ratio + 1e-3) + 1) * 10 / ratio
     meter = ConsistencyMeter(thick, thick.shape, ratio, profile=profile, fwhm=fwhm)

@@ -1,4 +1,7 @@
-"""Image quality by protocol and region, against NumPy, scikit-image, torchmetrics and MONAI, all in double precision where they can."""
+"""Image quality by protocol and region, against NumPy, scikit-image, torchmetrics and MONAI.
+
+They run in double precision if they support it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ EACH = [*PROTOCOLS.values(), SOFT_TISSUE]
 
 
 def volumes() -> tuple[HU, HU, npt.NDArray[np.bool_]]:
-    """A smooth reference that leaves every window, a noisy prediction of it, and a mask that touches the border of slices."""
+    """A smooth reference wider than every HU window, a noisy prediction of it, and a mask.
+
+    The mask touches the border of slices.
+    """
     rng = np.random.default_rng(0)
     z, y, x = np.meshgrid(*(np.linspace(0, 3, n) for n in SHAPE), indexing="ij")
     reference = (2600 * np.sin(x + z) * np.cos(y) + 500).astype(np.int16)
@@ -41,7 +47,7 @@ def volumes() -> tuple[HU, HU, npt.NDArray[np.bool_]]:
 
 
 def intensities(protocol: Protocol) -> tuple[Floats, Floats]:
-    """Prediction and reference in double precision as the protocol sees them, from 0 at the lower end of the window."""
+    """Prediction and reference in double precision, trimmed, clipped, and shifted to start at 0."""
     prediction, reference, _ = volumes()
     kept = slice(protocol.trim, SHAPE[0] - protocol.trim)
     low, high = protocol.low, protocol.high

@@ -1,4 +1,4 @@
-"""Intervals and p-values: closed forms, SciPy, brute force, and what intervals cover when simulated."""
+"""Intervals and p-values: closed forms, SciPy, brute force, and simulated coverage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ Values = list[float]
 
 
 def test_two_values_have_a_closed_form() -> None:
-    """Resamples of 0 and 4 have means 0, 2, 4 with probabilities 1/4, 1/2, 1/4; the widened percentiles are the outer ones."""
+    """Resamples of 0 and 4 have means 0, 2, 4 with probabilities 1/4, 1/2, 1/4.
+
+    The widened percentiles are 0 and 4 unless the level is low.
+    """
     assert bootstrap_mean([0.0, 4.0]) == Interval(2, 0, 4)
     assert bootstrap_mean([0.0, 4.0], level=0.5) == Interval(
         2, 0, 4
@@ -46,7 +49,7 @@ def test_a_mean_against_scipy() -> None:
 
 
 def test_widening_is_that_of_student() -> None:
-    """The bootstrap's distribution of a mean of symmetric values is nearly normal, so that bounds are nearly those of t."""
+    """The bootstrap mean of symmetric values is nearly normal, so bounds are nearly those of t."""
     values = np.linspace(38, 42, 12)
     found = bootstrap_mean(values, resamples=200_000)
     expected = scipy.stats.t.interval(0.95, 11, values.mean(), scipy.stats.sem(values))
@@ -67,7 +70,7 @@ def test_parts_of_resamples_are_all_drawn(monkeypatch: pytest.MonkeyPatch) -> No
     others = values + np.random.default_rng(4).normal(0.3, 1, 30)
     ones = np.ones(30)
     whole = bootstrap_mean(values), bootstrap_ratio_difference(values, ones, others, ones)
-    monkeypatch.setattr("mpunet.metrics.statistics._DRAWS_AT_ONCE", 7 * 30)
+    monkeypatch.setattr("mpunet.metrics.resampling._DRAWS_AT_ONCE", 7 * 30)
     assert (bootstrap_mean(values), bootstrap_ratio_difference(values, ones, others, ones)) == whole
 
 
@@ -144,7 +147,7 @@ def test_intervals_of_clustered_values_cover_what_they_promise() -> None:
 def found_nodules(
     rng: np.random.Generator, cases: int, rate: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Found and existing nodules by case; cases differ in how hard they are, mean sensitivity ``rate``."""
+    """Found and existing nodules by case, with varying difficulty and mean sensitivity ``rate``."""
     existing = rng.poisson(3, cases)
     return rng.binomial(existing, rng.beta(5 * rate, 5 * (1 - rate), cases)), existing
 
@@ -220,7 +223,8 @@ def test_differences_of_too_few_pairs() -> None:
 def test_ratios_are_of_sums() -> None:
     assert bootstrap_ratio([1, 9], [10, 10]) == Interval(0.5, 0.1, 0.9)
     assert bootstrap_ratio([1, 3], [1, 9]) == Interval(0.4, 1 / 3, 1.0)
-    # Resamples of the second case alone have no ratio: what is left is 1 / 2 (half of all resamples) and 2 / 4.
+    # Resamples of only the second case have no ratio: the others give 1 / 2 (half of all resamples)
+    # and 2 / 4.
     assert bootstrap_ratio([1, 0], [2, 0]) == Interval(0.5, 0.5, 0.5)
     assert all(map(math.isnan, bootstrap_ratio([0, 0], [0, 0])))
 

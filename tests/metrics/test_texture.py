@@ -1,4 +1,4 @@
-"""Noise of known standard deviation among vessels; sharpness of random fields whose spectra are known."""
+"""Noise of known standard deviation near vessels; sharpness of random fields of known spectra."""
 
 import itertools
 import math
@@ -95,7 +95,10 @@ class TestSharpness:
 
     @pytest.mark.parametrize("blur", [0.5, 1.0, 1.5])
     def test_blur_along_depth_by_the_closed_form(self, blur):
-        """Power at f falls by exp(-(2 pi blur f)^2) along depth; in plane at all f by what depth loses, 1 / sqrt(1 + (blur / SIGMA)^2)."""
+        """Power at f falls by exp(-(2 pi blur f)^2) along depth.
+
+        In plane it falls at all f by the loss of depth, 1 / sqrt(1 + (blur / SIGMA)^2).
+        """
         found = sharpness(self.isotropic(blur), self.SPACING, band=self.BAND)
         f = np.linspace(*self.BAND, 1000)
         before = np.exp(-((2 * np.pi * self.SIGMA * f) ** 2))

@@ -18,7 +18,10 @@ def interpolating(conv, channel):
 
 
 def route(net, level):
-    """Let one-channel features pass through the shortcut of one level, or (``level`` = stages) through the bottleneck alone."""
+    """Pass one-channel features only through the shortcut of one level.
+
+    If ``level`` is the number of stages, they pass only through the bottleneck.
+    """
     for parameter in net.parameters():
         nn.init.zeros_(parameter)
     net.encoder.stem[0].weight.data[0, 0, 1, 1, 1] = 1
@@ -41,7 +44,7 @@ def test_slices_keep_their_positions_through_every_level(n_thick, ratio, halving
     net = ProgressiveBackbone(
         n_thick, ratio, widths=(1, 1, 1, 1), layers=1, depth_halvings=halvings
     )
-    # Positions in thin slices, plus one, since the activation is the identity for positive values only.
+    # Positions in thin slices plus 1, because the activation is the identity only if positive.
     thick = (torch.arange(n_thick) * ratio + 1.0)[None, None, :, None, None].expand(
         -1, -1, -1, 8, 16
     )
@@ -51,7 +54,7 @@ def test_slices_keep_their_positions_through_every_level(n_thick, ratio, halving
         with torch.no_grad():
             out = net(thick)
         assert out.shape == (1, 1, len(thin), 8, 16)
-        # A halved grid may end before the window does; past its last slice there is nothing to interpolate to.
+        # A halved grid may end before the window; beyond its last slice nothing is interpolated.
         last = (
             (net.schedule.encoder_depths[level] - 1) * ratio * 2 ** sum(net.schedule.halved[:level])
         )
@@ -81,7 +84,7 @@ def test_phases_of_the_subpixel_decoder_stand_around_their_slice(n_thick, ratio)
         out = net(thick)[0, :, :, 0, 0]
     thin = torch.arange((n_thick - 1) * ratio + 1)
     torch.testing.assert_close(out[0], thin + 100.0)
-    # The second channel has twice the value of its slice, so that slices change in the middle between two of them.
+    # The second channel has twice the value of its slice; it changes half-way between two slices.
     nearest = torch.div(thin + (ratio - 1) // 2, ratio, rounding_mode="floor") * ratio
     torch.testing.assert_close(out[1], 2 * (nearest + 100.0) + (thin - nearest))
 

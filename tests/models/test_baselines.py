@@ -1,4 +1,7 @@
-"""What every baseline of Table 1 keeps to: geometry, gradients, precision, configuration, the engine; and that it beats cubic."""
+"""Requirements of every baseline of Table 1, and that it can learn to beat cubic interpolation.
+
+They are geometry, gradients, precision, configuration and use in the engine.
+"""
 
 import pytest
 import torch
@@ -33,7 +36,7 @@ def build(name, n_thick=4, ratio=5):
 
 
 def ball_pair(side):
-    """Balls with sharp edges, (1, 1, 16, side, side), and thick slices that are means over 5 thin ones around their positions."""
+    """Balls with sharp edges, (1, 1, 16, side, side), and thick slices, means of 5 thin slices."""
     z, y, x = torch.meshgrid(
         torch.arange(20.0), torch.arange(float(side)), torch.arange(float(side)), indexing="ij"
     )
@@ -131,7 +134,7 @@ def test_flops_are_counted(name):
 
 @pytest.mark.parametrize("name", BUILD)
 def test_whole_volumes_of_odd_size(name):
-    """The engine's volume is the mean of windows, each of them extended to the network's multiple and cut again."""
+    """The engine's volume is the mean of windows, each padded to the multiple and cropped again."""
     net, slab = build(name), torch.rand(6, 9, 13)
     bottom, right = -9 % net.multiple, -13 % net.multiple
     total, count = torch.zeros(26, 9, 13), torch.zeros(26, 1, 1)
@@ -148,7 +151,7 @@ def test_whole_volumes_of_odd_size(name):
 
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_beats_cubic_on_a_crop(name):
-    assert overfit(build(name), 12, 3e-3) < 0.85
+    assert overfit(build(name), 8, 5e-3) < 0.85
 
 
 @pytest.mark.slow
@@ -217,5 +220,5 @@ class TestSubpixelNet:
 
     def test_remembers_its_own_arguments(self, options):
         config = to_config(SubpixelNet(**options))
-        assert config["class_path"] == "mpunet.models.subpixel.SubpixelNet"
+        assert config["class_path"] == "mpunet.models.SubpixelNet"
         assert config["init_args"] == {**options, "residual": "cubic"}

@@ -1,4 +1,4 @@
-"""Layers: what keeps its shape, where a deconvolution puts its slices, and how large initial activations are."""
+"""Layers: preserved shapes, slice positions of a deconvolution, and size of initial activations."""
 
 import itertools
 
@@ -50,7 +50,7 @@ def test_a_block_without_weights_is_the_identity():
 )
 @pytest.mark.parametrize("in_plane", [1, 2])
 def test_deconvolution_keeps_positions(n_thick, ratio, in_plane):
-    """With the weights of linear interpolation a ramp of positions comes out as the exact ramp, at every step of the plan."""
+    """With weights of linear interpolation, every step of a plan maps a ramp to the exact ramp."""
     plan = plan_depths(n_thick, ratio)
     for step in {*plan.up, *plan.shortcuts}:
         layer = DepthDeconv(1, 1, step, in_plane=in_plane, activation="relu")
@@ -73,7 +73,7 @@ def test_deconvolution_keeps_positions(n_thick, ratio, in_plane):
 )
 @pytest.mark.parametrize("in_plane", [1, 2])
 def test_deconvolution_is_the_transposed_convolution(n_thick, ratio, in_plane):
-    """Value by value and weight by weight what PyTorch's transposed convolution gives, of which every keep-th slice is taken."""
+    """Values and weights equal PyTorch's transposed convolution with every keep-th slice taken."""
     torch.manual_seed(0)
     for step in {*(plan := plan_depths(n_thick, ratio)).up, *plan.shortcuts}:
         layer = DepthDeconv(3, 4, step, in_plane=in_plane).double()
@@ -106,7 +106,7 @@ def test_initial_weights_keep_the_scale():
     for step, in_plane in itertools.product(steps, (1, 2)):
         layer = DepthDeconv(16, 16, step, in_plane=in_plane)
         ratio = (layer.deconv(x).var() / x.var()).item()
-        # He's rule: leaky ReLU halves the mean square, so that the convolution before it doubles it.
+        # He's rule: leaky ReLU halves the mean square, so the convolution before it doubles it.
         assert 1.2 < ratio < 2.8, (step, in_plane, ratio)
 
 

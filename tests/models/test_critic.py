@@ -18,12 +18,16 @@ def test_value_of_a_critic_with_known_weights() -> None:
     conv.bias.data[:] = -0.5
     head.weight.data[:] = 3.0
     image = torch.arange(16.0).view(2, 1, 2, 2, 2) / 8
-    # Each sample's single position is its voxel (0, 0, 0): 2 * 0 - 0.5 = -0.5, a tenth of it below 0; and 2 * 1 - 0.5.
+    # The single position of each sample is its voxel (0, 0, 0): 2 * 0 - 0.5 = -0.5, times 0.1
+    # because it is negative; and 2 * 1 - 0.5.
     torch.testing.assert_close(critic(image), torch.tensor([3 * -0.05, 3 * 1.5]))
 
 
 def test_score_is_a_mean_over_positions() -> None:
-    """A constant image has one score whatever its size, but for the padded border: without weights off the centre, exactly."""
+    """The score of a constant image depends on its size only by the padded border.
+
+    Without weights off the centre it is exactly the same.
+    """
     critic = Critic(widths=(2, 3))
     for layer in critic.features:
         centre = layer[0].weight.data[:, :, 1, 1, 1].clone()
@@ -58,11 +62,15 @@ def test_samples_do_not_see_each_other() -> None:
 def test_plain_values_rebuild_it() -> None:
     critic = Critic(widths=(2, 4))
     config = to_config(critic)
-    assert config == {"class_path": "mpunet.models.critic.Critic", "init_args": {"widths": [2, 4]}}
+    assert config == {"class_path": "mpunet.models.Critic", "init_args": {"widths": [2, 4]}}
     assert from_config(config).load_state_dict(critic.state_dict()) == ([], [])
     assert list(critic.state_dict()) == [
-        "features.0.0.weight", "features.0.0.bias", "features.1.0.weight", "features.1.0.bias", "head.weight",
-    ]  # fmt: skip
+        "features.0.0.weight",
+        "features.0.0.bias",
+        "features.1.0.weight",
+        "features.1.0.bias",
+        "head.weight",
+    ]
 
 
 def test_refused() -> None:

@@ -1,4 +1,4 @@
-"""Data consistency: what it gives back, that it is the smallest change, and what it does in MPU-Net."""
+"""Data consistency: restored input, smallest change, and its effect in MPU-Net."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def random_window(n_thick, ratio, seed=0):
 @pytest.mark.parametrize(("n_thick", "ratio"), [(8, 5), (3, 5), (6, 3), (5, 2), (4, 7)])
 @pytest.mark.parametrize("fwhm", [0.7, 0.9, 1.1])
 def test_thickened_again_it_is_the_input(n_thick, ratio, fwhm):
-    """By the profile that simulates thick slices; its Gaussian is cut at 3 sigma, the layer's is not."""
+    """Thicken with the simulation's profile, which is cut at 3 sigma, unlike the layer's."""
     thin, thick = random_window(n_thick, ratio)
     out = DepthConsistency(n_thick, ratio, fwhm, damping=0.0)(thin, thick)
     matrix = thickening_matrix(thin.shape[2], ratio, profile_weights(ratio, fwhm=fwhm))[1:-1]

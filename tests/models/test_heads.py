@@ -66,6 +66,7 @@ def test_last_layers_begin_near_zero():
 def test_refused(streams):
     with pytest.raises(
         ValueError,
-        match=r"Expected streams mask [+] inner [+] outer, or inner or outer alone or with mask, got",
+        match=r"Expected streams mask [+] inner [+] outer, "
+        r"or inner or outer alone or with mask, got",
     ):
         MultiStreamHead(2, streams=streams)

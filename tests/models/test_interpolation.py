@@ -16,11 +16,12 @@ def test_literals():
         interpolation_matrix(3, 4, "linear")[:5],
         [[1, 0, 0], [0.75, 0.25, 0], [0.5, 0.5, 0], [0.25, 0.75, 0], [0, 1, 0]],
     )
-    # Cubic convolution half way between two samples, and a quarter past the first of them (Keys 1981, a = -0.5).
+    # Cubic convolution at 1/2 and at 1/4 between two samples (Keys 1981, a = -0.5).
     cubic = interpolation_matrix(4, 4, "cubic")
     np.testing.assert_allclose(cubic[6], np.array([-1, 9, 9, -1]) / 16)
     np.testing.assert_allclose(cubic[5], np.array([-9, 111, 29, -3]) / 128)
-    # Before the first sample the sequence goes on as 2 * first - second: [-1, 9, 9, -1] / 16 becomes [7, 10, -1] / 16.
+    # The sample before the first one is 2 * first - second: [-1, 9, 9, -1] / 16 becomes
+    # [7, 10, -1] / 16.
     np.testing.assert_allclose(cubic[2], np.array([7, 10, -1, 0]) / 16)
 
 
@@ -49,7 +50,7 @@ def test_cubic_is_exact_on_quadratics_away_from_the_ends(n_thick, ratio):
 @pytest.mark.parametrize(("n_thick", "ratio"), SIZES)
 def test_cubic_is_the_hermite_spline_of_central_differences(n_thick, ratio):
     samples = np.random.default_rng(0).normal(size=(n_thick, 3))
-    # np.gradient takes one-sided differences at the ends, which is what a linear continuation gives.
+    # np.gradient uses one-sided differences at the ends, as a linear continuation does.
     spline = CubicHermiteSpline(np.arange(n_thick), samples, np.gradient(samples, axis=0))
     expected = spline(np.arange((n_thick - 1) * ratio + 1) / ratio)
     np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""Depth schedules: every planned step, its formula and its positions, checked on PyTorch's own transposed convolution."""
+"""Depth schedules: formula and positions of every step, against PyTorch's own layer."""
 
 import itertools
 from fractions import Fraction
@@ -34,7 +34,7 @@ def steps():
 
 
 def deconvolve(step, signal, kernel):
-    """``signal`` (in_depth,) through the step's deconvolution with the given kernel, by the layer that the networks use."""
+    """Apply the step's deconvolution, the networks' own layer, to ``signal`` (in_depth,)."""
     deconv = nn.ConvTranspose1d(
         1,
         1,
@@ -99,7 +99,7 @@ class TestAllPlans:
             )
 
     def test_grids_start_together(self):
-        """Spacing of each grid in thin slices, multiplied up through the steps, ends at 1 on both ways."""
+        """The slice spacing, in thin slices, multiplied over all steps ends at 1 on both paths."""
         for plan in plans():
             spacing = Fraction(plan.ratio * 2 ** sum(plan.halved))
             for step in plan.up:
@@ -130,7 +130,7 @@ class TestPositions:
                 step, torch.arange(step.in_depth), (1 - taps.abs() / step.stride).clamp(min=0)
             )
             position = torch.arange(step.out_depth, dtype=torch.float64) * step.keep / step.stride
-            # Where the finer grid reaches past the coarser one's last slice there is nothing to interpolate to.
+            # Beyond the last slice of the coarser grid, the finer grid cannot be interpolated.
             inside = position <= step.in_depth - 1
             assert inside.sum() >= 1
             torch.testing.assert_close(out[inside], position[inside])
@@ -198,7 +198,7 @@ class TestChosen:
             ({"spacings": (11, 5, 5, 5, 1)}, "start at 10 or less"),
             (
                 {"spacings": (10, 5, 5, 5, 1)},
-                "shortcut on a grid of 5.0 thin slices cannot feed a coarser one of 10.0",
+                "spacing of 5.0 thin slices cannot be resampled to the larger spacing of 10.0",
             ),
             (
                 {"spacings": (5, 5, 5, 4.9, 1)},

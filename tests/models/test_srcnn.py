@@ -88,7 +88,7 @@ def test_autocast_does_not_round_the_image():
 
 @pytest.mark.parametrize(("kernels", "weights"), [((9, 5, 5), 57184), ((9, 1, 5), 8032)])
 def test_weights_and_operations_are_the_sources(kernels, weights):
-    """Dong et al. give 8,032 weights for 9-1-5 and 57,184 for 9-5-5; each is used once per pixel."""
+    """Dong et al.: 8,032 weights for 9-1-5 and 57,184 for 9-5-5; each is used once per pixel."""
     net = SRCNN(2, 2, kernels=kernels)
     assert sum(p.numel() for p in net.parameters()) == weights + 64 + 32 + 1
     with FlopCounterMode(display=False) as counter:

@@ -1,4 +1,4 @@
-"""V-Net: which stages halve depth, that slices keep their positions through every level, and the contract of its state dict."""
+"""V-Net: stages that halve depth, slice positions through every level, and the state dict."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ SIZES = [(2, 2), (2, 3), (4, 5), (6, 3), (8, 5), (5, 2)]
 
 
 def route(net, level):
-    """Let a one-channel image pass down to one level and up again, and nowhere else; the last layers hand it on."""
+    """Pass a one-channel image only through one level; the last layers leave it unchanged."""
     for parameter in net.parameters():
         nn.init.zeros_(parameter)
     net.stem[0][0].weight.data[0, 0, 1, 1, 1] = 1
@@ -31,7 +31,7 @@ def route(net, level):
 @pytest.mark.parametrize(("n_thick", "ratio"), SIZES)
 @pytest.mark.parametrize("level", range(4))
 def test_slices_keep_their_positions_through_every_level(n_thick, ratio, level):
-    """A level that stands at half the depth returns the mean of each two slices, the last one repeated if it is alone."""
+    """A level with half the depth returns the mean of two slices, a single last slice repeated."""
     net = VNet(n_thick, ratio, widths=(1, 1, 1, 1), residual="none")
     route(net, level)
     thick = (torch.rand(n_thick, generator=torch.Generator().manual_seed(0)) + 0.5)[

@@ -49,7 +49,7 @@ def test_different_seeds_give_different_patients(coarse: ChestPhantom) -> None:
 
 
 def test_anatomy_does_not_depend_on_the_grid(chest: ChestPhantom, coarse: ChestPhantom) -> None:
-    """Voxels of twice the size hold the mean of eight: partial volume is right at edges of every direction."""
+    """A voxel of twice the size is the mean of eight: partial volume is correct at all edges."""
     eighths = chest.thin.reshape(88, 2, 80, 2, 104, 2).astype(float).mean(axis=(1, 3, 5))
     difference = np.abs(coarse.thin - eighths)
     assert difference.mean() < 6

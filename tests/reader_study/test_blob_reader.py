@@ -10,7 +10,7 @@ from mpunet.lungs import lung_mask
 from mpunet.phantom import chest_phantom
 from mpunet.reader_study import blob_reader
 from mpunet.reader_study.blob_reader import blob_findings
-from mpunet.reader_study.study import match_findings
+from mpunet.reader_study.matching import match_findings
 from mpunet.slices import thicken
 from mpunet.slices.interpolate import interpolated
 
@@ -18,7 +18,10 @@ LUNG, TISSUE = -850.0, 30.0
 
 
 def scene(distance, shape=(48, 48, 48), spacing=(1.0, 1.0, 1.0)):
-    """Tissue where ``distance(z, y, x)`` in mm is below 0, in lung; edges cover voxels in part. Origin in the middle."""
+    """Lung with tissue where ``distance(z, y, x)`` in mm is negative, with partial volume.
+
+    The origin is in the middle.
+    """
     z, y, x = (
         ((np.arange(n) - (n - 1) / 2) * mm).reshape([-1 if i == axis else 1 for i in range(3)])
         for axis, (n, mm) in enumerate(zip(shape, spacing, strict=True))
@@ -47,7 +50,8 @@ def test_a_ball_is_found_where_it_is_as_large_as_it_is(diameter):
 
 
 def test_score_of_a_ball_in_closed_form():
-    # At sigma = r / sqrt(3) each eigenvalue of a unit ball's Hessian, times sigma^2, is -(4 pi r^3 / 3) / sigma^3 (2 pi)^-1.5 e^-1.5.
+    # At sigma = r / sqrt(3) each eigenvalue of the Hessian of a ball with value 1, times sigma^2,
+    # is -(4 pi r^3 / 3) / sigma^3 (2 pi)^-1.5 e^-1.5.
     expected = (TISSUE - LUNG) * 4 * np.pi / 3 * 3**1.5 * (2 * np.pi) ** -1.5 * np.exp(-1.5)
     assert expected == pytest.approx(0.308 * 880, rel=0.01)
     # Differences over 1 mm see a little less than derivatives.
@@ -149,7 +153,7 @@ def test_what_cannot_be_read():
         ValueError, match=r"lung mask on its grid, got \(48, 48, 48\) and \(47, 48, 48\)"
     ):
         blob_findings(slab, affine, np.ones((47, 48, 48), bool))
-    with pytest.raises(ValueError, match="least score above 0 HU, got 0"):
+    with pytest.raises(ValueError, match="lowest score above 0 HU, got 0"):
         read(slab, affine, min_score=0)
 
 

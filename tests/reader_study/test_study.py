@@ -17,7 +17,8 @@ from mpunet.reader_study.findings import (
     read_standard,
     standard_csv,
 )
-from mpunet.reader_study.study import Tally, match_findings, reader_study, tally
+from mpunet.reader_study.matching import Tally, match_findings, tally
+from mpunet.reader_study.study import reader_study
 from mpunet.reader_study.table import markdown, write_study
 
 HEAD = "reader,condition,case,x,y,z,diameter"
@@ -69,7 +70,7 @@ def test_matching_is_what_brute_force_finds(seed):
 
 
 def test_two_pairs_beat_one_that_is_nearer():
-    # Greedy would take the pair at distance 0 and leave nodule 0 alone; two pairs are farther in all.
+    # Greedy matching would use the pair at distance 0 and leave nodule 0 unmatched.
     findings, nodules = [at(4), at(8)], [at(0), at(4)]
     assert match_findings(findings, nodules, radius=4) == [(0, 0), (1, 1)]
 
@@ -90,8 +91,9 @@ def test_counts_at_a_threshold_by_hand():
     findings = [at(1, 2), at(50, 9), at(100, 7), at(1.5, 6), at(200, 4), at(220, 5.9)]
     pairs = match_findings(findings, nodules)
     assert pairs == [(0, 0), (1, 1), (2, 2)]
-    # 6 mm: nodules 0 and 3; the finding of 2 mm on nodule 0 is a hit; those on the 5 and 3 mm nodules are neither true nor false,
-    # large as they are; the second finding on nodule 0 is false; those of 4 and 5.9 mm do not count.
+    # 6 mm: nodules 0 and 3. The 2 mm finding on nodule 0 is a hit. The findings on the 5 and 3 mm
+    # nodules are neither true nor false, although they are large. The second finding on nodule 0 is
+    # false; the findings of 4 and 5.9 mm do not count.
     assert tally(findings, nodules, pairs, 6) == Tally(
         nodules=2, hits=1, false_positives=1, readings=1
     )

@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to over the DevTools protocol: pages are opened from files, looked at, clicked and typed into."""
+"""A headless Chromium, controlled by the DevTools protocol: open pages, read, click and type."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ def find_chromium() -> str | None:
 
 
 class Browser:
-    """One process with one page. ``problems`` holds console errors and exceptions, ``requests`` what the page loaded."""
+    """One process with one page.
+
+    ``problems`` has console errors and exceptions, ``requests`` the addresses that the page loaded.
+    """
 
     def __init__(self, command: str) -> None:
         self._profile = tempfile.TemporaryDirectory(
@@ -103,7 +106,7 @@ class Browser:
     def open(
         self, path: Path, *, width: int = 1280, height: int = 800, mobile: bool = False
     ) -> None:
-        """Open a page from its file and wait until the viewer, if there is one, shows its first slices."""
+        """Open a page from its file and wait until its viewer (if any) shows the first slices."""
         self.problems.clear()
         self.requests.clear()
         self.call(
@@ -149,7 +152,7 @@ class Browser:
         self.idle()
 
     def mouse(self, kind: str, x: float, y: float, **options: Any) -> None:
-        """``kind``: mousePressed, mouseReleased, mouseMoved or mouseWheel, at a place in CSS pixels."""
+        """Send mousePressed, mouseReleased, mouseMoved or mouseWheel at a place in CSS pixels."""
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **options)
         self.idle()
 

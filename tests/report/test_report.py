@@ -114,7 +114,8 @@ def test_the_page(browser, files, tmp_path):
     ):
         assert part in text
     rows = browser.run(
-        "[...document.querySelectorAll('table')].map(t => [...t.tBodies].flatMap(b => [...b.rows].map(r => r.innerText)))"
+        "[...document.querySelectorAll('table')].map("
+        "t => [...t.tBodies].flatMap(b => [...b.rows].map(r => r.innerText)))"
     )
     differences = next(table for table in rows if any("ours − cubic" in row for row in table))
     assert re.search(
@@ -125,7 +126,8 @@ def test_the_page(browser, files, tmp_path):
     assert browser.run("viewer.case.name") == "case0"
     assert browser.run("document.querySelectorAll('.strip circle').length") == 4 * 7
     browser.run(
-        "document.querySelector('a[data-case=case6]').dispatchEvent(new MouseEvent('click', {bubbles: true, cancelable: true}))"
+        "document.querySelector('a[data-case=case6]')"
+        ".dispatchEvent(new MouseEvent('click', {bubbles: true, cancelable: true}))"
     )
     browser.idle()
     assert browser.run("viewer.case.name") == "case6"
@@ -155,7 +157,10 @@ def test_the_table_of_every_case_sorts_and_filters(browser, files, tmp_path):
     write_report(path, evaluation(12, files))
     browser.open(path, width=375, height=812, mobile=True)
     assert browser.run("document.documentElement.scrollWidth") == 375
-    cells = "[...everyCase.table.tBodies[0].rows].map(row => [...row.cells].map(cell => cell.textContent))"
+    cells = (
+        "[...everyCase.table.tBodies[0].rows].map("
+        "row => [...row.cells].map(cell => cell.textContent))"
+    )
     assert browser.run(cells)[0] == ["case0", "ours", "40.00", "40.20"]
     assert len(browser.run(cells)) == 24  # the truth has no errors, so no rows
     browser.run("everyCase.sort(2)")

@@ -1,4 +1,4 @@
-"""``mpunet view``, and its page in headless Chromium: what is on the canvases is what is in the files."""
+"""``mpunet view`` and its page in headless Chromium: the canvases show the values in the files."""
 
 import numpy as np
 import pytest
@@ -15,9 +15,11 @@ SHAPE = (21, 24, 30)
 
 # The colour of the visible canvas where pixel (row, column) of a panel's slice stands.
 COLOUR = """((panel, row, column) => {
-  const { canvas, volume } = viewer.panels[panel], plane = volume.planes[viewer.plane], scale = viewer.pixelsPerMm(canvas);
+  const { canvas, volume } = viewer.panels[panel];
+  const plane = volume.planes[viewer.plane], scale = viewer.pixelsPerMm(canvas);
   const [x, y] = [[column, 0, canvas.width], [row, 1, canvas.height]].map(
-    ([i, axis, size]) => Math.floor((plane.first[axis] + i * plane.spacing[axis] - viewer.centre[axis]) * scale + size / 2));
+    ([i, axis, size]) => Math.floor(
+      (plane.first[axis] + i * plane.spacing[axis] - viewer.centre[axis]) * scale + size / 2));
   return [...canvas.getContext("2d").getImageData(x, y, 1, 1).data];
 })"""
 
@@ -33,7 +35,7 @@ def grey(hu, centre, width):
 
 @pytest.fixture(scope="module")
 def chest():
-    """Lung, vessels and noise in a body: thin, thick and a method's slabs (depth towards superior)."""
+    """Lung, vessels and noise in a body: slabs thin, thick and of a method (depth towards S)."""
     rng = np.random.default_rng(0)
     thin = np.full(SHAPE, -850, np.int16)
     thin[:, :4], thin[:, -4:], thin[:, :, :4], thin[:, :, -4:] = 40, 60, 20, 30
@@ -64,7 +66,8 @@ def index(browser, plane, mm):
     at = int(np.argmin(np.abs(np.array(positions) - mm)))
     assert positions[at] == pytest.approx(mm, abs=1e-3)
     browser.run(
-        f"(slider => {{ slider.value = {at}; slider.dispatchEvent(new Event('input')); }})(viewer.field('slice'))"
+        f"(slider => {{ slider.value = {at}; slider.dispatchEvent(new Event('input')); }})"
+        "(viewer.field('slice'))"
     )
     browser.idle()
 
@@ -76,8 +79,11 @@ def test_it_opens_without_errors_and_without_network(browser, page):
     assert browser.problems == []
     assert browser.requests == [page.resolve().as_uri()]
     assert browser.run("document.title") == "thick · repeated · truth"
-    names = browser.run("[...document.querySelectorAll('button, input, select, canvas')].map(e => e.ariaLabel || e.textContent || "
-                        "(e.labels && e.labels.length ? e.labels[0].textContent : ''))")  # fmt: skip
+    names = browser.run(
+        "[...document.querySelectorAll('button, input, select, canvas')].map("
+        "e => e.ariaLabel || e.textContent || "
+        "(e.labels && e.labels.length ? e.labels[0].textContent : ''))"
+    )
     assert all(name.strip() for name in names)
     assert "http" not in page.read_text().replace("http-equiv", "").lower()
 
@@ -123,7 +129,8 @@ def test_coronal_and_sagittal_are_right_side_up_in_true_proportions(browser, pag
             shown_hu(thin[20 - row, column, 9]), 40, 400
         )
     letters = browser.run(
-        "['left', 'right', 'top', 'bottom'].map(side => document.querySelector(`.frame .${side}`).textContent)"
+        "['left', 'right', 'top', 'bottom'].map("
+        "side => document.querySelector(`.frame .${side}`).textContent)"
     )
     assert letters == ["A", "P", "S", "I"]
     # 25 mm of thick slices (five of 5 mm) beside 36 mm from front to back.
@@ -164,7 +171,8 @@ def test_maps_of_errors_and_weights(browser, page, chest):
         "other grid, no map"
     )
     browser.run(
-        "(slider => { slider.value = 0; slider.dispatchEvent(new Event('input')); })(viewer.field('gamma'))"
+        "(slider => { slider.value = 0; slider.dispatchEvent(new Event('input')); })"
+        "(viewer.field('gamma'))"
     )
     browser.idle()
     assert browser.run("viewer.mapped(viewer.panels[1])(5, 5)") == 5  # beta
@@ -203,7 +211,8 @@ def test_the_pointer_tells_value_and_place(browser, page, chest):
     browser.open(page)
     index(browser, "axial", -7)
     x, y = browser.run(
-        "(box => [box.left + box.width * 9.5 / 30, box.top + box.height * 11.5 / 24])(viewer.panels[2].canvas.getBoundingClientRect())"
+        "(box => [box.left + box.width * 9.5 / 30, box.top + box.height * 11.5 / 24])"
+        "(viewer.panels[2].canvas.getBoundingClientRect())"
     )
     browser.mouse("mouseMoved", x, y)
     value = f"{shown_hu(thin[7, 11, 9]):.0f} HU".replace("-", "−")
@@ -246,7 +255,7 @@ def test_volumes_of_other_extent_stand_where_they_are(browser, tmp_path, chest):
     browser.open(tmp_path / "page.html")
     index(browser, "axial", -4)
     where = "viewer.panels[1].where.textContent"
-    assert browser.run(where) == "does not reach here"
+    assert browser.run(where) == "outside this volume"
     assert browser.run(f"{COLOUR}(1, 11, 9)") == [0, 0, 0, 0]  # nothing is drawn
     index(browser, "axial", -5)
     assert browser.run(where) == "0.70 × 0.70 × 1.00 mm"
@@ -263,7 +272,8 @@ def test_volumes_of_other_extent_stand_where_they_are(browser, tmp_path, chest):
 def test_two_fingers_zoom_and_one_pans(browser, page):
     browser.open(page, width=375, height=812, mobile=True)
     x, y = browser.run(
-        "(box => [box.left + box.width / 2, box.top + box.height / 2])(viewer.panels[0].canvas.getBoundingClientRect())"
+        "(box => [box.left + box.width / 2, box.top + box.height / 2])"
+        "(viewer.panels[0].canvas.getBoundingClientRect())"
     )
 
     def touch(kind, *points):

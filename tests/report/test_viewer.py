@@ -34,7 +34,7 @@ def pictures(volume, plane):
 
 
 def marked(value=500):
-    """A body of soft tissue with air before it, and a bright voxel at the patient's right, front and top."""
+    """A body of soft tissue with air in front, and a bright voxel at its right, front and top."""
     slab = np.full(SHAPE, 0, np.int16)
     slab[:, 1] = -1000
     slab[RIGHT_FRONT_TOP] = value
@@ -65,7 +65,8 @@ def test_every_orientation_is_right_side_up(tmp_path, codes):
         found = np.argwhere(pictures(volume, plane) > 200)
         assert found.tolist() == [[0, 0, 0]], plane  # front, right or top slice; upper left corner
         assert len(case["positions"][plane]) == slices
-    # mm towards left, posterior and inferior; helpers.nifti puts the first slice at 0 and the corner at R 80, A 60.
+    # mm towards left, posterior and inferior. In helpers.nifti, the first slice is at 0 and the
+    # corner at R 80, A 60.
     assert case["positions"]["axial"][0] == pytest.approx(-10)
     assert case["positions"]["sagittal"][0] == pytest.approx(-80)
     assert case["positions"]["coronal"][0] == pytest.approx(-60)
@@ -104,15 +105,13 @@ def test_other_grids_show_their_nearest_slices(tmp_path):
     )  # all slices of the reference, top first
     assert volumes["thick"]["planes"]["axial"]["at"] == pytest.approx([-10, -5, 0])
     assert volumes["short"]["planes"]["axial"]["at"] == pytest.approx(-np.arange(8, 1, -1))
-    assert (
-        {name: volume["compared"] for name, volume in volumes.items()}
-        == {
-            "thick": False,
-            "short": True,  # a part of the reference's grid, as of a method that ends with the last thick slice
-            "shifted": False,
-            "truth": True,
-        }
-    )
+    assert {name: volume["compared"] for name, volume in volumes.items()} == {
+        "thick": False,
+        # Part of the reference's grid, as for a method that ends at the last thick slice.
+        "short": True,
+        "shifted": False,
+        "truth": True,
+    }
     np.testing.assert_array_equal(
         pictures(volumes["thick"], "axial")[:, 3, 3], [100, 48, 0]
     )  # 50 HU lies between 48 and 52
@@ -142,7 +141,8 @@ def test_an_oblique_scan_says_so(tmp_path):
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), tmp_path / f"{name}.nii.gz")
     oblique = encode_case("a", {"oblique": tmp_path / "oblique.nii.gz"})
     assert "turned by up to 12°" in oblique["notes"][0]
-    # Along its own axes nothing is distorted, and directions lead back to the patient: the first voxel's world position.
+    # Along its own axes nothing is distorted, and ``directions`` gives the world position of the
+    # first voxel.
     plane = oblique["volumes"][0]["planes"]["axial"]
     own = [plane["first"][0], plane["first"][1], plane["at"][0]]
     corner = turned @ image.affine @ [0, 0, 5, 1]

@@ -1,4 +1,4 @@
-"""In-plane as depth: turned volumes show each place where it was, thin slices are as thick as a scanner's, and crops come of them."""
+"""In-plane as depth: positions in turned volumes, thickness of thin slices, and crops from them."""
 
 import nibabel as nib
 import numpy as np
@@ -18,7 +18,10 @@ SHAPE = (15, 40, 30)
     "spacing", [(2.5, 0.7, 0.7), (1.0, 1.0, 1.0), (5.0, 1.5, 1.5), (0.9, 0.8, 0.8)]
 )
 def test_each_voxel_shows_its_place(axis, spacing):
-    """Ramps in mm along each axis of the scan; splines and symmetric blurs leave them as they are, but for the blur's ends."""
+    """Ramps in mm along each axis of the scan.
+
+    Splines and symmetric blurs do not change them, except at the ends of the blur.
+    """
     order, mm = AXES[axis], np.array(spacing)
     places = []
     for source in order:
@@ -71,7 +74,10 @@ def test_the_mask_goes_to_the_nearest_voxel(axis):
 
 @pytest.mark.parametrize("period", [2.0, 4.0, 8.0])
 def test_slices_are_as_thick_as_a_scanners(period):
-    """A wave along the new depth is damped by the Gaussian that makes 0.5 mm pixels 1 mm slices: exp(-2 (pi sigma / period)²)."""
+    """A wave along the new depth is damped by exp(-2 (pi sigma / period)²).
+
+    This is the Gaussian that turns pixels of 0.5 mm into slices of 1 mm.
+    """
     wave = np.cos(2 * np.pi * 0.5 * np.arange(160) / period)
     slab = np.rint(1000 * np.broadcast_to(wave[None, :, None], (4, 160, 4))).astype(np.int16)
     slices = turned(slab, (2.0, 0.5, 0.5), slab > 0, axis="height", thin_spacing=1.0).slab[
@@ -139,7 +145,10 @@ def test_refused(given, reason):
 
 
 def test_real_ct(shared_ct):
-    """A scan of 2.5 mm slices lends its height: crops show HU as before, and detail along depth that its slices do not hold."""
+    """With the height of a scan with 2.5 mm slices as depth, crops have the same HU.
+
+    They have detail along depth that the slices of the scan do not have.
+    """
     image = nib.load(shared_ct / "train" / "LIDC-IDRI-0001.nii.gz").slicer[200:330, 60:230, 40:80]
     scan = volume_from_image(image, path="LIDC-IDRI-0001.nii.gz")
     spacing = grid_spacing(scan.slab_affine)
@@ -148,7 +157,8 @@ def test_real_ct(shared_ct):
     assert volume.slab.shape == (119, 139, 130)
     assert volume.slab.mean() == pytest.approx(scan.slab.mean(), abs=25)
     assert volume.lung.mean() == pytest.approx((scan.slab < -500).mean(), abs=0.03)
-    # Power at periods below 5 mm, which 2.5 mm slices cannot carry: along the new depth, and along what was depth.
+    # Power at periods below 5 mm, which 2.5 mm slices cannot represent: along the new depth, and
+    # along the original depth.
     fine = []
     for axis, mm in ((0, 1.0), (1, spacing[2])):
         lines = np.moveaxis(volume.slab - volume.slab.mean(), axis, -1)

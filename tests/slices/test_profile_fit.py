@@ -1,4 +1,4 @@
-"""Profiles and offsets that made a thick series are found again; the genuine pair's are those of docs/data.md."""
+"""Recovery of known profiles and offsets; those of the genuine pair agree with docs/data.md."""
 
 import numpy as np
 import pytest
@@ -98,9 +98,7 @@ class TestCommand:
     def test_table_and_file(self, files, tmp_path, capsys):
         assert run([*files, "--output", str(tmp_path / "p.csv"), "--kind", "triangle"]) == 0
         out = capsys.readouterr().out
-        assert out.startswith(
-            "Thick slice k stands on thin slice 5 k + 2.00 by the headers, 5 k + 2.0"
-        )
+        assert out.startswith("Thick slice k is at thin slice 5 k + 2.00 by the headers, 5 k + 2.0")
         profile = read_profile(tmp_path / "p.csv")
         np.testing.assert_allclose(
             profile.weights(1.0)[6:15],
@@ -116,7 +114,8 @@ class TestCommand:
         ]
         with pytest.raises(
             ValueError,
-            match=r"at least twice as far apart as thin ones, got 1\.000 by the headers; give --ratio",
+            match=r"at least twice as far apart as thin ones, "
+            r"got 1\.000 by the headers; give --ratio",
         ):
             run(lost)
         found = fit_pair(*(read_volume(path) for path in lost), ratio=5)

@@ -16,7 +16,7 @@ def thin():
 
 
 def thickened(thin, start, profile="gaussian", noise=5.0):
-    """Thick slices of ``profile`` from ``start``, which may have a fraction, with noise of their own, in HU."""
+    """Thick slices of ``profile`` from ``start`` (may be fractional), with new noise, in HU."""
     count = int((len(thin) - 1 - start) // RATIO) + 1
     centres = start + RATIO * np.arange(count)
     weights = profile_density(np.arange(len(thin)) - centres[:, None], profile, RATIO)

@@ -1,4 +1,4 @@
-"""Slice profiles by literals, and thick slices by what they must not change: constants, ramps and positions."""
+"""Slice profiles by literals; thick slices must preserve constants, ramps and positions."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,8 @@ class TestProfile:
         np.testing.assert_allclose(profile_weights(5, profile="triangle", fwhm=0.2), [1])
 
     def test_gaussian_literal(self):
-        # Two slices wide: a half at distance 1, a half to the power 4 at 2 and to the power 9 at 3, where 3 sigma are reached.
+        # FWHM of 2 slices: 1/2 at distance 1, (1/2)^4 at 2, and (1/2)^9 at 3, which is the limit of
+        # 3 sigma.
         weights = profile_weights(2, fwhm=1.0)
         np.testing.assert_allclose(
             weights / weights.max(), [2**-9, 2**-4, 2**-1, 1, 2**-1, 2**-4, 2**-9]
@@ -37,7 +38,7 @@ class TestProfile:
                 np.testing.assert_allclose(weights, weights[::-1])
                 assert weights.sum() == pytest.approx(1)
                 assert (weights >= 0).all()
-                # Half the maximum at half the width to either side, as far as whole slices can tell.
+                # Half the maximum at half the width to either side, to the accuracy of one slice.
                 distance = np.abs(np.arange(len(weights)) - len(weights) // 2)
                 half = weights >= weights.max() / 2 - 1e-12
                 assert half[distance <= fwhm * ratio / 2 - 1e-9].all()
@@ -127,7 +128,7 @@ class TestThicken:
 
 
 def test_profile_of_a_scanner(shared_ct):
-    """The one genuine pair: a Gaussian of 0.9 thick spacings makes its 5 mm series out of its 1 mm series, a box does not."""
+    """A Gaussian of 0.9 thick spacings gives the genuine pair's 5 mm series; a box does not."""
     thin, thick = (
         read_volume(shared_ct / "pair" / f"head_{kind}.nii.gz") for kind in ("thin", "thick")
     )

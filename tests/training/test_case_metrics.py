@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import random
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,6 +14,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import torch.distributed
+from processes import SERVER
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
@@ -25,7 +25,7 @@ SHAPE = (5, 24, 32)
 
 
 def volumes() -> tuple[HU, HU, npt.NDArray[np.bool_]]:
-    """A smooth reference in the HU window, a noisy prediction of it, and a mask that touches no border."""
+    """A smooth reference in the HU window, a noisy prediction, and a mask away from the borders."""
     rng = np.random.default_rng(0)
     z, y, x = np.meshgrid(*(np.linspace(0, 3, n) for n in SHAPE), indexing="ij")
     reference = (600 * np.sin(x + z) * np.cos(y) - 300).astype(np.int16)
@@ -220,7 +220,7 @@ def means_of_shares(rank: int, store: str) -> list[dict[str, float]]:
 
 
 def test_two_ranks_agree_with_one(tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with SERVER.Pool(2) as pool:
         ranks = pool.starmap(
             means_of_shares, [(rank, str(tmp_path / "store")) for rank in range(2)], chunksize=1
         )

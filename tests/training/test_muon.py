@@ -1,4 +1,4 @@
-"""Muon: its orthogonal matrices, its AdamW against PyTorch's, and a training that stops and goes on."""
+"""Muon: its orthogonal matrices, its AdamW against PyTorch's, and a resumed training."""
 
 import copy
 
@@ -28,7 +28,10 @@ def test_zeros_stay_zeros():
 
 
 def test_size_and_direction_of_a_step():
-    """Of a kernel whose gradient has orthogonal rows the step is along it, 0.2 * sqrt(columns) * lr long for each row."""
+    """For a gradient with orthogonal rows, the step is parallel to it.
+
+    The length of each row is 0.2 * sqrt(columns) * lr.
+    """
     kernel = nn.Parameter(torch.zeros(4, 2, 3, 3, 3))
     rows = torch.linalg.qr(torch.randn(54, 4, generator=torch.Generator().manual_seed(0)))[0].T
     optimizer = Muon([kernel], muon_lr=0.01, weight_decay=0.0)
@@ -103,12 +106,12 @@ def test_it_trains_and_goes_on_where_it_stopped():
     ],
 )
 def test_weight_decay_unless_it_is_given(options, decay):
-    """An orthogonalised step does not shrink with the gradient: without a decay that counts, noise adds up."""
+    """An orthogonalised step does not shrink with the gradient: without decay, noise adds up."""
     assert MPUNetModule(network(), **options).weight_decay == decay
 
 
 def test_what_is_no_signal_stays_bounded():
-    """Gradients of noise only: with the default decay a kernel stays near He's size, and leaves it without."""
+    """With gradients of noise only, a kernel stays near He's size by the default decay only."""
 
     def size(**options):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The cache: built once and whole or not at all, named after what it holds, and never larger than it may be."""
+"""The cache: built once and completely, named after its content, and within its size limit."""
 
 import errno
 import json
@@ -12,9 +12,9 @@ import safetensors.numpy
 from helpers import position_slab, save
 
 from mpunet.data import lung_source
-from mpunet.data.cache import cache as cache_module
 from mpunet.data.cache import entry as cache_entry
 from mpunet.data.cache import limit as cache_limit
+from mpunet.data.cache import preparation
 from mpunet.data.cache.cache import Cache, Preparation, default_cache_dir
 from mpunet.data.case import Case
 
@@ -33,8 +33,8 @@ def reads(monkeypatch):
         names.append(path.name)
         return original(path, **options)
 
-    original = cache_module.read_volume
-    monkeypatch.setattr(cache_module, "read_volume", read_volume)
+    original = preparation.read_volume
+    monkeypatch.setattr(preparation, "read_volume", read_volume)
     return names
 
 
@@ -108,7 +108,7 @@ class TestEntry:
         doubled = SLAB[np.r_[0:9, 8:18]]
         with pytest.raises(
             ValueError,
-            match=r"a: thin: slice 9 of 19 repeats the one before. `mpunet check` tells all",
+            match=r"a: thin: slice 9 of 19 repeats the one before. `mpunet check` lists all",
         ):
             built(case_of(tmp_path / "a.nii", doubled), tmp_path / "cache")
         assert entries(tmp_path / "cache") == []
@@ -266,8 +266,8 @@ class TestWhole:
             os.utime(path)
             return out
 
-        original = cache_module.read_volume
-        monkeypatch.setattr(cache_module, "read_volume", read_volume)
+        original = preparation.read_volume
+        monkeypatch.setattr(preparation, "read_volume", read_volume)
         with pytest.raises(ValueError, match="files of 'a' changed while they were read"):
             built(case, tmp_path / "cache")
         assert entries(tmp_path / "cache") == []
@@ -315,7 +315,7 @@ class TestLimit:
         held = Cache(folder, limit=limit).cases(cases[:2], R3)
         with pytest.raises(
             ValueError,
-            match=r"what is in use, by this run and others, and may have .*raise the limit",
+            match=r"entries in use by this and other runs, above its limit of .*raise the limit",
         ):
             built(cases[2], folder, limit=limit)
         np.testing.assert_array_equal(held[0].thin, SLAB)

@@ -1,4 +1,4 @@
-"""The cache under several real processes: at once, killed half-way, and one deleting while another reads."""
+"""The cache with several processes: concurrent, killed half-way, deleting while another reads."""
 
 import errno
 import multiprocessing
