@@ -11,7 +11,7 @@ demo: $(READY)          ## demo on a synthetic chest, draws build/demo/coronal.p
 	$(BIN)/python examples/demo.py --output build/demo
 
 test: $(READY)          ## all tests except the slow ones
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 slow: $(READY)          ## the slow tests
 	$(BIN)/python -m pytest -m slow
@@ -30,10 +30,7 @@ lint: $(READY)          ## style and types
 	$(BIN)/mypy
 
 docs: $(READY)          ## API documentation in build/docs
-	$(BIN)/pdoc --docformat google --output-directory build/docs $(addprefix mpunet.,geometry schedule intensity models losses metrics quality ssim \
-		data data.datamodule data.transforms inference inference.manifest inference.writer evaluation evaluation.consistency evaluation.reader_study \
-		evaluation.report evaluation.view module muon adversarial benchmark weights callbacks \
-		pictures config memory)
+	$(BIN)/pdoc --docformat google --output-directory build/docs mpunet '!mpunet.__main__'
 
 build: $(READY)         ## wheel and source distribution in dist/
 	$(BIN)/python -m build

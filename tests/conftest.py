@@ -4,11 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import position_slab, save
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # One core each: two threads in each of two processes would wait for one another.
+    # One core for each worker and the processes that it starts: more threads than cores wait.
     os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 SHARED_CT = Path(__file__).parents[2] / "shared" / "ct"
 

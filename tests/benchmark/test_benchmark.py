@@ -210,6 +210,7 @@ class TestRun:
     ) -> None:
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # where nobody has ImageNet weights
         monkeypatch.setattr(torch.hub, "download_url_to_file", no_internet)
+        monkeypatch.setattr(Benchmark, "_python", staticmethod(forked))
         assert self.run(folder, "--steps", "5") == 1
         out, printed = folder / "out", capsys.readouterr().out
         assert "broken: failed" in printed
@@ -248,10 +249,7 @@ class TestRun:
             in capsys.readouterr().out
         )
 
-    def test_an_interrupted_row_goes_on(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        monkeypatch.setattr(Benchmark, "_python", staticmethod(forked))
+    def test_an_interrupted_row_goes_on(self, folder: Path, tmp_path: Path) -> None:
         benchmark = Benchmark(
             str(folder / "rows" / "2_vnet.yaml"),
             str(folder / "train"),
