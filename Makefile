@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FILES := $(filter-out mpunet/__%,$(wildcard mpunet/*.py mpunet/*/*.py mpunet/*/*/*.py))
+MODULES := $(subst /,.,$(patsubst %/__init__,%,$(basename $(FILES))))
 
 .PHONY: demo test lint slow bench docs build clean
 
@@ -30,7 +32,7 @@ lint: $(READY)          ## style and types
 	$(BIN)/mypy
 
 docs: $(READY)          ## API documentation in build/docs
-	$(BIN)/pdoc --docformat google --output-directory build/docs mpunet '!mpunet.__main__'
+	$(BIN)/pdoc --docformat google --output-directory build/docs $(MODULES)
 
 build: $(READY)         ## wheel and source distribution in dist/
 	$(BIN)/python -m build

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from mpunet import __version__
+from mpunet.cli import options
+from mpunet.cli.function_help import function_help
 
 __all__ = ["main"]
 
@@ -16,15 +18,13 @@ usage: mpunet [--version] [--debug] COMMAND [options]
 
 Thin-slice CT from thick-slice CT. Research software, not a medical device.
 
+  predict       predict thin slices:        mpunet predict SCANS THIN [--checkpoint FILE]
   check         check training data:        mpunet check DATA
   simulate      simulate thick slices:      mpunet simulate THIN THICK --ratio 5
   fit-profile   fit a slice profile:        mpunet fit-profile THIN THICK
-  fit           train a network:            mpunet fit --config examples/mpunet.yaml
-                                              --data.train_dir DIR --data.val_dir DIR
-  validate      metrics, validation data:   mpunet validate --ckpt_path CKPT --data.val_dir DIR
-  test          metrics, test data:         mpunet test --ckpt_path CKPT --data.test_dir DIR
-  predict       predict thin slices:        mpunet predict --data.predict_dir SCANS
-                                              --writer.output_dir THIN [--ckpt_path CKPT]
+  fit           train a network:            mpunet fit DATA --config examples/mpunet.yaml
+  validate      metrics, validation data:   mpunet validate DATA --checkpoint FILE
+  test          metrics, test data:         mpunet test DATA --checkpoint FILE
   info          describe a network:         mpunet info [CKPT]
   export        write a weights file:       mpunet export CKPT FILE.safetensors
   evaluate      measure predictions:        mpunet evaluate THIN TRUTH --inputs SCANS --output OUT
@@ -38,18 +38,39 @@ Thin-slice CT from thick-slice CT. Research software, not a medical device.
 Exit status: 0 success; 1 some volumes, cases or rows failed (predict writes the reasons to
 manifest.jsonl in its output folder); 2 wrong usage or bad input."""
 
-# Commands that need no Trainer: module.run(args) returns the exit status.
+# Commands that need no Trainer: module.run(args) returns the exit status. With the source and the
+# function of the arguments, and an example, for --help.
 COMMANDS = {
-    "benchmark": "mpunet.cli.benchmark",
-    "check": "mpunet.cli.check",
-    "evaluate": "mpunet.cli.evaluate",
-    "export": "mpunet.cli.export",
-    "fit-profile": "mpunet.cli.fit_profile",
-    "info": "mpunet.cli.info",
-    "reader-study": "mpunet.cli.reader_study",
-    "simulate": "mpunet.cli.simulate",
-    "view": "mpunet.cli.view",
-}
+    "benchmark": (
+        "mpunet.cli.benchmark", "benchmark/run.py", "Benchmark",
+        "mpunet benchmark --rows examples/table1 --train_dir A --test_dir B --output_dir out --steps 4000",
+    ),
+    "check": ("mpunet.cli.check", "cli/check.py", "check", "mpunet check DATA --output findings"),
+    "evaluate": (
+        "mpunet.cli.evaluate", "cli/evaluate.py", "evaluate",
+        "mpunet evaluate thin truth --inputs scans --baselines linear,cubic --output out",
+    ),
+    "export": (
+        "mpunet.cli.export", "cli/export.py", "export",
+        "mpunet export last.ckpt network.safetensors --notes notes.yaml",
+    ),
+    "fit-profile": (
+        "mpunet.cli.fit_profile", "cli/fit_profile.py", "fit_profile_of",
+        "mpunet fit-profile thin.nii.gz thick.nii.gz --output profile.csv",
+    ),
+    "info": ("mpunet.cli.info", "cli/info.py", "info", "mpunet info packaged_r3"),
+    "reader-study": (
+        "mpunet.cli.reader_study", "cli/reader_study.py", "study",
+        "mpunet reader-study findings.csv standard.csv --output study",
+    ),
+    "simulate": (
+        "mpunet.cli.simulate", "cli/simulate.py", "simulate", "mpunet simulate thin thick --ratio 5"
+    ),
+    "view": (
+        "mpunet.cli.view", "report/view.py", "view",
+        "mpunet view thick.nii.gz thin.nii.gz --output page.html",
+    ),
+}  # fmt: skip
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -69,8 +90,19 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     try:
         # Imported late: Lightning takes seconds to import, and --help and --version do not need it.
-        if words[0] in COMMANDS:
-            status: int = import_module(COMMANDS[words[0]]).run(words[1:])
+        command = words[0]
+        if command not in {*COMMANDS, *options.COMMANDS}:
+            known = [*COMMANDS, *options.COMMANDS]
+            raise ValueError(
+                f"Unknown command {command}{options.closest(command, known)}. "
+                "`mpunet --help` lists the commands."
+            )
+        if {"-h", "--help"} & set(words):
+            print(_help(command))
+            return 0
+        words = ["--help" if word == "--help_all" else word for word in words]
+        if command in COMMANDS:
+            status: int = import_module(COMMANDS[command][0]).run(words[1:])
         else:
             from mpunet.cli.lightning_cli import run
 
@@ -85,6 +117,14 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         print(f"mpunet: error: {error}", file=sys.stderr)
         return 2
+
+
+def _help(command: str) -> str:
+    if command in options.COMMANDS:
+        return options.help_text(command)
+    _, file, function, example = COMMANDS[command]
+    text = function_help(command, file, function, example)
+    return f"{text}\n\nmpunet {command} --help_all explains each option in full."
 
 
 if __name__ == "__main__":

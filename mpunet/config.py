@@ -82,6 +82,11 @@ def from_config(config: dict[str, Any]) -> nn.Module:
     Raises:
         ValueError: if the class cannot be imported or is not a ``torch.nn.Module``.
     """
+    if "class_path" not in config:
+        raise ValueError(
+            f"Expected class_path and init_args of a module, got {', '.join(map(str, config))}: "
+            "one of these is no argument of the class."
+        )
     module_name, _, class_name = str(config.get("class_path")).rpartition(".")
     try:
         cls = getattr(import_module(module_name), class_name)

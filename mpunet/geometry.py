@@ -23,6 +23,7 @@ import numpy.typing as npt
 __all__ = [
     "SlabFrame",
     "find_slice_axis",
+    "gantry_tilt",
     "grid_spacing",
     "reflect_indices",
     "slice_positions",
@@ -128,10 +129,32 @@ def reflect_indices(depth: int, length: int) -> npt.NDArray[np.intp]:
     return np.pad(np.arange(depth), (0, max(0, length - depth)), mode="reflect")
 
 
-def grid_spacing(affine: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Compute the voxel spacing in mm along the three voxel axes of a 4 x 4 affine."""
-    matrix = _checked_affine(affine)
-    return np.asarray(np.linalg.norm(matrix[:3, :3], axis=0))
+def grid_spacing(affine: npt.ArrayLike, slice_axis: int | None = None) -> npt.NDArray[np.float64]:
+    """Compute the distance between neighbouring voxels in mm along the axes of a 4 x 4 affine.
+
+    Along ``slice_axis``, if given, it is the slice spacing instead: the distance between
+    neighbouring slice planes along their normal, which is smaller in tilted scans.
+
+    >>> tilted = [[0.7, 0, 0, 0], [0, 0.7, 0.75, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    >>> grid_spacing(tilted).tolist(), grid_spacing(tilted, slice_axis=2).round(9).tolist()
+    ([0.7, 0.7, 1.25], [0.7, 0.7, 1.0])
+    """
+    spacing = np.linalg.norm(_checked_affine(affine)[:3, :3], axis=0)
+    if slice_axis is not None:
+        spacing[slice_axis] *= math.cos(math.radians(gantry_tilt(affine, slice_axis)))
+    return np.asarray(spacing)
+
+
+def gantry_tilt(affine: npt.ArrayLike, slice_axis: int) -> float:
+    """Compute the angle in degrees between the slice axis and the normal of the slice planes.
+
+    >>> round(gantry_tilt([[0.7, 0, 0, 0], [0, 0.7, 0.75, 0], [0, 0, 1, 0], [0, 0, 0, 1]], 2), 3)
+    36.87
+    """
+    matrix = _checked_affine(affine)[:3, :3]
+    normal = np.cross(*np.delete(matrix, slice_axis, axis=1).T)
+    across = np.linalg.norm(np.cross(normal, matrix[:, slice_axis]))
+    return math.degrees(math.atan2(across, abs(normal @ matrix[:, slice_axis])))
 
 
 def find_slice_axis(affine: npt.ArrayLike) -> int:

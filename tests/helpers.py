@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
+from mpunet.geometry import find_slice_axis
 from mpunet.io.scan_file import open_scan
 from mpunet.io.volume import volume_from_image
 
@@ -64,6 +65,19 @@ def nifti(slab, *, spacing=(1.0, 0.7, 0.7), start=0.0, codes="LPS"):
     affine[:3, 3] = 80.0, 60.0, start
     image = nib.Nifti1Image(np.asarray(slab).transpose(2, 1, 0), affine)
     return image.as_reoriented(ornt_transform(io_orientation(affine), axcodes2ornt(codes)))
+
+
+def tilted(image, degrees):
+    """The same voxels on the grid of a tilted gantry.
+
+    Slice planes stay parallel and equally far apart, and each slice is shifted in its plane.
+    """
+    affine = image.affine.copy()
+    axis = find_slice_axis(affine)
+    within = affine[:3, (axis + 1) % 3]
+    shift = np.tan(np.radians(degrees)) * np.linalg.norm(affine[:3, axis])
+    affine[:3, axis] += shift * within / np.linalg.norm(within)
+    return nib.Nifti1Image(np.asarray(image.dataobj), affine)
 
 
 def save(path, slab, **options):

@@ -9,6 +9,7 @@ import pytest
 from mpunet.geometry import (
     SlabFrame,
     find_slice_axis,
+    gantry_tilt,
     grid_spacing,
     reflect_indices,
     slice_positions,
@@ -160,6 +161,46 @@ class TestAffines:
         np.testing.assert_allclose(
             grid_spacing(rotation(20, -35, 70) @ affine_of("PSR")), [0.8, 5.0, 0.7]
         )
+
+    @pytest.mark.parametrize("degrees", [5, 18, 30])
+    @pytest.mark.parametrize("codes", ["LPS", "RAI", "SRP", "AIL"])
+    @pytest.mark.parametrize("turn", [np.eye(4), rotation(20, -35, 70)], ids=["straight", "turned"])
+    def test_slice_spacing_of_a_tilted_grid_is_along_the_normal(self, degrees, codes, turn):
+        affine = affine_of(codes)
+        axis = find_slice_axis(affine)
+        for other in {0, 1, 2} - {axis}:
+            for sign in (-1, 1):
+                # The planes are 5 mm apart, and each is shifted in its own plane.
+                sheared = affine.copy()
+                direction = affine[:3, other] / np.linalg.norm(affine[:3, other])
+                sheared[:3, axis] += sign * 5 * np.tan(np.radians(degrees)) * direction
+                sheared = turn @ sheared
+                assert gantry_tilt(sheared, axis) == pytest.approx(degrees, abs=1e-9)
+                np.testing.assert_allclose(
+                    grid_spacing(sheared, axis), grid_spacing(affine), rtol=1e-12
+                )
+                np.testing.assert_allclose(
+                    grid_spacing(sheared)[axis], 5 / np.cos(np.radians(degrees)), rtol=1e-12
+                )
+                thin = thin_affine(sheared, axis, 4)
+                assert gantry_tilt(thin, axis) == pytest.approx(degrees, abs=1e-9)
+                assert grid_spacing(thin, axis)[axis] == pytest.approx(1.25, abs=1e-12)
+
+    def test_shear_in_both_directions_of_the_plane(self):
+        affine = np.array([[0.7, 0, 1, 0], [0, 0.9, 2, 0], [0, 0, 2, 0], [0, 0, 0, 1]])
+        assert grid_spacing(affine)[2] == 3
+        assert grid_spacing(affine, 2)[2] == pytest.approx(2)
+        assert gantry_tilt(affine, 2) == pytest.approx(np.degrees(np.arccos(2 / 3)))
+
+    @pytest.mark.parametrize("codes", ["LPS", "RAI", "SRP"])
+    def test_an_orthogonal_grid_has_no_tilt(self, codes):
+        for turn in (np.eye(4), rotation(20, -35, 70), rotation(-4, 81, 3)):
+            affine = turn @ affine_of(codes)
+            for axis in range(3):
+                assert gantry_tilt(affine, axis) < 1e-6
+                # float32 is what headers keep.
+                assert gantry_tilt(affine.astype(np.float32), axis) < 1e-4
+                np.testing.assert_allclose(grid_spacing(affine, axis), grid_spacing(affine))
 
     def test_refused(self):
         with pytest.raises(ValueError, match=r"finite 4 x 4 affine in mm, got shape \(3, 3\)"):

@@ -15,7 +15,7 @@ import mpunet
 ROOT = Path(mpunet.__file__).parent
 # From the lowest up. A room imports itself and lower floors, but no other room on its own floor.
 FLOORS = [
-    {"geometry", "intensity", "config", "memory"},
+    {"geometry", "intensity", "config", "memory", "progress"},
     {"losses", "models", "slices", "phantom"},
     {"io", "metrics"},
     {"lungs"},

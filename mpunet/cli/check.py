@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
-from tqdm import tqdm  # type: ignore[import-untyped]  # a dependency of lightning
 
 from mpunet.data.case import Case
 from mpunet.data.checks import Finding, examine, verdict
 from mpunet.data.layouts import find_cases
 from mpunet.io.rplhr import Intensity
+from mpunet.progress import Progress
 
 __all__ = ["check", "run"]
 
@@ -63,13 +63,10 @@ def check(
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     number = min(workers or min(8, cores), len(cases))
-    found = list(
-        zip(
-            cases,
-            tqdm(_each(look, cases, number), total=len(cases), unit="case", disable=None),
-            strict=True,
-        )
-    )
+    progress = Progress(len(cases), "case")
+    findings = progress.each(_each(look, cases, number), [case.name for case in cases])
+    found = list(zip(cases, findings, strict=True))
+    progress.close()
     if output is not None:
         _write(Path(output), found)
     _print(found)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from jsonargparse import ArgumentParser
 from mpunet.evaluation.evaluate import Evaluator
 from mpunet.evaluation.tables import screen, write_tables
 from mpunet.io.rplhr import Intensity
+from mpunet.progress import Progress
 from mpunet.report.report import write_report
 from mpunet.slices.simulate import Profile
 
@@ -67,7 +66,7 @@ def evaluate(
         report: write report.html, a page with tables and pictures.
 
     Returns:
-        1 if a case could not be measured, else 0.
+        1 if the evaluation lists problems, such as a case that could not be measured, else 0.
     """
     folder = Path(output)
     name = name or Path(predictions).resolve().name.removesuffix(".gz").removesuffix(".nii")
@@ -86,16 +85,16 @@ def evaluate(
         check_hu=check_hu,
         title=f"{name} against {Path(references).name}",
     )
-    start = time.monotonic()
-    for done, case in enumerate(evaluator.run(), 1):
-        print(f"{done} {case}: {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
-        start = time.monotonic()
+    progress = Progress(len(evaluator.names), "case")
+    for _ in progress.each(evaluator.run(), evaluator.names):
+        pass
+    progress.close()
     evaluation = evaluator.result()
     write_tables(evaluation, folder)
     if report:
         write_report(folder / "report.html", evaluation)
     print(f"{screen(evaluation)}\n\nTables{' and report' if report else ''}: {folder}")
-    return int(any(not problem.measured for problem in evaluation.problems))
+    return int(bool(evaluation.problems))
 
 
 def _words(text: str | None) -> list[str]:

@@ -9,7 +9,6 @@ import numpy as np
 from jsonargparse import ArgumentParser
 
 from mpunet.data.checks.survey import block_means
-from mpunet.geometry import grid_spacing
 from mpunet.io.scan_file import read_volume
 from mpunet.io.volume import Volume
 from mpunet.slices.profile_fit import EDGE, ProfileFit, fit_free, fit_profile, gather
@@ -51,8 +50,8 @@ def fit_pair(thin: Volume, thick: Volume, *, ratio: int | None = None) -> PairFi
     Raises:
         ValueError: if the ratio is below 2, or the volumes show no common anatomy.
     """
-    spacing = grid_spacing(thin.slab_affine)
-    measured = float(grid_spacing(thick.slab_affine)[0] / spacing[0])
+    spacing = float(thin.spacing[0])
+    measured = float(thick.spacing[0]) / spacing
     ratio = ratio or round(measured)
     if ratio < 2:
         raise ValueError(
@@ -72,10 +71,8 @@ def fit_pair(thin: Volume, thick: Volume, *, ratio: int | None = None) -> PairFi
     fits = []
     for kind in get_args(Profile):
         for fwhm in (None, DEFAULT_FWHM if kind == "gaussian" else 1.0):
-            fits.append(
-                fit_profile(kind, moments, ratio, float(spacing[0]), start=start, fwhm=fwhm)
-            )
-    fits.append(fit_free(moments, ratio, float(spacing[0]), start=start))
+            fits.append(fit_profile(kind, moments, ratio, spacing, start=start, fwhm=fwhm))
+    fits.append(fit_free(moments, ratio, spacing, start=start))
     by_header = np.linalg.solve(thin.slab_affine, thick.slab_affine[:, 3])[0]
     return PairFit(ratio, float(by_header), by_voxels, fits, moments[0].slices)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
+from json import dumps
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -12,7 +12,7 @@ from mpunet.inference.spacing import SliceSpacing
 from mpunet.models.base import geometry_of
 from mpunet.weights import PACKAGED, Weights, file_sha256, read_weights
 
-__all__ = ["describe", "run"]
+__all__ = ["describe", "info", "run"]
 
 
 def describe(weights: Weights) -> Iterator[str]:
@@ -76,32 +76,32 @@ def describe(weights: Weights) -> Iterator[str]:
             yield from _note(key, value)
 
 
-def run(args: Sequence[str]) -> int:
-    """Print the description of a checkpoint or weights file, or its record as JSON."""
-    parser = ArgumentParser(
-        prog="mpunet info",
-        description="Describe a checkpoint or weights file: network, training data and results.",
-    )
-    parser.add_argument(
-        "checkpoint",
-        type=str,
-        nargs="?",
-        default=str(PACKAGED),
-        help="checkpoint or weights file; by default the packaged network",
-    )
-    parser.add_argument("--json", action="store_true", help="print the whole record as JSON")
-    config = parser.parse_args(list(args))
-    weights = read_weights(config.checkpoint)
-    if config.json:
+def info(checkpoint: str = str(PACKAGED), *, json: bool = False) -> None:
+    """Describe a network: its architecture, the slices it is for, its training data and figures.
+
+    Args:
+        checkpoint: checkpoint or weights file; default: the network that comes with mpunet.
+        json: print everything that is recorded, as JSON.
+    """
+    weights = read_weights(checkpoint)
+    if json:
         known = {
             "file": str(weights.source),
             "sha256": weights.sha256,
             "net": weights.net,
             "record": weights.record,
         }
-        print(json.dumps(known, indent=2))
+        print(dumps(known, indent=2))
     else:
         print("\n".join(describe(weights)))
+
+
+def run(args: Sequence[str]) -> int:
+    """Run :func:`info` with command line arguments."""
+    parser = ArgumentParser(prog="mpunet info", description=(info.__doc__ or "").partition("\n")[0])
+    parser.add_argument("checkpoint", type=str, nargs="?", default=str(PACKAGED))
+    parser.add_argument("--json", type=bool, nargs="?", const=True, default=False)
+    info(**vars(parser.parse_args(list(args))))
     return 0
 
 

@@ -6,6 +6,7 @@ A ``LightningCLI`` with mpunet's module, data module, writer and checkpoint call
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import sys
 import warnings
@@ -14,12 +15,14 @@ from functools import cached_property
 from typing import Any
 
 import torch.distributed
+from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from mpunet.cli.options import closest, translate
 from mpunet.config import Configurable
 from mpunet.data.datamodule import ThickThinDataModule
 from mpunet.inference.options import InferenceOptions
@@ -76,7 +79,9 @@ class MPUNetCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={"prog": "mpunet"},
+            # Errors are raised, so that they are one line and not the usage.
+            parser_kwargs={"prog": "mpunet", "exit_on_error": False}
+            | {command: {"exit_on_error": False} for command in self.subcommands()},
             args=self.words,
         )
 
@@ -84,6 +89,18 @@ class MPUNetCLI(LightningCLI):
         """Return only the requested subcommand, because each takes 0.1 s to set up."""
         every = LightningCLI.subcommands()
         return {word: every[word] for word in self.words[:1] if word in every} or every
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse arguments as Lightning does; raise a ValueError of one line for a wrong one."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            message = " ".join(str(error).split())
+            if unknown := re.search(r"[Uu]nrecognized arguments: ([^\s=]+)", message):
+                option, command = unknown[1], self.words[0]
+                hint = closest(option, _known_options(parser, command))
+                message = f"Unknown option {option}{hint}. `mpunet {command} --help_all` lists all."
+            raise ValueError(message) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the sections besides ``model``, ``data`` and ``trainer``, and set defaults.
@@ -94,10 +111,6 @@ class MPUNetCLI(LightningCLI):
         parser.add_class_arguments(InferenceOptions, "inference")
         parser.add_lightning_class_args(ThinVolumeWriter, "writer")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
-        if self.words[:1] == ["predict"]:
-            parser.add_argument(
-                "--check", action="store_true", help="The same as --writer.check true."
-            )
         if self.words[:1] == ["fit"]:
             parser.add_argument(
                 "--init_from",
@@ -150,9 +163,10 @@ class MPUNetCLI(LightningCLI):
                 config["checkpoint.every_n_train_steps"] = 500
         if self.subcommand == "predict":
             config["return_predictions"] = False
-            config["writer.check"] = config["writer.check"] or config.get("check", False)
             if config["trainer"]["logger"] is None:
                 config["trainer"]["logger"] = False
+            if config["trainer"]["enable_progress_bar"] is None:
+                config["trainer"]["enable_progress_bar"] = False  # the writer has one for slices
 
     def instantiate_classes(self) -> None:
         """Create the objects as Lightning does, load weights and set options for whole volumes."""
@@ -248,15 +262,19 @@ def run(args: Sequence[str]) -> int:
     Returns:
         Exit status: 1 if volumes failed in predict (on rank 0 only), else 0.
     """
-    if args and args[0] == "predict":
+    words = translate(args)
+    if words[0] == "predict":
         # Lightning only records this signal and would continue with all remaining scans. Exiting
         # stops the run and leaves no partial file.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    quiet = words[0] == "predict" and "--writer.progress=verbose" not in words
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING if quiet else logging.INFO)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
     for message in EXPECTED:
         warnings.filterwarnings("ignore", message=f".*{message}")
     try:
-        cli = MPUNetCLI(args)
+        cli = MPUNetCLI(words)
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -275,3 +293,10 @@ def run(args: Sequence[str]) -> int:
 def _no_advertisement(record: logging.LogRecord) -> bool:
     """Suppress Lightning's advertisement of its cloud service."""
     return "Tip: For seamless" not in record.getMessage()
+
+
+def _known_options(parser: Any, command: str) -> list[str]:
+    """Return the options of a command of a jsonargparse parser."""
+    commands = getattr(parser, "_subcommands_action", None)
+    actions = getattr(getattr(commands, "choices", {}).get(command), "_actions", [])
+    return [option for action in actions for option in action.option_strings]

@@ -11,7 +11,6 @@ from jsonargparse import ArgumentParser
 
 from mpunet.data.layouts import files_by_name
 from mpunet.evaluation.tables import write_whole
-from mpunet.geometry import grid_spacing
 from mpunet.io.scan_file import read_volume
 from mpunet.lungs.threshold import lung_mask
 from mpunet.reader_study.blob_reader import MIN_SCORE_HU, blob_findings
@@ -142,7 +141,7 @@ def read_folder(
         except (ValueError, OSError) as error:
             failures.append(f"{condition}, {case}: {error}")
             continue
-        lung = lung_mask(volume.slab, grid_spacing(volume.slab_affine))
+        lung = lung_mask(volume.slab, volume.spacing)
         found = blob_findings(volume.slab, volume.slab_affine, lung, min_score=min_score)
         readings[Reading(AUTOMATIC, condition, case)] = found
         print(

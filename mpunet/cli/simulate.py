@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -12,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from jsonargparse import ArgumentParser
 
-from mpunet.geometry import grid_spacing
 from mpunet.io.scan_file import open_scan
 from mpunet.io.scans import Scan, find_scans
 from mpunet.io.thick_file import write_thick
 from mpunet.io.volume import VolumeInfo, nifti_suffix
+from mpunet.progress import Progress
 from mpunet.slices.sampled_profile import SampledProfile, read_profile
 from mpunet.slices.simulate import Profile, profile_weights
 
@@ -62,22 +60,20 @@ def simulate(
             f"{len(present)} of {len(jobs)} files exist, the first of them {present[0]}; "
             "use --existing skip or overwrite."
         )
-    failed = skipped = 0
-    for scan, path in jobs:
-        if path.exists() and existing == "skip":
-            skipped += 1
-            continue
-        start = time.monotonic()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            source = open_scan(scan.path, slice_axis=slice_axis)
-            write_thick(
-                path, source, ratio, weights=_weights(kind, fwhm, ratio, source), start=offset
-            )
-            print(f"{scan.relative}: {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
-        except ValueError as error:
-            failed += 1
-            print(f"{scan.relative}: {error}", file=sys.stderr, flush=True)
+    todo = [job for job in jobs if existing != "skip" or not job[1].exists()]
+    skipped, failed = len(jobs) - len(todo), 0
+    progress = Progress(len(todo), "scan")
+    for scan, path in todo:
+        with progress.item(scan.relative.as_posix()):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                source = open_scan(scan.path, slice_axis=slice_axis)
+                weights = _weights(kind, fwhm, ratio, source)
+                write_thick(path, source, ratio, weights=weights, start=offset)
+            except ValueError as error:
+                failed += 1
+                progress.fail(str(error).removeprefix(f"{scan.path.name}: "))
+    progress.close()
     parts = [
         f"{len(jobs) - failed - skipped} written to {thick}",
         f"{skipped} skipped (file exists)",
@@ -112,7 +108,7 @@ def _weights(
     kind: Profile | SampledProfile, fwhm: float | None, ratio: int, source: VolumeInfo
 ) -> npt.NDArray[np.float64]:
     if isinstance(kind, SampledProfile):
-        return kind.weights(float(grid_spacing(source.slab_affine)[0]))
+        return kind.weights(float(source.spacing[0]))
     return profile_weights(ratio, profile=kind, fwhm=fwhm)
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mpunet.data.case import Case
-from mpunet.geometry import grid_spacing
 from mpunet.io.scan_file import read_volume
 from mpunet.io.volume import Volume
 from mpunet.lungs.threshold import lung_mask
@@ -60,7 +59,7 @@ def find_lungs(case: Case, thin: Volume, masks: LungMasks) -> npt.NDArray[np.boo
     if source == "lungmask":
         # lungmask expects axes that run towards superior, posterior and left, like those of a slab.
         return np.asarray(_lungmask_network().apply(thin.slab) > 0)
-    return lung_mask(thin.slab, grid_spacing(thin.slab_affine))
+    return lung_mask(thin.slab, thin.spacing)
 
 
 def _from_file(case: Case, thin: Volume) -> npt.NDArray[np.bool_]:

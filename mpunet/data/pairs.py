@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from mpunet.data.case import PARTS, Case, Part
-from mpunet.geometry import grid_spacing
 from mpunet.io.scan_file import read_info
 from mpunet.io.volume import VolumeInfo
 
@@ -108,11 +107,11 @@ def align_pair(thick: VolumeInfo, thin: VolumeInfo, ratio: int) -> tuple[slice, 
             f"{names} do not match: {thick.shape[1:]} against {thin.shape[1:]} voxels in plane. "
             "A pair must be one examination with one field of view; resample one onto the other."
         )
-    spacing = grid_spacing(b)
-    measured = grid_spacing(a)[0] / spacing[0]
+    spacing = thin.spacing
+    measured = thick.spacing[0] / spacing[0]
     if abs(measured - ratio) > 0.01 * ratio:
         raise ValueError(
-            f"{names} do not match: slices {grid_spacing(a)[0]:.4g} and {spacing[0]:.4g} mm apart "
+            f"{names} do not match: slices {thick.spacing[0]:.4g} and {spacing[0]:.4g} mm apart "
             f"have the ratio {measured:.3f}, expected {ratio}, the network's (--model.net.ratio)."
         )
     if not np.allclose(a[:3, :3] / [ratio, 1, 1], b[:3, :3], rtol=0, atol=0.01 * spacing.min()):

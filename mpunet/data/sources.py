@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from mpunet.data.case import Case, Part
 from mpunet.data.layouts import find_cases
 from mpunet.data.pairs import split_cases
-from mpunet.geometry import grid_spacing
 from mpunet.io.rplhr import Intensity
 from mpunet.io.scan_file import read_info
 
@@ -110,7 +109,7 @@ class CaseSources:
 def thin_spacings(cases: Sequence[Case], *, slice_axis: int | None = None) -> list[float]:
     """Return the spacing of the thin slices of each case in mm, read from its header."""
     infos = (read_info(case.thin, slice_axis=slice_axis) for case in cases)
-    return [float(grid_spacing(info.slab_affine)[0]) for info in infos]
+    return [float(info.spacing[0]) for info in infos]
 
 
 def split_by_spacing(

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mpunet.evaluation.cases import common_slices
-from mpunet.geometry import grid_spacing
 from mpunet.io.scan_file import read_volume
 from mpunet.io.thin_file import write_slices
 from mpunet.io.volume import Volume
@@ -25,7 +24,7 @@ def reference_lung(reference: Volume, path: Path | None) -> npt.NDArray[np.bool_
         ValueError: if the mask has another grid, does not cover the reference, or is empty.
     """
     if path is None:
-        lung = lung_mask(reference.slab, grid_spacing(reference.slab_affine))
+        lung = lung_mask(reference.slab, reference.spacing)
     else:
         mask = read_volume(path, slice_axis=reference.slice_axis, check_hu=False)
         _, covered = common_slices(mask, reference)
@@ -39,8 +38,7 @@ def reference_lung(reference: Volume, path: Path | None) -> npt.NDArray[np.bool_
 
 def write_baseline(path: Path, kind: Interpolation, thick: Volume, reference: Volume) -> Path:
     """Interpolate a thick scan to about the slice spacing of the reference; write it to a file."""
-    thick_spacing, thin_spacing = (grid_spacing(v.slab_affine)[0] for v in (thick, reference))
-    ratio = max(1, round(thick_spacing / thin_spacing))
+    ratio = max(1, round(thick.spacing[0] / reference.spacing[0]))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_slices(path, interpolated(thick.slab, ratio, kind=kind), thick, ratio)
     return path

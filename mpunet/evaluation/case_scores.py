@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from mpunet.data.pairs import align_pair
 from mpunet.evaluation.scores import Measure
-from mpunet.geometry import grid_spacing
 from mpunet.intensity import HU_MAX, HU_MIN
 from mpunet.io.volume import Volume
 from mpunet.metrics.consistency import consistency
@@ -139,7 +138,7 @@ def against_thick(
     Raises:
         ValueError: if the two volumes have no common range of slices at a whole spacing ratio.
     """
-    ratio = round(grid_spacing(thick.slab_affine)[0] / grid_spacing(thin.slab_affine)[0])
+    ratio = round(thick.spacing[0] / thin.spacing[0])
     thick_used, thin_used = align_pair(thick, thin, ratio)
     mask = None if lung is None else lung[thin_used]
     found = consistency(

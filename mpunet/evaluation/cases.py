@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from mpunet.data.case import Case
 from mpunet.data.layouts import files_by_name, find_cases
-from mpunet.geometry import grid_spacing
 from mpunet.io.volume import VolumeInfo
 
 __all__ = ["Matched", "common_slices", "match_cases", "misplaced"]
@@ -90,7 +89,9 @@ def common_slices(prediction: VolumeInfo, reference: VolumeInfo) -> tuple[slice,
     offset = np.linalg.solve(b[:3, :3], a[:3, 3] - b[:3, 3])
     drift = np.abs(per_voxel - np.eye(3)) @ np.subtract(prediction.shape, 1)
     if drift.max() > 0.1:
-        ours, theirs = (" x ".join(f"{mm:.4g}" for mm in grid_spacing(m)) for m in (a, b))
+        ours, theirs = (
+            " x ".join(f"{mm:.4g}" for mm in volume.spacing) for volume in (prediction, reference)
+        )
         same = " in other directions" if ours == theirs else ""
         raise ValueError(
             f"voxels of {ours} mm against the reference's {theirs} mm{same}: another grid"

@@ -132,12 +132,16 @@ class Evaluator:
         self._done: set[tuple[str, str]] = set()
         self.files: dict[str, dict[str, Path]] = {}
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the cases that have a prediction."""
+        return [name for name in self.cases if any(name in method.files for method in self.methods)]
+
     def run(self) -> Iterator[str]:
         """Measure one case after the other; yield the name of each measured case."""
-        for name, case in self.cases.items():
-            if any(name in method.files for method in self.methods):
-                self._measure(case)
-                yield name
+        for name in self.names:
+            self._measure(self.cases[name])
+            yield name
 
     def result(self) -> Evaluation:
         """Return the results for the cases measured so far."""
@@ -228,6 +232,7 @@ class Evaluator:
         mine, used = common_slices(volume, reference)
         prediction, truth = volume.slab[mine], reference.slab[used]
         mask = None if lung is None else lung[used]
+        # Not reference.spacing: sharpness is measured along lines of voxels, tilted or not.
         spacing = grid_spacing(reference.slab_affine)
         # All scores are computed before any is added, so that a case that fails halfway does not
         # contribute to some of the means.

@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from mpunet import __version__
 from mpunet.io.scans import Scan
+from mpunet.memory import is_out_of_memory
 
 __all__ = [
     "NAME",
     "ConsistencyRecord",
+    "Failure",
     "Manifest",
     "Record",
     "new_record",
     "note_skipped",
+    "one_line",
+    "outcome_lines",
     "read_manifest",
 ]
+
+_SHOWN = 20  # most failures to list; the manifest lists all
 
 NAME = "manifest.jsonl"
 _PART = ".manifest.rank*.jsonl"
@@ -57,10 +63,12 @@ class Record(TypedDict):
             output folder.
         status: "written", "failed", or "skipped" for an existing result without a manifest line.
         reason: why the scan failed.
-        warning: possible problem of the result: the scan's slice spacing differs from the spacing
-            that the network was trained on. Missing in older manifests.
+        warning: possible problems of the result, separated by "; ": the scan's gantry is tilted,
+            its slices overlap or have gaps, or its slice spacing differs from the spacing that the
+            network was trained on. Missing in older manifests.
         shape: voxels of the result along the stored axes.
-        spacing: voxel spacing of the result along the stored axes, in mm.
+        spacing: voxel spacing of the result along the stored axes, in mm; slice spacing is
+            measured along the normal of the slices.
         seconds: time from the first window to the finished file.
         checkpoint: SHA-256 of the checkpoint file.
         version: version of mpunet.
@@ -229,3 +237,48 @@ def _last_byte(path: Path) -> bytes:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1)
+
+
+class Failure(NamedTuple):
+    """A scan without a result, or with a warning.
+
+    Attributes:
+        relative: path relative to the input folder.
+        reason: why the scan failed, or the warning.
+    """
+
+    relative: str
+    reason: str
+
+
+def outcome_lines(
+    output_dir: str, written: int, failures: Sequence[Failure], warnings: Sequence[Failure]
+) -> list[str]:
+    """Return the lines that tell how many volumes were written, and which failed and why."""
+    lines = [f"{written} volumes written to {output_dir}"]
+    if failures:
+        lines[0] += f", {len(failures)} failed:"
+        lines += _listed(failures, output_dir)
+    if warnings:
+        lines += [f"{len(warnings)} with a warning:", *_listed(warnings, output_dir)]
+    return lines
+
+
+def _listed(entries: Sequence[Failure], output_dir: str) -> list[str]:
+    """Return one indented line per entry, at most ``_SHOWN``."""
+    lines = [f"  {relative}: {text}" for relative, text in entries[:_SHOWN]]
+    if len(entries) > _SHOWN:
+        lines.append(f"  ... and {len(entries) - _SHOWN} more, see {Path(output_dir) / NAME}")
+    return lines
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of an error without line breaks."""
+    text = " ".join(str(error).split())
+    if is_out_of_memory(error) and not isinstance(error, MemoryError):
+        return f"not enough memory: {text}"
+    return (
+        text
+        if isinstance(error, (OSError, ValueError, MemoryError)) and text
+        else f"{type(error).__name__}: {text}"
+    )

@@ -14,11 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mpunet.geometry import grid_spacing
 from mpunet.inference.engine import StreamingEngine
 from mpunet.inference.options import Precision, Stride, autocast_dtype, window_stride
 from mpunet.inference.regrid import output_ratio
-from mpunet.inference.spacing import SliceSpacing
+from mpunet.inference.spacing import SliceSpacing, grid_warnings
 from mpunet.inference.thin_slices import ThinSlices
 from mpunet.intensity import from_hu, to_hu
 from mpunet.io.intensity_range import check_voxels
@@ -237,14 +236,22 @@ class Reconstructor:
         Raises:
             ValueError: as :meth:`mpunet.inference.spacing.SliceSpacing.warning`.
         """
-        return (
-            None
-            if self.spacing is None
-            else self.spacing.warning(float(grid_spacing(volume.slab_affine)[0]))
-        )
+        return None if self.spacing is None else self.spacing.warning(float(volume.spacing[0]))
+
+    def scan_warning(self, volume: VolumeInfo) -> str | None:
+        """Return all warnings about a scan, separated by "; "; None if there are none.
+
+        They concern its gantry tilt, slice thickness and slice spacing.
+
+        Raises:
+            ValueError: as :meth:`spacing_warning`.
+        """
+        thin_spacing = self.thin_spacing or float(volume.spacing[0]) / self.ratio
+        found = [*grid_warnings(volume, thin_spacing), self.spacing_warning(volume)]
+        return "; ".join(text for text in found if text is not None) or None
 
     def _warn(self, volume: VolumeInfo) -> None:
-        if (text := self.spacing_warning(volume)) is not None:
+        if (text := self.scan_warning(volume)) is not None:
             warnings.warn(f"{volume.path or 'The image'}: {text}", stacklevel=3)
 
     def _stream(
@@ -272,7 +279,7 @@ class Reconstructor:
 
     def _stream_regridded(self, volume: Volume | ScanFile, thin_spacing: float) -> ThinSlices:
         """Stream in the order of the file, because its first slice keeps its position."""
-        ratio = output_ratio(float(grid_spacing(volume.slab_affine)[0]), thin_spacing)
+        ratio = output_ratio(float(volume.spacing[0]), thin_spacing)
         last_first = volume.frame.flipped[0]
         planes: Any = volume.slab if isinstance(volume, Volume) else volume
         if last_first and not getattr(volume, "last_first", False):

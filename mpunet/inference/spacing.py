@@ -1,4 +1,4 @@
-"""Comparison of a scan's slice spacing with the spacing that a network was trained on.
+"""Warnings about a scan's slice spacing, gantry tilt and slice thickness.
 
 A network of ratio 5 divides every slice spacing by five. If it was trained on scans of 5 mm, then
 scans of 3 mm become slices of 0.6 mm with details that the training never showed, and scans of
@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-__all__ = ["SliceSpacing"]
+from mpunet.io.sidecar import thickness_note
+from mpunet.io.volume import TILTED, VolumeInfo
+
+__all__ = ["SliceSpacing", "grid_warnings"]
 
 TOLERANCE = 0.1  # relative difference without a warning: 4.5 to 5.5 mm for 5 mm; our choice
 REFUSED = 2.0  # factor above which the network has learned nothing useful; our choice
@@ -65,6 +68,24 @@ class SliceSpacing(NamedTuple):
                 "in Python, spacing=None)."
             )
         return f"{text}: fine structures may be wrong. {better}."
+
+
+def grid_warnings(volume: VolumeInfo, thin_spacing: float) -> list[str]:
+    """Return the warnings about a scan's gantry tilt and slice thickness.
+
+    Args:
+        volume: the scan.
+        thin_spacing: slice spacing of the result in mm.
+    """
+    found = []
+    if volume.tilt > TILTED:
+        found.append(
+            f"gantry tilt of {volume.tilt:.1f} degrees: the result is on the same tilted grid; "
+            f"slice spacing {thin_spacing:.4g} mm is measured along the normal"
+        )
+    if (note := thickness_note(volume)) is not None:
+        found.append(note)
+    return found
 
 
 @cache

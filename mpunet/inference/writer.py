@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import errno
 import shutil
+import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -23,34 +23,23 @@ from mpunet.inference.check import ConsistencyCheck, data_profile, gather, summa
 from mpunet.inference.manifest import (
     NAME,
     ConsistencyRecord,
+    Failure,
     Manifest,
     Record,
     new_record,
     note_skipped,
+    one_line,
+    outcome_lines,
 )
 from mpunet.inference.output_folder import Existing, plan_output
 from mpunet.inference.reconstruct import Reconstructor, ThinSlices
 from mpunet.io.scan_file import ScanFile
 from mpunet.io.scans import PredictCase, Scan
 from mpunet.io.thin_file import Dtype, write_slices
-from mpunet.memory import is_out_of_memory
+from mpunet.progress import Progress, Show
 from mpunet.weights import file_sha256
 
-__all__ = ["Failure", "ThinVolumeWriter"]
-
-_SHOWN = 20  # most failures to list in the summary; the manifest lists all
-
-
-class Failure(NamedTuple):
-    """A scan without a result, or with a warning.
-
-    Attributes:
-        relative: path relative to the input folder.
-        reason: why the scan failed, or the warning.
-    """
-
-    relative: str
-    reason: str
+__all__ = ["ThinVolumeWriter"]
 
 
 class ThinVolumeWriter(Callback):
@@ -78,7 +67,10 @@ class ThinVolumeWriter(Callback):
             "float32" keeps the values of the network.
         check: thicken each result while it is written and compare it with its scan, which is read
             again for this. Warn if the mean absolute difference exceeds 1.5 times the largest one
-            in the checkpoint's validation. The command line option --check has the same effect.
+            in the checkpoint's validation.
+        progress: "bar" shows a bar for the slices of each scan, "lines" prints lines at intervals,
+            "none" prints failures only; "auto" is "bar" on a terminal and "lines" elsewhere.
+            "verbose" adds Lightning's messages.
 
     Attributes:
         failures: failures of all ranks, on every rank; complete after ``predict``.
@@ -91,15 +83,18 @@ class ThinVolumeWriter(Callback):
         existing: Existing = "skip",
         dtype: Dtype = "int16",
         check: bool = False,
+        progress: Show = "auto",
     ) -> None:
         super().__init__()
         self.output_dir = output_dir
         self.existing = existing
         self.dtype = dtype
         self.check = check
+        self.progress: Show = progress
         self.failures: list[Failure] = []
         self._warnings: list[Failure] = []
         self._check: ConsistencyCheck | None = None
+        self._progress = Progress(0, "scan", show="none")
         self._checkpoint: str | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -128,7 +123,7 @@ class ThinVolumeWriter(Callback):
         self._manifest = Manifest(Path(str(self.output_dir)), trainer.global_rank)
         if trainer.is_global_zero:
             self._manifest.merge()
-            if self._skipped:
+            if self._skipped and self.progress != "none":
                 print(
                     f"{len(self._skipped)} of {len(scans)} volumes are already in "
                     f"{self.output_dir}: skipped.",
@@ -137,6 +132,11 @@ class ThinVolumeWriter(Callback):
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the consistency range from the module, whose checkpoint is now loaded."""
+        batches = sum(trainer.num_predict_batches)
+        show = self.progress
+        if not trainer.is_global_zero and sys.stderr.isatty():
+            show = "none"  # the terminal has the bars of rank 0
+        self._progress = Progress(int(batches), "scan", show=show)
         if self.check:
             self._check = ConsistencyCheck(
                 getattr(pl_module, "consistency_range", None), **data_profile(trainer)
@@ -152,6 +152,20 @@ class ThinVolumeWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Compute and write one volume, or record why this fails."""
+        name = batch.scan.relative.as_posix()
+        if trainer.world_size > 1:
+            name = f"rank {trainer.global_rank}: {name}"
+        size = len(outputs) if isinstance(outputs, (ThinSlices, np.ndarray)) else None
+        with self._progress.item(name, size):
+            self._predict_one(trainer, pl_module, outputs, batch)
+
+    def _predict_one(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: ThinSlices | npt.NDArray[Any] | Exception | None,
+        batch: PredictCase,
+    ) -> None:
         start = time.perf_counter()
         reason = warning = shape = spacing = consistency = None
         if batch.volume is None or outputs is None:
@@ -163,12 +177,12 @@ class ThinVolumeWriter(Callback):
                 if isinstance(
                     reconstructor := getattr(pl_module, "reconstructor", None), Reconstructor
                 ):
-                    warning = reconstructor.spacing_warning(batch.volume)
+                    warning = reconstructor.scan_warning(batch.volume)
                 if isinstance(outputs, Exception):
                     raise outputs
                 shape, spacing, consistency = self._write(batch.scan, batch.volume, outputs)
             except Exception as error:  # other volumes may succeed, whatever the error is
-                reason = _one_line(error)
+                reason = one_line(error)
         record = self._record(trainer, pl_module, batch.scan)
         record["shape"], record["spacing"], record["seconds"] = (
             shape,
@@ -183,6 +197,7 @@ class ThinVolumeWriter(Callback):
         else:
             record["status"], record["reason"] = "failed", reason
             self.failures.append(Failure(record["file"], reason))
+            self._progress.fail(reason)
         self._manifest.add(record)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -190,6 +205,7 @@ class ThinVolumeWriter(Callback):
         if stage != "predict":
             return
         # Not in on_predict_end, which Lightning does not call on a rank without scans.
+        self._progress.close()
         complete = self._manifest.flush()
         summary = self._check.summary if self._check else None
         results = gather((self._written, self.failures, self._warnings, complete, summary))
@@ -197,17 +213,16 @@ class ThinVolumeWriter(Callback):
         if not trainer.is_global_zero:
             return
         self._manifest.merge()
-        lines = [f"{sum(written for written, *_ in results)} volumes written to {self.output_dir}"]
-        if self.failures:
-            lines[0] += f", {len(self.failures)} failed:"
-            lines += self._list(self.failures)
-        if warnings := sorted(warning for _, _, warnings, *_ in results for warning in warnings):
-            lines += [f"{len(warnings)} with a warning:", *self._list(warnings)]
-        if not all(complete for *_, complete, _ in results):
+        written, complete = sum(r[0] for r in results), all(r[3] for r in results)
+        found = sorted(warning for _, _, warnings, *_ in results for warning in warnings)
+        lines = outcome_lines(str(self.output_dir), written, self.failures, found)
+        if not complete:
             lines.append(f"The last lines of {NAME} could not be written.")
         lines += summary_lines(summary for *_, summary in results if summary is not None)
         skipped = [self._record(trainer, pl_module, scan) for scan in sorted(self._skipped)]
-        print("\n".join([*lines, *note_skipped(self._manifest, skipped)]), flush=True)
+        lines += note_skipped(self._manifest, skipped)
+        if self.progress != "none" or self.failures:
+            print("\n".join(lines), flush=True)
 
     def _write(
         self, scan: Scan, volume: ScanFile, prediction: ThinSlices | npt.NDArray[Any]
@@ -237,7 +252,7 @@ class ThinVolumeWriter(Callback):
         meter = self._check.meter(volume, ratio, last_first=last_first) if self._check else None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            watched = meter.watch(chunks) if meter else chunks
+            watched = self._progress.watch(meter.watch(chunks) if meter else chunks)
             write_slices(path, watched, volume, ratio, dtype=self.dtype, last_first=last_first)
         except OSError as error:
             self._disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -252,20 +267,12 @@ class ThinVolumeWriter(Callback):
             len(prediction) if axis == volume.slice_axis else size
             for axis, size in enumerate(volume.stored_shape)
         ]
-        spacing = grid_spacing(thin_affine(volume.affine, volume.slice_axis, ratio))
+        axis = volume.slice_axis
+        spacing = grid_spacing(thin_affine(volume.affine, axis, ratio), axis)
         consistency = (
             self._check.judge(scan.relative.as_posix(), meter) if self._check and meter else None
         )
         return shape, [round(float(mm), 6) for mm in spacing], consistency
-
-    def _list(self, entries: Sequence[Failure]) -> list[str]:
-        """Return one indented line per failure, at most ``_SHOWN``."""
-        lines = [f"  {relative}: {text}" for relative, text in entries[:_SHOWN]]
-        if len(entries) > _SHOWN:
-            lines.append(
-                f"  ... and {len(entries) - _SHOWN} more, see {Path(str(self.output_dir)) / NAME}"
-            )
-        return lines
 
     def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule, scan: Scan) -> Record:
         return new_record(scan, pl_module, self._hash(trainer, pl_module))
@@ -277,15 +284,3 @@ class ThinVolumeWriter(Callback):
             with suppress(OSError):  # the file may have been moved since it was loaded
                 self._checkpoint = file_sha256(path)
         return self._checkpoint
-
-
-def _one_line(error: Exception) -> str:
-    """Return the message of an error without line breaks."""
-    text = " ".join(str(error).split())
-    if is_out_of_memory(error) and not isinstance(error, MemoryError):
-        return f"not enough memory: {text}"
-    return (
-        text
-        if isinstance(error, (OSError, ValueError, MemoryError)) and text
-        else f"{type(error).__name__}: {text}"
-    )

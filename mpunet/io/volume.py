@@ -19,11 +19,12 @@ from isal import isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from mpunet.geometry import Affine, SlabFrame
+from mpunet.geometry import Affine, SlabFrame, gantry_tilt, grid_spacing
 from mpunet.io.intensity_range import IntensityRange
 from mpunet.io.rplhr import Intensity, reads_as_rplhr, rplhr_to_hu
 
 __all__ = [
+    "TILTED",
     "Volume",
     "VolumeInfo",
     "nifti_suffix",
@@ -32,6 +33,10 @@ __all__ = [
     "volume_from_image",
     "volume_info",
 ]
+
+# Gantry tilt in degrees above which a scan is reported as tilted. Our choice: smaller angles are
+# within the rounding of headers, and change the slice spacing by less than 0.004 %.
+TILTED = 0.5
 
 # Errors that nibabel and the decompressors raise for files that are not NIfTI, end too early or
 # contain garbage. Any: isal's stubs declare its error as an instance.
@@ -93,6 +98,16 @@ class VolumeInfo:
     def slab_affine(self) -> Affine:
         """Transform from slab indices (depth, height, width) to RAS+ in mm, (4, 4)."""
         return self.frame.slab_affine(self.affine, self.stored_shape)
+
+    @property
+    def spacing(self) -> npt.NDArray[np.float64]:
+        """Spacing of the slab's slices along their normal, then of rows and columns, in mm."""
+        return grid_spacing(self.slab_affine, slice_axis=0)
+
+    @property
+    def tilt(self) -> float:
+        """Gantry tilt in degrees, see :func:`mpunet.geometry.gantry_tilt`."""
+        return gantry_tilt(self.affine, self.slice_axis)
 
 
 class Volume(VolumeInfo):

@@ -92,7 +92,8 @@ def blob_findings(
     if not found:
         return []
     box = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in found[0])
-    parts = list(_candidates(slab[box], lung[box], grid_spacing(matrix), min_score))
+    spacing = grid_spacing(matrix, slice_axis=0)
+    parts = list(_candidates(slab[box], lung[box], spacing, min_score))
     blobs = _Blobs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     centres = (blobs.voxel + [s.start for s in box]) @ matrix[:3, :3].T + matrix[:3, 3]
     return [

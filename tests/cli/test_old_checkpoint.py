@@ -68,6 +68,7 @@ def test_training_goes_on_from_it(tmp_path):
         "false",
     ]
     words += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+    words += ["--trainer.default_root_dir", str(tmp_path)]
     assert main(words) == 0
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 6

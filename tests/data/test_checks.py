@@ -6,7 +6,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import nifti, save
+from helpers import nifti, save, tilted
 
 from mpunet.cli.check import run
 from mpunet.data.case import Case
@@ -261,6 +261,48 @@ def test_spacing_and_position(tmp_path, slabs):
     nib.save(nib.Nifti1Image(slabs[0].transpose(2, 1, 0), None), tmp_path / "nowhere.nii")
     (finding,) = examine(Case("c", "c", tmp_path / "nowhere.nii"))
     assert (finding.code, finding.verdict) == ("no position", "fine")
+
+
+def tilted_pair(folder, slabs, thin_tilt, thick_tilt):
+    case = Case("c", "c", folder / "thin.nii", folder / "thick.nii")
+    nib.save(tilted(nifti(slabs[0], **THIN), thin_tilt), case.thin)
+    nib.save(tilted(nifti(slabs[1], **THICK), thick_tilt), case.thick)
+    return examine(case, ratio=RATIO)
+
+
+def test_a_tilted_gantry_is_reported(tmp_path, slabs):
+    found = tilted_pair(tmp_path, slabs, 18, 18)
+    assert [(f.volume, f.code, f.verdict) for f in found] == [
+        ("thin", "tilt", "fine"),
+        ("thick", "tilt", "fine"),
+        ("pair", "registration", "fine"),
+    ]
+    assert found[1].text == "gantry tilt of 18.0 degrees: slices are 5 mm apart along their normal"
+    # Below the threshold, and not far above it.
+    assert {f.code for f in tilted_pair(tmp_path, slabs, 0.4, 0.4)} == {"registration"}
+    assert {f.code for f in tilted_pair(tmp_path, slabs, 0.6, 0.6)} == {"tilt", "registration"}
+
+
+@pytest.mark.parametrize(("thin_tilt", "thick_tilt"), [(0, 5), (0, 18), (18, 0), (18, -18)])
+def test_a_pair_of_two_tilts_is_refused(tmp_path, slabs, thin_tilt, thick_tilt):
+    found = tilted_pair(tmp_path, slabs, thin_tilt, thick_tilt)
+    assert ("pair", "grid", "refused") in told(found)
+    (grid,) = (f for f in found if f.code == "grid")
+    assert grid.text == "their voxel axes differ in direction or in-plane spacing."
+
+
+@pytest.mark.parametrize(
+    ("thickness", "words"),
+    [(7.0, "7 mm is larger than the slice spacing of 5 mm: the slices overlap"),
+     (3.0, "3 mm is smaller than the slice spacing of 5 mm: there are gaps between the slices"),
+     (5.9, None), (4.1, None)],
+)  # fmt: skip
+def test_overlaps_and_gaps(tmp_path, slabs, thickness, words):
+    (tmp_path / "thick.json").write_text(json.dumps({"SliceThickness": thickness}))
+    found = [f for f in look(tmp_path, *slabs) if f.code == "thickness"]
+    assert [(f.volume, f.verdict, f.text) for f in found] == (
+        [("thick", "fine", f"the slice thickness of {words}")] if words else []
+    )
 
 
 def test_lung_masks(tmp_path, slabs):

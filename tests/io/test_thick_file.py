@@ -166,7 +166,7 @@ class TestCommand:
         ]
         assert "2 written" in out
         assert "1 failed" in out
-        assert "c.nii: c.nii: not a NIfTI file" in err
+        assert "2/3 c.nii: failed: not a NIfTI file" in err
         thick = read_volume(tmp_path / "out" / "a.nii.gz")
         np.testing.assert_array_equal(
             thick.slab, slab[1::3]

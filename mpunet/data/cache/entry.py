@@ -24,7 +24,7 @@ from mpunet.lungs.packed import PackedMask
 
 __all__ = ["FORMAT", "CachedCase", "entry_size", "open_entry", "write_entry"]
 
-FORMAT = "2"  # increase it when stored data change, for example the masks of lung_mask()
+FORMAT = "3"  # increase it when stored data change, for example the masks of lung_mask()
 _MAX_HEADER = 1 << 16
 _TYPES: dict[str, npt.DTypeLike] = {"I16": "<i2", "U8": "u1"}
 

@@ -14,7 +14,7 @@ from mpunet.data.case import Case
 from mpunet.data.checks import examine_volumes, refuse
 from mpunet.data.lung_source import LungMasks, find_lungs, lung_source
 from mpunet.data.pairs import align_pair
-from mpunet.geometry import grid_spacing, thin_depth
+from mpunet.geometry import thin_depth
 from mpunet.io.rplhr import reads_as_rplhr
 from mpunet.io.scan_file import read_volume
 from mpunet.lungs.packed import PackedMask
@@ -62,7 +62,7 @@ def prepare(
     )
     if preparation.examine:
         refuse(examine_volumes(thin, thick, ratio=ratio), name=case.name)
-    slab, spacing = thin.slab, grid_spacing(thin.slab_affine)
+    slab, spacing = thin.slab, thin.spacing
     lung = find_lungs(case, thin, preparation.lung_masks)
     if (depth_axis := preparation.depth_axis) is not None:
         slab, lung, spacing = turned(

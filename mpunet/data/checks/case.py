@@ -22,7 +22,6 @@ from mpunet.data.checks.volume import (
     check_spacing,
 )
 from mpunet.data.pairs import align_pair
-from mpunet.geometry import grid_spacing
 from mpunet.io.scan_file import read_volume
 from mpunet.io.volume import Volume, VolumeInfo
 from mpunet.slices.registration import AGREES, find_steps, register
@@ -133,11 +132,11 @@ def _of(kind: str, *parts: Iterable[Finding]) -> Iterator[Finding]:
 def _check_pair(
     thick: VolumeInfo, thick_seen: Survey, thin: VolumeInfo, thin_seen: Survey, ratio: int | None
 ) -> Iterator[Finding]:
-    measured = float(grid_spacing(thick.slab_affine)[0] / grid_spacing(thin.slab_affine)[0])
+    measured = float(thick.spacing[0] / thin.spacing[0])
     if ratio is None:
         ratio = max(1, round(measured))
     if abs(measured - ratio) > 0.01 * ratio or ratio < 2:
-        spacings = " and ".join(f"{grid_spacing(v.slab_affine)[0]:.4g}" for v in (thick, thin))
+        spacings = " and ".join(f"{v.spacing[0]:.4g}" for v in (thick, thin))
         yield Finding(
             "ratio",
             "refused",

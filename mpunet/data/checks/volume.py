@@ -12,7 +12,8 @@ import numpy as np
 
 from mpunet.data.checks.survey import Survey
 from mpunet.geometry import grid_spacing
-from mpunet.io.volume import VolumeInfo
+from mpunet.io.sidecar import thickness_note
+from mpunet.io.volume import TILTED, VolumeInfo
 
 __all__ = ["Code", "Finding", "Verdict", "check_intensities", "check_slices", "check_spacing"]
 
@@ -20,7 +21,7 @@ Verdict = Literal["refused", "repaired", "fine"]
 Code = Literal[
     # of one volume
     "unreadable", "scale", "8-bit", "shifted", "clipped", "padding", "blank", "doubled", "jump",
-    "spacing", "no position",
+    "spacing", "no position", "tilt", "thickness",
     # of a pair
     "grid", "ratio", "offset", "orientation", "turned", "another patient", "steps", "other scale",
     "registration", "lung mask",
@@ -50,8 +51,8 @@ class Finding(NamedTuple):
 
 
 def check_spacing(info: VolumeInfo) -> Iterator[Finding]:
-    """Check that the voxel spacing is plausible for CT and that the header has a position."""
-    spacing = grid_spacing(info.affine)
+    """Check voxel spacing, position, gantry tilt and slice thickness, without reading voxels."""
+    spacing = grid_spacing(info.affine, info.slice_axis)
     text = " x ".join(f"{mm:.4g}" for mm in spacing)
     if spacing.min() < SPACING[0] or spacing.max() > SPACING[1]:
         yield Finding(
@@ -66,6 +67,15 @@ def check_spacing(info: VolumeInfo) -> Iterator[Finding]:
             "fine",
             "the header has no position (sform and qform code 0): orientation is a guess",
         )
+    if info.tilt > TILTED:
+        yield Finding(
+            "tilt",
+            "fine",
+            f"gantry tilt of {info.tilt:.1f} degrees: slices are {info.spacing[0]:.4g} mm apart "
+            "along their normal",
+        )
+    if (note := thickness_note(info)) is not None:
+        yield Finding("thickness", "fine", note)
 
 
 def check_intensities(seen: Survey) -> Iterator[Finding]:

@@ -1,0 +1,109 @@
+"""Short options, and help that fits on a screen."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mpunet.__main__ import COMMANDS, main
+from mpunet.cli.options import COMMANDS as LIGHTNING
+from mpunet.cli.options import closest, help_text, translate
+
+SAME = [
+    (["predict", "in", "out"], ["predict", "--data.predict_dir=in", "--writer.output_dir=out"]),
+    (
+        ["predict", "--fast", "in", "--inference.tile", "256", "out"],
+        ["predict", "--data.predict_dir=in", "--writer.output_dir=out"]
+        + ["--inference.stride=fast", "--inference.tile=256"],
+    ),
+    (["predict", "in", "--checkpoint", "x.ckpt"], ["predict", "--data.predict_dir=in", "--ckpt_path=x.ckpt"]),
+    (["predict", "--thin_spacing=1.5"], ["predict", "--inference.thin_spacing=1.5"]),
+    (["predict", "--device", "cpu", "--devices", "2"], ["predict", "--trainer.accelerator=cpu", "--trainer.devices=2"]),
+    (["predict", "--existing", "error", "--check"], ["predict", "--writer.existing=error", "--writer.check=true"]),
+    (["predict", "--limit_memory", "8", "--quiet"], ["predict", "--inference.limit_memory=8", "--writer.progress=none"]),
+    (["predict", "--data.slice_axis", "-1"], ["predict", "--data.slice_axis=-1"]),
+    (["fit", "data", "-c", "a.yaml", "--config=b.yaml"], ["fit", "--data.data_dir=data", "-c", "a.yaml", "--config=b.yaml"]),
+    (["fit", "--trainer.callbacks+=X", "--print_config"], ["fit", "--trainer.callbacks+=X", "--print_config"]),
+    (["fit", "--resume", "last.ckpt", "--steps", "9"], ["fit", "--ckpt_path=last.ckpt", "--trainer.max_steps=9"]),
+    (["test", "data", "--checkpoint", "x"], ["test", "--data.data_dir=data", "--ckpt_path=x"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("short", "dotted"), SAME)
+def test_short_and_dotted_mean_the_same(short, dotted):
+    assert translate(short) == dotted
+    assert translate(dotted) == dotted, "dotted options stay as they are"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", "in", "--thin_spcing", "1"], "Unknown option --thin_spcing; did you mean --thin_spacing?"),
+        (["predict", "--output", "x"], "Unknown option --output. `mpunet predict --help`"),
+        (["fit", "--chekpoint.dirpath", "x"], "Unknown option --chekpoint.dirpath"),
+        (["predict", "a", "b", "c"], "Expected mpunet predict SCANS THIN, got 3 arguments: a, b, c. Quote"),
+        (["predict", "--device"], "--device needs a value"),
+        (["predict", "--device", "--fast"], "--device needs a value"),
+        (["predict", "--fast=1"], "--fast has no value"),
+        (["prdict", "in", "out"], "Unknown command prdict; did you mean predict?"),
+        (["segment"], "Unknown command segment. `mpunet --help` lists"),
+    ],
+)  # fmt: skip
+def test_a_wrong_word_gets_the_nearest_right_one(words, message, capsys):
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--inference.tiel", "256"], "did you mean --inference.tile?"),
+        (["--inference.stride", "fats"], "stride"),
+        (["--data.check_hu", "maybe"], "check_hu"),
+        (["--model.net.widthz", "[2]"], "widthz"),
+    ],
+)
+def test_a_wrong_dotted_option_is_one_line(words, message, capsys, tmp_path):
+    assert main(["predict", str(tmp_path), str(tmp_path / "thin"), *words]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) <= 2
+
+
+def test_closest():
+    assert (
+        closest("--stride", ["--inference.stride", "--fast"])
+        == "; did you mean --inference.stride?"
+    )
+    assert closest("--zzz", ["--fast"]) == ""
+
+
+@pytest.mark.parametrize("command", LIGHTNING)
+def test_help_fits_on_a_screen(command, capsys):
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text == help_text(command) + "\n"
+    lines = text.splitlines()
+    assert len(lines) <= 50
+    assert max(map(len, lines)) <= 100
+    assert f"  mpunet {command} " in text, "an example to paste"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_the_other_commands(command, capsys):
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) <= 50
+    assert max(map(len, text.splitlines())) <= 110
+    assert f"mpunet {command} " in text.partition("example")[2], "an example to paste"
+
+
+def test_help_needs_no_lightning():
+    code = "import sys; from mpunet.__main__ import main; main(['predict', '-h']); print(sorted({'torch', 'lightning', 'numpy'} & set(sys.modules)))"
+    start = time.monotonic()
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.splitlines()[-1] == "[]"
+    assert time.monotonic() - start < 10  # 0.1 s on an idle machine
