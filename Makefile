@@ -8,8 +8,9 @@ MODULES := $(subst /,.,$(patsubst %/__init__,%,$(basename $(FILES))))
 
 .PHONY: demo test lint slow bench docs build clean
 
-# A synthetic chest phantom: simulate thick slices, predict with the packaged network, evaluate.
-demo: $(READY)          ## demo on a synthetic chest, draws build/demo/coronal.png
+# A synthetic chest and a small crop of a real one: simulate thick slices, predict with the packaged
+# network, evaluate.
+demo: $(READY)          ## demo on a phantom and a real lung, draws build/demo/coronal.png
 	$(BIN)/python examples/demo.py --output build/demo
 
 test: $(READY)          ## all tests except the slow ones

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from mpunet import __version__
 from mpunet.cli import options
+from mpunet.cli.completion import completion_script
 from mpunet.cli.function_help import function_help
 
 __all__ = ["main"]
 
 USAGE = """\
-usage: mpunet [--version] [--debug] COMMAND [options]
+usage: mpunet [--version] [--completion] [--debug] COMMAND [options]
 
 Thin-slice CT from thick-slice CT. Research software, not a medical device.
 
@@ -34,7 +36,8 @@ Thin-slice CT from thick-slice CT. Research software, not a medical device.
   benchmark     train and compare methods:  mpunet benchmark --rows examples/table1 --train_dir DIR
                                               --test_dir DIR --output_dir OUT --minutes 30
 
-`mpunet COMMAND --help` lists the options. --debug shows the traceback of an error.
+`mpunet COMMAND --help` lists the options. --completion prints a script that completes commands
+and options in bash and zsh. --debug shows the traceback of an error.
 Exit status: 0 success; 1 some volumes, cases or rows failed (predict writes the reasons to
 manifest.jsonl in its output folder); 2 wrong usage or bad input."""
 
@@ -73,6 +76,9 @@ COMMANDS = {
 }  # fmt: skip
 
 
+ALL = (*COMMANDS, *options.COMMANDS)
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status.
 
@@ -88,13 +94,18 @@ def main(args: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"mpunet {__version__}")
         return 0
+    if words[0] == "--completion":
+        print(completion_script({name: _option_names(name) for name in sorted(ALL)}), end="")
+        return 0
+    if sys.platform == "darwin":
+        # What Apple's GPUs cannot do runs on the CPU; PyTorch warns of it. Read when it is imported.
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     try:
         # Imported late: Lightning takes seconds to import, and --help and --version do not need it.
         command = words[0]
-        if command not in {*COMMANDS, *options.COMMANDS}:
-            known = [*COMMANDS, *options.COMMANDS]
+        if command not in ALL:
             raise ValueError(
-                f"Unknown command {command}{options.closest(command, known)}. "
+                f"Unknown command {command}{options.closest(command, ALL)}. "
                 "`mpunet --help` lists the commands."
             )
         if {"-h", "--help"} & set(words):
@@ -125,6 +136,11 @@ def _help(command: str) -> str:
     _, file, function, example = COMMANDS[command]
     text = function_help(command, file, function, example)
     return f"{text}\n\nmpunet {command} --help_all explains each option in full."
+
+
+def _option_names(command: str) -> list[str]:
+    """Return the options that the help of a command lists."""
+    return sorted({"--help", "--help_all", *re.findall(r"^  (--[\w.]+)", _help(command), re.M)})
 
 
 if __name__ == "__main__":

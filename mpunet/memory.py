@@ -12,10 +12,11 @@ __all__ = ["is_out_of_memory", "keep_freed_memory", "limit_memory"]
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8  # M_... of malloc.h
 # Minimum free memory in bytes for threads and generated code; with less, computations fail.
 _HEADROOM = 256 << 20
-# Out-of-memory messages of PyTorch, oneDNN and the C++ library on a CPU. Other devices raise
+# Out-of-memory messages of PyTorch, oneDNN and the C++ library on CPUs and Apple GPUs. CUDA raises
 # torch.OutOfMemoryError.
-_CPU_MESSAGES = (
+_MESSAGES = (
     "can't allocate memory",
+    "MPS backend out of memory",
     "not enough memory",
     "bad_alloc",
     "could not create a memory",
@@ -93,7 +94,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(
-        message in str(error) for message in _CPU_MESSAGES
+        message in str(error) for message in _MESSAGES
     )
 
 

@@ -31,7 +31,7 @@ class Progress:
             have their line.
         stream: where to print; default: standard error.
 
-    >>> progress = Progress(2, "scan", show="lines", stream=sys.stdout)
+    >>> progress = Progress(2, "scan", show="lines", every=0, stream=sys.stdout)
     >>> for name in ("a.nii", "b.nii"):
     ...     with progress.item(name, 36):
     ...         progress.advance(36)
@@ -60,7 +60,7 @@ class Progress:
         self.number = 0
         self._items: tqdm | None = None
         self._bar: tqdm | None = None
-        self._printed = -float("inf")
+        self._printed = time.monotonic()
         if show == "bar" and total > 1:
             self._items = self._new_bar(total, f"{unit}s", unit, position=0)
 

@@ -35,11 +35,11 @@ def test_lines_at_intervals(clock):
     with progress.item("c"):
         clock[0] += 2
     assert out.getvalue().splitlines() == [
-        "1/3 a: 10 of 100 slices, 2.0 per second, 45 s left",
-        "1/3 a: 30 of 100 slices, 2.0 per second, 35 s left",
-        "1/3 a: 50 of 100 slices, 2.0 per second, 25 s left",
-        "1/3 a: 70 of 100 slices, 2.0 per second, 15 s left",
-        "1/3 a: 90 of 100 slices, 2.0 per second, 5 s left",
+        "1/3 a: 20 of 100 slices, 2.0 per second, 40 s left",
+        "1/3 a: 40 of 100 slices, 2.0 per second, 30 s left",
+        "1/3 a: 60 of 100 slices, 2.0 per second, 20 s left",
+        "1/3 a: 80 of 100 slices, 2.0 per second, 10 s left",
+        "1/3 a: 100 slices in 50.0 s",
         "3/3 c: 2.0 s",
     ]
 

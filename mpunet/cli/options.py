@@ -152,7 +152,7 @@ COMMANDS = {
 
 SECTIONS = ("model", "data", "trainer", "inference", "writer", "checkpoint")
 # Options of LightningCLI without a dot: those with a value, and those without.
-VALUED = {"-c", "--config", "--ckpt_path", "--seed_everything", "--weights_only", "--init_from",
+VALUED = {"--config", "--ckpt_path", "--seed_everything", "--weights_only", "--init_from",
           "--return_predictions", "--verbose", *(f"--{name}" for name in SECTIONS)}  # fmt: skip
 FLAGS = {"-h", "--help", "--help_all", "--print_config", "--check"}
 
@@ -166,8 +166,8 @@ def translate(words: Sequence[str]) -> list[str]:
     Raises:
         ValueError: for an unknown option, an option without its value, or too many arguments.
 
-    >>> translate(["predict", "scans", "thin", "--fast", "--inference.tile", "256"])[1:3]
-    ['--data.predict_dir=scans', '--writer.output_dir=thin']
+    >>> translate(["predict", "scans", "thin", "--fast"])[1:]
+    ['--inference.stride=fast', '--data.predict_dir=scans', '--writer.output_dir=thin']
     """
     name, *rest = words
     command = COMMANDS[name]
@@ -175,33 +175,29 @@ def translate(words: Sequence[str]) -> list[str]:
     places, options = [], []
     at = 0
     while at < len(rest):
-        word = rest[at]
+        word = f"--config{rest[at][2:]}" if rest[at].startswith("-c") else rest[at]
         at += 1
-        option, equals, _ = word.partition("=")
+        option, equals, value = word.partition("=")
+        known = short.get(option)
         if not word.startswith("-"):
             places.append(word)
-        elif option in short and short[option].value is not None:
+        elif known is not None and known.value is not None:
             if equals:
                 raise ValueError(f"{option} has no value, got {word}.")
-            options.append(f"{short[option].dotted}={short[option].value}")
-        elif option in short or _has_value(option):
+            options.append(f"{known.dotted}={known.value}")
+        elif known is not None or _has_value(option):
             if not equals:
                 if at == len(rest) or rest[at].startswith("--"):
                     raise ValueError(f"{option} needs a value: {option} VALUE.")
-                word = f"{option}={rest[at]}" if option.startswith("--") else word
-                options += [] if option.startswith("--") else [word, rest[at]]
+                value = rest[at]
                 at += 1
-            if option.startswith("--") or equals:
-                options.append(
-                    short[option].dotted + word[len(option) :] if option in short else word
-                )
+            options.append(f"{known.dotted if known else option}={value}")
         elif option in FLAGS:
             options.append(word)
         else:
-            known = [*short, *VALUED, *FLAGS]
+            hint = closest(option, [*short, *VALUED, *FLAGS])
             raise ValueError(
-                f"Unknown option {option}{closest(option, known)}. "
-                f"`mpunet {name} --help` lists the options."
+                f"Unknown option {option}{hint}. `mpunet {name} --help` lists the options."
             )
     if len(places) > len(command.places):
         expected = " ".join(place for place, *_ in command.places)
@@ -209,8 +205,9 @@ def translate(words: Sequence[str]) -> list[str]:
             f"Expected mpunet {name} {expected}, got {len(places)} arguments: {', '.join(places)}. "
             "Quote names that contain spaces."
         )
-    positional = [f"{dotted}={place}" for (_, dotted, _), place in zip(command.places, places)]  # noqa: B905 - fewer may be given
-    return [name, *positional, *options]
+    named = zip(command.places, places, strict=False)  # fewer may be given
+    positional = [f"{dotted}={place}" for (_, dotted, _), place in named]
+    return [name, *options, *positional]  # last, as a configuration file may name others
 
 
 def _has_value(option: str) -> bool:

@@ -12,7 +12,7 @@ import torch
 
 from mpunet.geometry import window_starts
 
-__all__ = ["InferenceOptions", "Precision", "Stride", "autocast_dtype", "window_stride"]
+__all__ = ["InferenceOptions", "Precision", "Stride", "autocast_dtype", "first_device", "window_stride"]
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 Stride = int | Literal["best", "fast"]
@@ -90,6 +90,13 @@ def autocast_dtype(device: torch.device, precision: Precision = "auto") -> torch
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
     return torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else None
+
+
+def first_device() -> str:
+    """Return the first kind of device that exists of cuda, mps (Apple) and cpu."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _cpu_has_bf16() -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mpunet.inference.engine import StreamingEngine
-from mpunet.inference.options import Precision, Stride, autocast_dtype, window_stride
+from mpunet.inference.options import Precision, Stride, autocast_dtype, first_device, window_stride
 from mpunet.inference.regrid import output_ratio
 from mpunet.inference.spacing import SliceSpacing, grid_warnings
 from mpunet.inference.thin_slices import ThinSlices
@@ -48,8 +48,8 @@ class Reconstructor:
         batch_size: number of windows per call of the network.
         tile: in-plane size in pixels above which planes are cut into overlapping tiles. Default:
             whole planes.
-        device: device on which the network runs; "auto" is the first CUDA device, or the CPU if
-            there is none.
+        device: device on which the network runs; "auto" is
+            :func:`mpunet.inference.options.first_device`.
         precision: number format of the network's computations. "auto" is the fastest format of the
             device that loses no range, see :func:`mpunet.inference.options.autocast_dtype`.
         compile: compile the network with ``torch.compile``.
@@ -94,7 +94,7 @@ class Reconstructor:
         thin_spacing: float | None = None,
     ) -> None:
         if device in ("auto", None):
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = first_device()
         self.device = torch.device(device)
         self.ratio = ratio
         self.check_hu = check_hu

@@ -609,3 +609,39 @@ def test_help_and_version_are_quick_and_import_nothing_heavy(
 def test_unknown_option_is_exit_status_two(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "--nonsense"]) == 2
     assert "--nonsense" in capsys.readouterr().err
+
+
+def test_short_words_give_the_same_files(
+    folders: dict[str, Path],
+    untrained: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And nothing of Lightning on the screen; with --quiet nothing at all."""
+    dotted, short = tmp_path / "dotted", tmp_path / "short"
+    words = ["--data.predict_dir", str(folders["scans"]), "--writer.output_dir", str(dotted)]
+    words += ["--ckpt_path", str(untrained), "--inference.stride", "fast"]
+    assert main(["predict", *words, "--trainer.accelerator", "cpu"]) == 0
+    capfd.readouterr()
+    words = ["--checkpoint", str(untrained), "--fast", "--device", "cpu"]
+    assert main(["predict", str(folders["scans"]), *words, str(short)]) == 0
+    out, err = capfd.readouterr()
+    assert out == f"2 volumes written to {short}\n"
+    assert [line.split(":")[0] for line in err.splitlines()] == ["2/2 sub/b.nii"]
+    for name in ("a.nii.gz", "sub/b.nii"):
+        assert (dotted / name).read_bytes() == (short / name).read_bytes()
+    quiet = ["predict", str(folders["scans"]), str(tmp_path / "quiet"), *words, "--quiet"]
+    assert main(quiet) == 0
+    assert capfd.readouterr() == ("", "")
+    assert caplog.text == ""
+    assert main([*quiet[:2], str(tmp_path / "verbose"), *words, "--verbose"]) == 0
+    assert "GPU available" in caplog.text
+
+
+def test_fit_on_one_folder(folders: dict[str, Path], tmp_path: Path) -> None:
+    words = [*TINY, *QUIET, "--data.split", "[1, 0, 0]", "--data.crop", "[32, 32]", "--steps", "1"]
+    words += ["--data.cache_dir", str(tmp_path / "cache"), "--checkpoint.dirpath", str(tmp_path)]
+    words += ["--trainer.logger", "false", "--trainer.default_root_dir", str(tmp_path)]
+    assert main(["fit", str(folders["train"]), *words, "--data.crops_per_epoch", "1"]) == 0
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 1

@@ -14,19 +14,19 @@ SAME = [
     (["predict", "in", "out"], ["predict", "--data.predict_dir=in", "--writer.output_dir=out"]),
     (
         ["predict", "--fast", "in", "--inference.tile", "256", "out"],
-        ["predict", "--data.predict_dir=in", "--writer.output_dir=out"]
-        + ["--inference.stride=fast", "--inference.tile=256"],
+        ["predict", "--inference.stride=fast", "--inference.tile=256"]
+        + ["--data.predict_dir=in", "--writer.output_dir=out"],
     ),
-    (["predict", "in", "--checkpoint", "x.ckpt"], ["predict", "--data.predict_dir=in", "--ckpt_path=x.ckpt"]),
+    (["predict", "in", "--checkpoint", "x.ckpt"], ["predict", "--ckpt_path=x.ckpt", "--data.predict_dir=in"]),
     (["predict", "--thin_spacing=1.5"], ["predict", "--inference.thin_spacing=1.5"]),
     (["predict", "--device", "cpu", "--devices", "2"], ["predict", "--trainer.accelerator=cpu", "--trainer.devices=2"]),
     (["predict", "--existing", "error", "--check"], ["predict", "--writer.existing=error", "--writer.check=true"]),
     (["predict", "--limit_memory", "8", "--quiet"], ["predict", "--inference.limit_memory=8", "--writer.progress=none"]),
     (["predict", "--data.slice_axis", "-1"], ["predict", "--data.slice_axis=-1"]),
-    (["fit", "data", "-c", "a.yaml", "--config=b.yaml"], ["fit", "--data.data_dir=data", "-c", "a.yaml", "--config=b.yaml"]),
+    (["fit", "data", "-c", "a.yaml", "--config=b.yaml"], ["fit", "--config=a.yaml", "--config=b.yaml", "--data.data_dir=data"]),
     (["fit", "--trainer.callbacks+=X", "--print_config"], ["fit", "--trainer.callbacks+=X", "--print_config"]),
     (["fit", "--resume", "last.ckpt", "--steps", "9"], ["fit", "--ckpt_path=last.ckpt", "--trainer.max_steps=9"]),
-    (["test", "data", "--checkpoint", "x"], ["test", "--data.data_dir=data", "--ckpt_path=x"]),
+    (["test", "data", "--checkpoint", "x"], ["test", "--ckpt_path=x", "--data.data_dir=data"]),
 ]  # fmt: skip
 
 
@@ -107,3 +107,22 @@ def test_help_needs_no_lightning():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.splitlines()[-1] == "[]"
     assert time.monotonic() - start < 10  # 0.1 s on an idle machine
+
+
+def test_completion_knows_commands_and_options(capsys, tmp_path):
+    assert main(["--completion"]) == 0
+    script = tmp_path / "completion.sh"
+    script.write_text(capsys.readouterr().out)
+
+    def completed(*words):
+        line = " ".join(f"'{word}'" for word in words)
+        code = f"source {script}; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _mpunet; "
+        code += 'echo "${COMPREPLY[@]}"'
+        return subprocess.run(
+            ["bash", "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()
+
+    assert completed("mpunet", "pre") == ["predict"]
+    assert completed("mpunet", "predict", "--thin") == ["--thin_spacing"]
+    assert completed("mpunet", "evaluate", "t", "r", "--base") == ["--baselines"]
+    assert len(completed("mpunet", "")) == len(COMMANDS) + len(LIGHTNING)

@@ -8,6 +8,7 @@ from torch import nn
 
 import mpunet
 from mpunet.config import to_config
+from mpunet.inference.options import first_device
 from mpunet.inference.reconstruct import Reconstructor, autocast_dtype
 from mpunet.io.volume import volume_from_image
 from mpunet.weights import Weights, write_weights
@@ -256,3 +257,12 @@ class TestPrecision:
         # bfloat16 has 8 significant bits: the difference is at most half of 2**-8 of intensity 1,
         # and not 0.
         assert 0 < np.abs(rough - exact).max() <= 4095 / 2**8
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "device"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_the_first_device_that_exists(monkeypatch, cuda, mps, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert first_device() == device
