@@ -78,10 +78,9 @@ def reconstruct(
     name = truth.name
     thick, thin = (folder / part / name for part in ("scans", "thin"))
     evaluation = folder / "evaluation" / name.removesuffix(".nii.gz")
-    new = ["--existing", "overwrite"]
-    _run("simulate", truth, thick, "--ratio", ratio, *new)
-    places = ["--data.predict_dir", thick, "--writer.output_dir", thin.parent]
-    _run("predict", *places, "--writer.existing", "overwrite", *options)
+    again = ["--existing", "overwrite"]
+    _run("simulate", truth, thick, "--ratio", ratio, *again)
+    _run("predict", thick, thin.parent, *again, *options)
     measured = [thin, truth, "--name", "mpunet", "--inputs", thick, "--baselines", "cubic"]
     _run("evaluate", *measured, "--output", evaluation)
     cubic = evaluation / "baselines" / "cubic" / name

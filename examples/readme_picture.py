@@ -53,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     scan = read_volume(args.scan)
     spacing = grid_spacing(scan.slab_affine)
-    same_spacing = ["--inference.thin_spacing", f"{spacing[0]:.6g}"]
+    same_spacing = ["--thin_spacing", f"{spacing[0]:.5g}"]
     files = reconstruct(args.scan, args.work, args.ratio, same_spacing)
     lungs = np.flatnonzero(lung_mask(scan.slab, spacing).any(axis=(0, 1)))
     columns = slice(lungs[0], lungs[-1] + 1) if len(lungs) else slice(None)
