@@ -72,7 +72,7 @@ COMMANDS = {
     "predict": Command(
         "Reconstruct thin slices from a folder of thick-slice scans, or from one scan.",
         (
-            ("SCANS", "--data.predict_dir", "folder of NIfTI scans, searched recursively; or a file"),
+            ("SCANS", "--data.predict_dir", "folder of NIfTI files or DICOM series, searched recursively; or a file"),
             ("THIN", "--writer.output_dir", "folder for the results; names and subfolders are kept"),
         ),
         (

@@ -50,11 +50,14 @@ class ScanFile(VolumeInfo):
     """
 
     def __init__(self, info: VolumeInfo, proxy: Any) -> None:
-        super().__init__(info.shape, info.affine, info.slice_axis, info.header, info.path)
         scaled = (proxy.slope, proxy.inter) != (1, 0)
-        self.dtype = np.dtype(np.float32) if scaled else slab_dtype(proxy.dtype)
-        self.last_first = self.slice_axis == 2 and self.frame.flipped[0]
+        self._describe(info, np.dtype(np.float32) if scaled else slab_dtype(proxy.dtype))
         self._proxy = proxy  # nibabel's: position, type and scaling of the voxels in the file
+
+    def _describe(self, info: VolumeInfo, dtype: np.dtype[Any]) -> None:
+        super().__init__(info.shape, info.affine, info.slice_axis, info.header, info.path)
+        self.dtype = dtype
+        self.last_first = self.slice_axis == 2 and self.frame.flipped[0]
         self._slab: npt.NDArray[Any] | None = None
         self._rplhr = False
 

@@ -5,13 +5,18 @@ A scan that cannot be opened does not stop the others.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel as nib
 
+from mpunet.io.dicom.headers import is_dicom
+from mpunet.io.dicom.scan import open_series
+from mpunet.io.dicom.series import Rejected, Series, find_series
 from mpunet.io.read_ahead import read_ahead
 from mpunet.io.rplhr import Intensity
 from mpunet.io.scan_file import ScanFile, open_scan
@@ -20,16 +25,23 @@ from mpunet.io.volume import nifti_suffix
 __all__ = ["PredictCase", "PredictLoader", "Scan", "find_scans", "share_out"]
 
 
+_log = logging.getLogger(__name__)
+
+
 class Scan(NamedTuple):
-    """A scan file in a folder of scans.
+    """A scan in a folder of scans: a NIfTI file or a DICOM series.
 
     Attributes:
-        path: path of the file.
+        path: path of the file; for a series ``relative`` in the folder, without a suffix.
         relative: path relative to the folder; names the case and its output.
+        series: the slices of a DICOM series; None for a file.
+        problem: why this series is no volume.
     """
 
     path: Path
     relative: Path
+    series: Series | None = None
+    problem: str | None = None
 
 
 class PredictCase(NamedTuple):
@@ -41,32 +53,66 @@ class PredictCase(NamedTuple):
 
 
 def find_scans(folder: str | Path) -> list[Scan]:
-    """List the NIfTI files (``.nii``, ``.nii.gz``) of a folder and its subfolders, sorted by path.
+    """List the NIfTI files and DICOM series of a folder and its subfolders, sorted by path.
 
-    A single file gives a list of one. Hidden files and folders are skipped; this includes the
+    A series has the name of its folder, or its UID if the folder has several or is ``folder``
+    itself. A single file gives a list of one; a DICOM file with several frames may be one. Hidden files and folders are skipped; this includes the
     temporary files of an interrupted :func:`mpunet.io.thin_file.write_slices`. Every other entry
     with such a name is listed, readable or not, so that a broken link is reported as a failure
     instead of being ignored.
     """
     folder = Path(folder)
     if folder.is_file():
-        if nifti_suffix(folder) is None:
-            raise ValueError(
-                f"Expected a folder or a file ending in .nii or .nii.gz, got {folder}."
-            )
-        return [Scan(folder, Path(folder.name))]
+        if nifti_suffix(folder) is not None:
+            return [Scan(folder, Path(folder.name))]
+        if is_dicom(folder):
+            return _dicom_scans(folder.parent, [folder])
+        raise ValueError(
+            f"Expected a folder, a DICOM file or a file ending in .nii or .nii.gz, got {folder}."
+        )
     if not folder.is_dir():
         raise ValueError(f"Expected a folder of scans, found nothing at {folder}.")
-    relatives = sorted(path.relative_to(folder) for path in folder.rglob("*") if nifti_suffix(path))
-    scans = [
-        Scan(folder / path, path)
-        for path in relatives
-        if not any(part.startswith(".") for part in path.parts)
-    ]
+    relatives = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    shown = [path for path in relatives if not any(part.startswith(".") for part in path.parts)]
+    scans = [Scan(folder / path, path) for path in shown if nifti_suffix(path)]
+    others = [folder / path for path in shown if nifti_suffix(path) is None]
+    dicom = [path for path in others if path.name != "DICOMDIR" and is_dicom(path)]
+    scans += _dicom_scans(folder, dicom, taken={scan.relative for scan in scans})
     if not scans:
         raise ValueError(
-            f"Expected .nii or .nii.gz files in {folder} or its subfolders, found none."
+            f"Expected NIfTI files (.nii, .nii.gz) or DICOM series in {folder} or its subfolders, "
+            "found none."
         )
+    return sorted(scans, key=lambda scan: scan.relative)
+
+
+def _dicom_scans(folder: Path, files: Sequence[Path], taken: Collection[Path] = ()) -> list[Scan]:
+    """Return the DICOM series of files, each named after its folder or its UID."""
+    if not files:
+        return []
+    series, rejected = find_series(files)
+    left_out = [item for item in rejected if not item.failed]
+    if left_out:
+        listed = ", ".join(f"{item.uid} ({item.reason})" for item in left_out[:5])
+        more = "" if len(left_out) <= 5 else f" and {len(left_out) - 5} more"
+        _log.warning("%d DICOM series are left out: %s%s", len(left_out), listed, more)
+    found: list[tuple[Series | None, Rejected | None, Path, str]] = [
+        *((item, None, item.folder, item.uid) for item in series),
+        *((None, item, item.folder, item.uid) for item in rejected if item.failed),
+    ]
+    in_folder = Counter(place for _, _, place, _ in found)
+    used = Counter(taken)
+    scans = []
+    for item, problem, place, uid in found:
+        inside = place.relative_to(folder)
+        name = inside.with_name(f"{inside.name}.nii.gz") if inside.name else None
+        if name is None or in_folder[place] > 1 or name in taken:
+            name = inside / f"{uid or 'unreadable'}.nii.gz"
+        used[name] += 1
+        if used[name] > 1:  # parts of a series, or several files that cannot be read
+            name = name.with_name(name.name.replace(".nii.gz", f"-{used[name]}.nii.gz"))
+        path = folder / name.with_name(name.name.removesuffix(".nii.gz"))
+        scans.append(Scan(path, name, item, problem.reason if problem else None))
     return scans
 
 
@@ -79,11 +125,11 @@ def share_out(scans: Sequence[Scan], ranks: int) -> list[list[Scan]]:
     """
     shares: list[list[Scan]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
-    sizes = {scan: _voxels(scan.path) for scan in scans}
-    for scan in sorted(scans, key=lambda scan: -sizes[scan]):
+    sizes = {scan.relative: _voxels(scan) for scan in scans}
+    for scan in sorted(scans, key=lambda scan: -sizes[scan.relative]):
         rank = loads.index(min(loads))
         shares[rank].append(scan)
-        loads[rank] += sizes[scan]
+        loads[rank] += sizes[scan.relative]
     return shares
 
 
@@ -121,7 +167,14 @@ class PredictLoader:
         return read_ahead(map(self._open, self.scans), 1)
 
     def _open(self, scan: Scan) -> PredictCase:
+        if scan.problem is not None:
+            return PredictCase(scan, None, scan.problem)
         try:
+            if scan.series is not None:
+                volume: ScanFile = open_series(
+                    scan.series, check_hu=self.check_hu, intensity=self.intensity
+                )
+                return PredictCase(scan, volume, None)
             volume = open_scan(
                 scan.path,
                 slice_axis=self.slice_axis,
@@ -135,8 +188,10 @@ class PredictLoader:
             return PredictCase(scan, None, f"{scan.path.name}: {type(error).__name__}: {error}")
 
 
-def _voxels(path: Path) -> int:
+def _voxels(scan: Scan) -> int:
+    if scan.series is not None:
+        return len(scan.series.slices) * math.prod(scan.series.slices[0].size)
     try:
-        return math.prod(nib.load(path).shape) if path.is_file() else 1
+        return math.prod(nib.load(scan.path).shape) if scan.path.is_file() else 1
     except Exception:  # the error is reported when the scan is opened
         return 1

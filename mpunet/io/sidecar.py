@@ -40,7 +40,9 @@ def thickness_note(info: VolumeInfo) -> str | None:
     Returns:
         One line; None if the slice thickness is unknown or within 20 % of the slice spacing.
     """
-    thickness = None if info.path is None else slice_thickness(info.path)
+    thickness = info.slice_thickness
+    if thickness is None and info.path is not None:
+        thickness = slice_thickness(info.path)
     spacing = float(info.spacing[0])
     if thickness is None or abs(thickness - spacing) <= TOLERANCE * spacing:
         return None

@@ -62,7 +62,10 @@ class VolumeInfo:
         slice_axis: stored axis along which slices are stacked.
         header: header as read.
         path: file that the volume was read from, or None.
+        slice_thickness: in mm, from the header; None if it does not say.
     """
+
+    slice_thickness: float | None = None
 
     def __init__(
         self,

@@ -1,0 +1,250 @@
+"""DICOM series in folders: put in order, checked, and read as they were written."""
+
+import json
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+pydicom = pytest.importorskip("pydicom")
+
+from made import SERIES, SHAPE, voxels, write_enhanced, write_series  # noqa: E402
+from pydicom import uid as uids  # noqa: E402
+
+from mpunet.__main__ import main  # noqa: E402
+from mpunet.geometry import slice_positions  # noqa: E402
+from mpunet.io.dicom.scan import open_series  # noqa: E402
+from mpunet.io.dicom.series import find_series  # noqa: E402
+from mpunet.io.scans import PredictLoader, find_scans  # noqa: E402
+
+
+def found(folder):
+    return find_series(sorted(path for path in folder.rglob("*") if path.is_file()))
+
+
+def slab_of(series):
+    scan = open_series(series)
+    planes = list(scan)
+    return np.stack(planes[::-1] if scan.last_first else planes), scan
+
+
+SYNTAXES = [
+    uids.ImplicitVRLittleEndian,
+    uids.ExplicitVRLittleEndian,
+    uids.DeflatedExplicitVRLittleEndian,
+    uids.RLELossless,
+    uids.JPEG2000Lossless,
+]
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda uid: uid.name.replace(" ", ""))
+def test_voxels_and_positions_whatever_the_files_are_called(tmp_path, syntax):
+    hu = voxels(shape=(3, 64, 72)) if syntax == uids.JPEG2000Lossless else voxels()
+    write_series(tmp_path, hu, syntax=syntax, shuffle=True, suffix="")
+    (series,), rejected = found(tmp_path)
+    assert rejected == []
+    slab, scan = slab_of(series)
+    np.testing.assert_array_equal(slab, hu)
+    assert slab.dtype == np.int16
+    np.testing.assert_allclose(scan.spacing, (5.0, 0.7, 0.8))
+    # First voxel of the slab: most inferior, anterior, right; RAS+.
+    np.testing.assert_allclose(scan.slab_affine[:3, 3], (30.0, 40.0, -20.0))
+    np.testing.assert_allclose(scan.slab_affine[:3, 0], (0, 0, 5.0), atol=1e-9)
+
+
+def test_big_endian(tmp_path):
+    def big(index, dataset):
+        dataset.file_meta.TransferSyntaxUID = uids.ExplicitVRBigEndian
+        dataset.PixelData = np.frombuffer(dataset.PixelData, "<u2").astype(">u2").tobytes()
+
+    write_series(tmp_path, change=big)
+    (series,), _ = found(tmp_path)
+    np.testing.assert_array_equal(slab_of(series)[0], voxels())
+
+
+def test_signed_twelve_bits_below_an_overlay(tmp_path):
+    def signed(index, dataset):
+        dataset.PixelRepresentation, dataset.RescaleIntercept = 1, 0
+        stored = voxels()[index].astype(np.int16)
+        dataset.PixelData = ((stored & 0x0FFF) | 0x5000).astype(np.uint16).tobytes()
+
+    write_series(tmp_path, change=signed)
+    (series,), _ = found(tmp_path)
+    np.testing.assert_array_equal(slab_of(series)[0], voxels())
+
+
+def test_rescale_of_each_slice(tmp_path):
+    def rescaled(index, dataset):
+        dataset.RescaleSlope, dataset.RescaleIntercept = 0.5 + index, -1024 + index
+
+    write_series(tmp_path, change=rescaled)
+    (series,), _ = found(tmp_path)
+    slab, _ = slab_of(series)
+    index = np.arange(SHAPE[0])[:, None, None]
+    np.testing.assert_allclose(slab, (voxels() + 1024.0) * (0.5 + index) - 1024 + index)
+    assert slab.dtype == np.float32
+
+
+@pytest.mark.parametrize("tilt", [5.0, 18.0, 30.0])
+def test_gantry_tilt_is_a_sheared_grid(tmp_path, tilt):
+    write_series(tmp_path, tilt=tilt)
+    (series,), _ = found(tmp_path)
+    slab, scan = slab_of(series)
+    np.testing.assert_array_equal(slab, voxels())
+    assert scan.tilt == pytest.approx(tilt, abs=1e-3)
+    assert scan.spacing[0] == pytest.approx(5.0, abs=1e-6)
+
+
+def test_enhanced_multi_frame(tmp_path):
+    path = write_enhanced(tmp_path / "one.dcm", voxels())
+    (series,), rejected = find_series([path])
+    assert rejected == []
+    slab, scan = slab_of(series)
+    np.testing.assert_array_equal(slab, voxels())
+    np.testing.assert_allclose(scan.spacing, (5.0, 0.7, 0.8))
+    assert scan.slice_thickness == 5.0
+
+
+def test_a_file_that_is_there_twice_counts_once(tmp_path):
+    paths = write_series(tmp_path)
+    (tmp_path / "copy").write_bytes(paths[2].read_bytes())
+    (series,), _ = found(tmp_path)
+    assert len(series.slices) == 6
+
+
+EVEN = [0, 5, 10, 15, 20, 25]
+
+
+def set_to(keyword, value, at=None):
+    def change(index, dataset):
+        if at is None or index == at:
+            setattr(dataset, keyword, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"positions": [0, 5, 10, 20, 25, 30]}, "a slice is missing between 002.dcm and 003.dcm: they are 10 mm"),
+        ({"positions": [0, 5, 10, 30, 35, 40]}, "3 slices are missing between 002.dcm and 003.dcm"),
+        ({"positions": [0, 5, 10, 17, 22, 27]}, "slices are unevenly spaced: 002.dcm and 003.dcm are 7 mm apart"),
+        ({"positions": [0, 5, 10, 10, 15, 20]}, "002.dcm and 003.dcm are at the same position"),
+        ({"change": set_to("PixelSpacing", [0.9, 0.9], 3)}, "003.dcm has another pixel spacing than 000.dcm: 0.9, 0.9"),
+        ({"change": set_to("ImageOrientationPatient", [0, 1, 0, 0, 0, -1], 2)}, "002.dcm has another orientation"),
+        ({"change": set_to("ImagePositionPatient", None, 1)}, "001.dcm has no ImagePositionPatient"),
+        ({"change": set_to("ImagePositionPatient", [-20, -40, -5], 3)}, "003.dcm is shifted by 10.00 mm"),
+        ({"hu": voxels(shape=(1, 8, 10))}, "expected at least 2 slices, got 1, 000.dcm"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_told_with_the_slice(tmp_path, options, reason):
+    write_series(tmp_path, **options)
+    series, (rejected,) = found(tmp_path)
+    assert series == []
+    assert rejected.failed
+    assert rejected.uid == SERIES
+    assert reason in rejected.reason
+    assert "Doe" not in rejected.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (set_to("ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"]), "left out: a localizer"),
+        (set_to("ImageType", ["DERIVED", "SECONDARY", "MPR"]), "left out: a reformatted series"),
+        (set_to("SOPClassUID", uids.MRImageStorage), "left out: MR Image Storage, not a CT image"),
+        (set_to("SOPClassUID", uids.SecondaryCaptureImageStorage), "left out: Secondary Capture"),
+    ],
+)
+def test_other_series_are_left_out(tmp_path, change, reason):
+    write_series(tmp_path / "a", uid="1.2.3.4")
+    write_series(tmp_path / "b", change=change)
+    (series,), (rejected,) = found(tmp_path)
+    assert series.uid == "1.2.3.4"
+    assert not rejected.failed
+    assert rejected.reason.startswith(reason)
+
+
+def test_two_acquisitions_at_the_same_positions_are_two_scans(tmp_path):
+    def acquisition(index, dataset):
+        dataset.AcquisitionNumber = 1 + index % 2
+
+    hu = np.repeat(voxels(), 2, axis=0)
+    write_series(tmp_path, hu, positions=np.repeat(EVEN, 2), change=acquisition)
+    series, rejected = found(tmp_path)
+    assert rejected == []
+    for part in series:
+        np.testing.assert_array_equal(slab_of(part)[0], voxels())
+
+
+def test_damaged_files(tmp_path):
+    paths = write_series(tmp_path / "cut")
+    paths[3].write_bytes(paths[3].read_bytes()[:-40])
+    write_series(tmp_path / "good", uid="1.2.3.4")
+    (tmp_path / "noise.dcm").write_bytes(bytes(128) + b"DICM" + bytes(range(256)) * 4)
+    cases = {case.scan.relative.as_posix(): case for case in PredictLoader(find_scans(tmp_path))}
+    assert cases["good.nii.gz"].error is None
+    assert "voxels of 003.dcm cannot be read" in cases["cut.nii.gz"].error
+    assert all("\n" not in case.error for case in cases.values() if case.error)
+
+
+def test_names_of_scans(tmp_path, caplog):
+    write_series(tmp_path / "p1" / "chest", uid="1.2.1")
+    write_series(tmp_path / "p2", uid="1.2.2")
+    write_series(tmp_path / "p2", uid="1.2.3", suffix=".ima")
+    write_series(tmp_path / "p3", uid="1.2.4", change=set_to("ImageType", ["X", "Y", "LOCALIZER"]))
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / ".hidden").write_bytes(bytes(128) + b"DICM")
+    names = [scan.relative.as_posix() for scan in find_scans(tmp_path)]
+    assert names == ["p1/chest.nii.gz", "p2/1.2.2.nii.gz", "p2/1.2.3.nii.gz"]
+    assert "1 DICOM series are left out: 1.2.4 (left out: a localizer)" in caplog.text
+    (scan,) = find_scans(tmp_path / "p1" / "chest")
+    assert scan.relative.as_posix() == "1.2.1.nii.gz"
+
+
+def test_without_pydicom(tmp_path):
+    write_series(tmp_path)
+    code = f"import sys; sys.modules['pydicom'] = None; from mpunet.io.scans import find_scans; find_scans({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'mpunet[dicom]'" in done.stderr
+
+
+def test_random_bytes_are_one_line_errors(tmp_path):
+    original = write_series(tmp_path / "s")[0].read_bytes()
+    rng = np.random.default_rng(0)
+    path = tmp_path / "damaged.dcm"
+    for _ in range(300):
+        raw = bytearray(original)
+        for at in rng.integers(132, len(raw) - 200, 5):
+            raw[at] = rng.integers(256)
+        path.write_bytes(raw[: rng.integers(140, len(raw) + 1)])
+        series, rejected = find_series([path])
+        assert not series  # a single slice at best
+        assert all("\n" not in item.reason for item in rejected)
+
+
+def test_predict_reads_series(tmp_path, untrained, caplog):
+    """A tilted series and a broken one beside it; no name of a patient leaves the headers."""
+    hu = voxels(shape=(9, 30, 32))
+    write_series(tmp_path / "scans" / "chest", hu, tilt=10.0)
+    write_series(tmp_path / "scans" / "gap", uid="1.2.3", positions=[0, 5, 10, 20, 25, 30])
+    thin = tmp_path / "thin"
+    words = ["predict", str(tmp_path / "scans"), str(thin), "--checkpoint", str(untrained)]
+    assert main([*words, "--fast", "--device", "cpu", "--check"]) == 1
+    image = nib.load(thin / "chest.nii.gz")
+    assert image.shape == (32, 30, 41)
+    after = slice_positions(image.affine, 2, 41)
+    before = [(30.0, 40.0, -20.0), (30.0, 40.0, -20.0 + 40 / np.cos(np.deg2rad(10)))]
+    np.testing.assert_allclose(after[[0, -1]], before, atol=1e-3)
+    text = (thin / "manifest.jsonl").read_text()
+    records = {record["file"]: record for record in map(json.loads, text.splitlines())}
+    assert records["chest.nii.gz"]["spacing"] == [0.8, 0.7, 1.0]
+    assert "gantry tilt of 10.0 degrees" in records["chest.nii.gz"]["warning"]
+    assert "a slice is missing between 002.dcm and 003.dcm" in records["gap.nii.gz"]["reason"]
+    assert "Doe" not in text + caplog.text
+    again = ["predict", str(tmp_path / "scans" / "chest"), str(tmp_path / "one"), *words[3:]]
+    assert main([*again, "--fast", "--device", "cpu"]) == 0
+    one = nib.load(tmp_path / "one" / f"{SERIES}.nii.gz")
+    np.testing.assert_array_equal(np.asarray(one.dataobj), np.asarray(image.dataobj))
