@@ -12,7 +12,14 @@ import torch
 
 from mpunet.geometry import window_starts
 
-__all__ = ["InferenceOptions", "Precision", "Stride", "autocast_dtype", "first_device", "window_stride"]
+__all__ = [
+    "InferenceOptions",
+    "Precision",
+    "Stride",
+    "autocast_dtype",
+    "first_device",
+    "window_stride",
+]
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 Stride = int | Literal["best", "fast"]

@@ -52,10 +52,13 @@ def test_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a folder of scans, found nothing at .*gone"):
         find_scans(tmp_path / "gone")
     touch(tmp_path, "notes.txt")
-    with pytest.raises(ValueError, match=r"Expected NIfTI files .*or DICOM series in .*, found none"):
+    with pytest.raises(
+        ValueError, match=r"Expected NIfTI files .*or DICOM series in .*, found none"
+    ):
         find_scans(tmp_path)
     with pytest.raises(
-        ValueError, match=r"a folder or a file ending in .nii or .nii.gz, got .*notes.txt"
+        ValueError,
+        match=r"a folder, a DICOM file or a file ending in .nii or .nii.gz, got .*notes.txt",
     ):
         find_scans(tmp_path / "notes.txt")
 
