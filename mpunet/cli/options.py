@@ -83,6 +83,8 @@ COMMANDS = {
             DEVICES,
             Option("--thin_spacing", "--inference.thin_spacing", "slice spacing of the results in "
                    "mm; default: scan / ratio", metavar="MM"),
+            Option("--format", "--writer.format", "nifti or dicom; default: the format of the scan",
+                   metavar="WHAT"),
             Option("--existing", "--writer.existing", "what to do with results that exist: skip "
                    "(default), overwrite or error", metavar="WHAT"),
             Option("--check", "--writer.check", "compare each result with its scan and report "

@@ -75,6 +75,7 @@ class Record(TypedDict):
         stride: distance between windows in thick slices.
         thin_spacing: requested slice spacing of the result in mm; null for the scan's spacing
             divided by the network's ratio. Missing in older manifests.
+        series: SeriesInstanceUID of a result in DICOM. Missing in older manifests.
         tile: height and width of tiles in pixels, if planes were cut into tiles.
         consistency: agreement with the scan, if it was checked. Missing in older manifests.
         time: time of writing in UTC (ISO 8601).
@@ -91,6 +92,7 @@ class Record(TypedDict):
     version: str
     stride: int | None
     thin_spacing: float | None
+    series: str | None
     tile: list[int] | None
     consistency: ConsistencyRecord | None
     time: str
@@ -181,6 +183,7 @@ def new_record(scan: Scan, module: Any, checkpoint: str | None) -> Record:
         version=__version__,
         stride=getattr(engine, "stride", None),
         thin_spacing=getattr(reconstructor, "thin_spacing", None),
+        series=None,
         tile=None if tile is None else list(tile),
         consistency=None,
         time=datetime.now(timezone.utc).isoformat(timespec="seconds"),

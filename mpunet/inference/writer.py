@@ -31,8 +31,16 @@ from mpunet.inference.manifest import (
     one_line,
     outcome_lines,
 )
-from mpunet.inference.output_folder import Existing, plan_output
+from mpunet.inference.output_folder import (
+    Existing,
+    Format,
+    output_path,
+    plan_output,
+    writes_dicom,
+)
 from mpunet.inference.reconstruct import Reconstructor, ThinSlices
+from mpunet.io.dicom.scan import DicomScan
+from mpunet.io.dicom.writer import Origin, write_series
 from mpunet.io.scan_file import ScanFile
 from mpunet.io.scans import PredictCase, Scan
 from mpunet.io.thin_file import Dtype, write_slices
@@ -63,7 +71,9 @@ class ThinVolumeWriter(Callback):
         existing: what to do with scans that have an output file. "skip" leaves them out, which
             continues an interrupted run (output files are always complete); "overwrite" processes
             them again; "error" stops before the first scan.
-        dtype: data type of the output voxels. "int16" rounds and clips to [-1024, 3071] HU;
+        format: format of the results: "nifti"; "dicom", which needs DICOM scans; "auto" is that of
+            the scan.
+        dtype: data type of the output voxels in NIfTI files. "int16" rounds and clips to [-1024, 3071] HU;
             "float32" keeps the values of the network.
         check: thicken each result while it is written and compare it with its scan, which is read
             again for this. Warn if the mean absolute difference exceeds 1.5 times the largest one
@@ -81,6 +91,7 @@ class ThinVolumeWriter(Callback):
         output_dir: str | None = None,
         *,
         existing: Existing = "skip",
+        format: Format = "auto",  # noqa: A002 - the name of the option
         dtype: Dtype = "int16",
         check: bool = False,
         progress: Show = "auto",
@@ -88,6 +99,7 @@ class ThinVolumeWriter(Callback):
         super().__init__()
         self.output_dir = output_dir
         self.existing = existing
+        self.format: Format = format
         self.dtype = dtype
         self.check = check
         self.progress: Show = progress
@@ -110,7 +122,7 @@ class ThinVolumeWriter(Callback):
             )
         # Only rank 0 looks at the folder: a later rank might already find results of this run.
         todo, problem = trainer.strategy.broadcast(
-            plan_output(self.output_dir, scans, self.existing)
+            plan_output(self.output_dir, scans, self.existing, self.format)
             if trainer.is_global_zero
             else ([], None)
         )
@@ -167,6 +179,7 @@ class ThinVolumeWriter(Callback):
         batch: PredictCase,
     ) -> None:
         start = time.perf_counter()
+        record = self._record(trainer, pl_module, batch.scan)
         reason = warning = shape = spacing = consistency = None
         if batch.volume is None or outputs is None:
             reason = (batch.error or "the model returned no prediction").removeprefix(
@@ -180,10 +193,9 @@ class ThinVolumeWriter(Callback):
                     warning = reconstructor.scan_warning(batch.volume)
                 if isinstance(outputs, Exception):
                     raise outputs
-                shape, spacing, consistency = self._write(batch.scan, batch.volume, outputs)
+                shape, spacing, consistency = self._write(batch.scan, batch.volume, outputs, record)
             except Exception as error:  # other volumes may succeed, whatever the error is
                 reason = one_line(error)
-        record = self._record(trainer, pl_module, batch.scan)
         record["shape"], record["spacing"], record["seconds"] = (
             shape,
             spacing,
@@ -225,7 +237,11 @@ class ThinVolumeWriter(Callback):
             print("\n".join(lines), flush=True)
 
     def _write(
-        self, scan: Scan, volume: ScanFile, prediction: ThinSlices | npt.NDArray[Any]
+        self,
+        scan: Scan,
+        volume: ScanFile,
+        prediction: ThinSlices | npt.NDArray[Any],
+        record: Record,
     ) -> tuple[list[int], list[float], ConsistencyRecord | None]:
         """Write a volume.
 
@@ -238,7 +254,7 @@ class ThinVolumeWriter(Callback):
             if isinstance(prediction, ThinSlices)
             else (len(prediction) - 1) // (volume.shape[0] - 1)
         )
-        path = Path(str(self.output_dir)) / scan.relative
+        path = output_path(Path(str(self.output_dir)), scan, self.format)
         if self._disk_full:
             # Compute nothing until there is room for this volume without compression.
             voxels = int(np.prod((len(prediction), *volume.shape[1:])))
@@ -246,14 +262,21 @@ class ThinVolumeWriter(Callback):
             if shutil.disk_usage(str(self.output_dir)).free < needed:
                 raise OSError(errno.ENOSPC, f"not tried: the disk of {self.output_dir} is full")
         if isinstance(prediction, ThinSlices):
-            chunks, last_first = prediction.chunks(self.dtype), prediction.last_first
+            dtype: Dtype = "int16" if writes_dicom(scan, self.format) else self.dtype
+            chunks, last_first = prediction.chunks(dtype), prediction.last_first
         else:
             chunks, last_first = iter([np.asarray(prediction)]), False
         meter = self._check.meter(volume, ratio, last_first=last_first) if self._check else None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             watched = self._progress.watch(meter.watch(chunks) if meter else chunks)
-            write_slices(path, watched, volume, ratio, dtype=self.dtype, last_first=last_first)
+            if isinstance(volume, DicomScan) and writes_dicom(scan, self.format):
+                origin = Origin(record["checkpoint"] or "", f"stride {record['stride']}")
+                record["series"] = write_series(
+                    path, watched, volume, ratio, origin=origin, last_first=last_first
+                )
+            else:
+                write_slices(path, watched, volume, ratio, dtype=self.dtype, last_first=last_first)
         except OSError as error:
             self._disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             hint = (

@@ -1,9 +1,10 @@
-"""Write NIfTI files under a locked temporary name; remove those that killed processes left."""
+"""Write files and folders under a locked temporary name; remove what killed processes left."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import uuid
 from collections.abc import Iterator
@@ -16,9 +17,11 @@ from mpunet.io.volume import nifti_suffix
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["partial_file", "remove_partials"]
+__all__ = ["partial_file", "partial_folder", "remove_partials"]
 
 _PARTIAL = re.compile(r"\..*\.[0-9a-f]{8}\.partial\.nii(\.gz)?", re.IGNORECASE)
+_PARTIAL_FOLDER = re.compile(r"\..*\.[0-9a-f]{8}\.partial")
+_LOCK = "lock"  # file in a temporary folder
 
 
 @contextmanager
@@ -45,16 +48,43 @@ def partial_file(path: Path) -> Iterator[BufferedIOBase]:
         partial.unlink(missing_ok=True)
 
 
-def remove_partials(folder: str | Path) -> list[Path]:
-    """Remove temporary files of killed processes from a folder and its subfolders.
+@contextmanager
+def partial_folder(path: Path) -> Iterator[Path]:
+    """Create a temporary folder beside ``path``; rename it to ``path`` on success, else remove it.
 
-    A file that a running process writes is locked and is kept. On a file system that does not
+    A folder at ``path`` is replaced.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial.mkdir()
+    try:
+        with _open_locked(partial / _LOCK):
+            yield partial
+        (partial / _LOCK).unlink()
+        if path.exists():
+            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+            path.rename(old)
+            partial.rename(path)
+            shutil.rmtree(old)
+        else:
+            partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_partials(folder: str | Path) -> list[Path]:
+    """Remove temporary files and folders of killed processes from a folder and its subfolders.
+
+    What a running process writes is locked and is kept. On a file system that does not
     support locks, all files are kept.
 
     Returns:
-        The paths of the removed files.
+        The paths of what was removed.
     """
-    found = [path for path in Path(folder).rglob(".*.partial.*") if _PARTIAL.fullmatch(path.name)]
+    found = [
+        path
+        for path in Path(folder).rglob(".*.partial*")
+        if (_PARTIAL_FOLDER if path.is_dir() else _PARTIAL).fullmatch(path.name)
+    ]
     return [path for path in sorted(found) if _remove_if_left(path)]
 
 
@@ -71,6 +101,12 @@ def _open_locked(path: Path) -> BufferedWriter:
 
 
 def _remove_if_left(path: Path) -> bool:
+    if path.is_dir():
+        lock = path / _LOCK
+        if lock.exists() and not _remove_if_left(lock):
+            return False
+        shutil.rmtree(path, ignore_errors=True)
+        return not path.exists()
     try:
         with path.open("rb+") as file:  # an exclusive lock over NFS needs write access
             if sys.platform != "win32":

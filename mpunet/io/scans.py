@@ -32,8 +32,9 @@ class Scan(NamedTuple):
     """A scan in a folder of scans: a NIfTI file or a DICOM series.
 
     Attributes:
-        path: path of the file; for a series ``relative`` in the folder, without a suffix.
-        relative: path relative to the folder; names the case and its output.
+        path: path of the file; for a series, a path in the folder that need not exist.
+        relative: path relative to the folder; names the case and its output. For a series it has no
+            suffix.
         series: the slices of a DICOM series; None for a file.
         problem: why this series is no volume.
     """
@@ -101,18 +102,17 @@ def _dicom_scans(folder: Path, files: Sequence[Path], taken: Collection[Path] = 
         *((None, item, item.folder, item.uid) for item in rejected if item.failed),
     ]
     in_folder = Counter(place for _, _, place, _ in found)
-    used = Counter(taken)
+    used: Counter[Path] = Counter()
     scans = []
     for item, problem, place, uid in found:
-        inside = place.relative_to(folder)
-        name = inside.with_name(f"{inside.name}.nii.gz") if inside.name else None
-        if name is None or in_folder[place] > 1 or name in taken:
-            name = inside / f"{uid or 'unreadable'}.nii.gz"
+        name = place.relative_to(folder)
+        beside = name.with_name(f"{name.name}.nii.gz") if name.name else name
+        if not name.name or in_folder[place] > 1 or beside in taken:
+            name = name / (uid or "unreadable")
         used[name] += 1
         if used[name] > 1:  # parts of a series, or several files that cannot be read
-            name = name.with_name(name.name.replace(".nii.gz", f"-{used[name]}.nii.gz"))
-        path = folder / name.with_name(name.name.removesuffix(".nii.gz"))
-        scans.append(Scan(path, name, item, problem.reason if problem else None))
+            name = name.with_name(f"{name.name}-{used[name]}")
+        scans.append(Scan(folder / name, name, item, problem.reason if problem else None))
     return scans
 
 

@@ -25,6 +25,8 @@ from mpunet.io.volume import VolumeInfo
 
 __all__ = [
     "Dtype",
+    "checked_chunks",
+    "in_file_order",
     "regridded_header",
     "thin_header",
     "thin_image",
@@ -95,7 +97,7 @@ def thin_image(
         dtype: ``int16`` (default) rounds and clips to [-1024, 3071] HU; ``float32`` keeps the
             values.
     """
-    (slab,) = _checked([slab], like, ratio)
+    (slab,) = checked_chunks([slab], like, ratio)
     header = thin_header(like, ratio, dtype=dtype)
     image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     return image_class(
@@ -157,7 +159,7 @@ def write_slices(
         ValueError: if the number or the size of the slices is wrong.
         OSError: if the system reports an error, for example a full disk.
     """
-    parts = _checked(chunks, like, ratio)
+    parts = checked_chunks(chunks, like, ratio)
     write_planes(
         path, parts, like, thin_header(like, ratio, dtype=dtype), dtype=dtype, last_first=last_first
     )
@@ -192,7 +194,7 @@ def write_planes(
         stream.write(head.getvalue().ljust(header.get_data_offset(), b"\0"))
         depth = header.get_data_shape()[like.slice_axis]
         waiting: deque[Future[None]] = deque()
-        for part in _in_file_order(iter(chunks), like, depth, dtype=dtype, last_first=last_first):
+        for part in in_file_order(iter(chunks), like, depth, dtype=dtype, last_first=last_first):
             waiting.append(thread.submit(write, part))
             if len(waiting) > _MAX_WAITING:
                 waiting.popleft().result()
@@ -200,9 +202,10 @@ def write_planes(
             future.result()
 
 
-def _checked(
+def checked_chunks(
     chunks: Iterable[npt.NDArray[Any]], like: VolumeInfo, ratio: float
 ) -> Iterator[npt.NDArray[Any]]:
+    """Yield chunks of thin slices; raise ValueError if their number or size is wrong."""
     depth, height, width = thin_depth(like.shape[0], ratio), *like.shape[1:]
     received = 0
     shape: tuple[int, ...] = (0, height, width)
@@ -225,7 +228,7 @@ def _convert(slices: npt.NDArray[Any], dtype: Dtype) -> npt.NDArray[Any]:
     return slices if slices.dtype == np.int16 else round_hu(slices)
 
 
-def _in_file_order(
+def in_file_order(
     chunks: Iterator[npt.NDArray[Any]],
     like: VolumeInfo,
     depth: int,

@@ -1,30 +1,38 @@
 """Forward passes of the packaged network by torch, OpenVINO and ONNX Runtime on a CPU, float32.
 
-    pip install openvino onnxruntime onnx onnxscript       # any of them; missing ones are left out
-    taskset -c 1 python tests/benchmarks/backends.py       # 8 x 128 x 128 and 8 x 256 x 256 voxels
+    pip install openvino onnxruntime onnx onnxscript     # missing ones are left out
+    taskset -c 1 python tests/benchmarks/backends.py     # planes of 128, 256 and 512 pixels, 10 minutes
 
-The backends run the same window in turns, in one process, with as many threads as --threads says.
-The process keeps freed memory, as `mpunet predict` does; --return_memory shows what torch costs
-without that. Prints the fastest round of each backend, in wall time and in processor time. Processor
-time is less affected by other programs on the machine, so it decides. Differences are in HU.
+Every measurement is a process of its own that runs one backend, because memory that one library
+leaves fragmented slows down the next. The backends alternate. Each process keeps freed memory, as
+`mpunet predict` does, and runs the network once before it is measured. With --never_trim the C
+library returns no memory at all; with mpunet.memory's threshold it returns what exceeds 2 GiB.
+
+Prints the fastest pass of each backend in wall time and in processor time, and the peak memory of
+its process, conversion included. Other programs on the machine change the processor time less, so
+judge by that. Differences from torch are in HU.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib.util
+import json
+import logging
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from common import machine
+from common import machine, run_child
 from torch import Tensor, nn
 
 from mpunet.memory import keep_freed_memory
@@ -63,6 +71,7 @@ def openvino_backend(network: nn.Module, window: Tensor, threads: int) -> Callab
     """OpenVINO, from the graph that torch.export makes for this shape."""
     # `import openvino` reports its use to Google Analytics by this package, if it is installed.
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    logging.disable()  # it logs, with tracebacks, which names of operators torch does not have
     import openvino
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
@@ -106,50 +115,79 @@ BACKENDS = {
 }
 
 
+def measure(
+    name: str, size: int, threads: int, passes: int, image: str, *, never_trim: bool
+) -> None:
+    """Run one backend in this process; save its image and print its times as JSON."""
+    keep_freed_memory()
+    if never_trim:
+        ctypes.CDLL(None).mallopt(-1, -1)  # M_TRIM_THRESHOLD of malloc.h; -1: never
+    window = torch.rand(1, 1, 8, size, size, generator=torch.Generator().manual_seed(0))
+    run = BACKENDS[name](Image(load_network()).eval(), window, threads)
+    np.save(image, run())
+    wall, processor = [], []
+    for _ in range(passes):
+        start, spent = time.perf_counter(), time.process_time()
+        run()
+        wall.append(time.perf_counter() - start)
+        processor.append(time.process_time() - spent)
+    print("\n" + json.dumps([min(wall), min(processor)]))
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--return_memory", action="store_true")
+    parser.add_argument("--rounds", type=int, default=2, help="processes for each backend")
+    parser.add_argument("--passes", type=int, default=2, help="measured passes of each process")
+    parser.add_argument("--never_trim", action="store_true", help="return no memory to the system")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if not args.return_memory:
-        keep_freed_memory()
-    found = [name for name in BACKENDS if importlib.util.find_spec(name)]
-    network = Image(load_network()).eval()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"{machine(torch.device('cpu'))}; {cores} usable, {args.threads} threads")
-    versions = (f"{name} {__import__(name).__version__}" for name in found if name != "openvino")
-    print(", ".join(versions))
-    for size in args.sizes:
-        window = torch.rand(1, 1, 8, size, size, generator=torch.Generator().manual_seed(0))
-        runs, prepare = {}, {}
-        for name in found:
-            start = time.perf_counter()
-            runs[name] = BACKENDS[name](network, window, args.threads)
-            prepare[name] = time.perf_counter() - start
-        images = {name: run() for name, run in runs.items()}
-        wall: dict[str, list[float]] = {name: [] for name in found}
-        cpu: dict[str, list[float]] = {name: [] for name in found}
-        for _ in range(args.rounds):
-            for name, run in runs.items():
-                start, spent = time.perf_counter(), time.process_time()
-                run()
-                wall[name].append(time.perf_counter() - start)
-                cpu[name].append(time.process_time() - spent)
-        for name in found:
-            difference = np.abs(images[name] - images["torch"]).max() * HU
-            print(
-                f"8 x {size} x {size}  {name:12s} wall {min(wall[name]):6.2f} s "
-                f"({min(wall['torch']) / min(wall[name]):.2f} x as fast)   "
-                f"processor {min(cpu[name]):6.2f} s "
-                f"({min(cpu['torch']) / min(cpu[name]):.2f} x as fast)   "
-                f"difference {difference:.4f} HU   prepared in {prepare[name]:.1f} s",
-                flush=True,
+    if args.child:
+        measure(
+            args.backends[0],
+            args.sizes[0],
+            args.threads,
+            args.passes,
+            args.child,
+            never_trim=args.never_trim,
+        )
+        return
+
+    found = [name for name in args.backends if importlib.util.find_spec(name)]
+    print(machine(torch.device("cpu")))
+    versions = ", ".join(f"{name} {version(name)}" for name in found)
+    print(f"{versions}; threads: {args.threads}; packaged network")
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        for size in args.sizes:
+            times: dict[str, list[list[float]]] = {name: [] for name in found}
+            words = f"--sizes {size} --threads {args.threads} --passes {args.passes}".split()
+            words += ["--never_trim"] if args.never_trim else []
+            for _ in range(args.rounds):
+                for name in found:
+                    image = f"{folder}/{name}.npy"
+                    child = run_child(__file__, *words, "--backends", name, "--child", image)
+                    times[name].append([*json.loads(child.output.splitlines()[-1]), child.peak])
+            wall, processor, peak = (
+                {name: min(each[i] for each in measured) for name, measured in times.items()}
+                for i in range(3)
             )
+            reference = np.load(f"{folder}/{found[0]}.npy")
+            for name in found:
+                difference = np.abs(np.load(f"{folder}/{name}.npy") - reference).max() * HU
+                print(
+                    f"8 x {size} x {size}  {name:12s}"
+                    f"wall {wall[name]:6.2f} s ({wall[found[0]] / wall[name]:.2f} x as fast)   "
+                    f"processor {processor[name]:6.2f} s "
+                    f"({processor[found[0]] / processor[name]:.2f} x as fast)   "
+                    f"peak {peak[name]:6.0f} MB   difference {difference:.4f} HU",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,223 @@
+"""Thin slices as a derived DICOM series, which viewers and archives take for what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mpunet import __version__
+from mpunet.geometry import thin_depth
+from mpunet.intensity import HU_MAX, HU_MIN, round_hu
+from mpunet.io.dicom.headers import pydicom
+from mpunet.io.dicom.scan import DicomScan
+from mpunet.io.partial_file import partial_folder
+from mpunet.io.thin_file import checked_chunks, in_file_order
+
+__all__ = ["Origin", "series_uid", "write_series"]
+
+# Elements that describe the voxels, the file or the frames of the source, not of the result.
+DROPPED = (
+    "PixelData", "NumberOfFrames", "SmallestImagePixelValue", "LargestImagePixelValue",
+    "PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence", "IconImageSequence",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "SliceLocation",
+    "DimensionOrganizationSequence", "DimensionIndexSequence", "DimensionOrganizationType",
+    "ReferencedImageSequence", "ReferencedRawDataSequence", "DigitalSignaturesSequence",
+    "MACParametersSequence", "ConcatenationUID", "InConcatenationNumber",
+)  # fmt: skip
+
+
+class Origin(NamedTuple):
+    """What made the slices; recorded in the series, whose UIDs are derived from it.
+
+    Attributes:
+        network: SHA-256 of the network's file; empty if unknown.
+        options: further options that change voxels, as text.
+    """
+
+    network: str
+    options: str = ""
+
+
+def series_uid(scan: DicomScan, ratio: float, origin: Origin) -> str:
+    """Return the SeriesInstanceUID of a result: the same for the same scan, network and options."""
+    return _uid(scan, ratio, origin, "series")
+
+
+def write_series(
+    folder: str | Path,
+    chunks: Iterable[npt.NDArray[Any]],
+    scan: DicomScan,
+    ratio: float,
+    *,
+    origin: Origin,
+    last_first: bool = False,
+) -> str:
+    """Write thin slices as classic CT images, one file each; the folder appears when it is complete.
+
+    The series is new, in the study and frame of reference of its source, and declared as derived
+    and synthetic. Patient and study stay as they are; private elements are left out.
+
+    Args:
+        folder: folder for the series; an existing one is replaced.
+        chunks: consecutive thin slices, arrays (k, H, W) in HU.
+        scan: the thick series.
+        ratio: thick spacing / thin spacing.
+        origin: what made the slices.
+        last_first: whether slices come in order from last to first, also within chunks.
+
+    Returns:
+        SeriesInstanceUID of the result.
+    """
+    depth = thin_depth(len(scan), ratio)
+    checked = checked_chunks(chunks, scan, ratio)
+    parts = in_file_order(checked, scan, depth, dtype="int16", last_first=last_first)
+    templates = _Templates(scan, ratio, depth, origin)
+    index = 0
+    with partial_folder(Path(folder)) as partial:
+        for part in parts:
+            for plane in np.moveaxis(part, -1, 0):
+                dataset = templates.dataset(index, np.ascontiguousarray(plane.T))
+                dataset.save_as(partial / f"{index + 1:05d}.dcm", enforce_file_format=True)
+                index += 1
+    return templates.uid
+
+
+class _Templates:
+    """Makes the data set of each thin slice from that of the nearest thick one."""
+
+    def __init__(self, scan: DicomScan, ratio: float, depth: int, origin: Origin) -> None:
+        self.scan, self.ratio, self.origin = scan, ratio, origin
+        self.uid = series_uid(scan, ratio, origin)
+        self.spacing = float(scan.spacing[0]) / ratio
+        slices = scan.series.slices
+        self.first = np.array(slices[0].position)
+        self.step = (np.array(slices[-1].position) - self.first) / (len(slices) - 1) / ratio
+        same = {(header.slope, header.intercept) for header in slices}
+        whole = len(same) == 1 and slices[0].slope == 1 and slices[0].intercept.is_integer()
+        self.intercept = int(slices[0].intercept) if whole else int(HU_MIN)
+        self.now = datetime.now(timezone.utc).astimezone()
+        self._read: tuple[int, Any] = (-1, None)
+
+    def dataset(self, index: int, plane: npt.NDArray[Any]) -> Any:
+        """Return the data set of thin slice ``index``, counted along the normal of the slices."""
+        nearest = min(round(index / self.ratio), len(self.scan) - 1)
+        dataset = deepcopy(self._source(nearest))  # a shallow copy shares elements
+        header = self.scan.series.slices[nearest]
+        neighbours = sorted(
+            {int(index / self.ratio), min(-int(-index // self.ratio), len(self.scan) - 1)}
+        )
+        dataset.SOPClassUID = pydicom().uid.CTImageStorage
+        dataset.SOPInstanceUID = _uid(self.scan, self.ratio, self.origin, str(index))
+        dataset.SeriesInstanceUID = self.uid
+        dataset.SeriesNumber = 100 * int(dataset.get("SeriesNumber") or 0) + 1
+        dataset.InstanceNumber = index + 1
+        dataset.ImageType = ["DERIVED", "SECONDARY", *(header.image_type[2:3] or ["AXIAL"])]
+        name = f"mpunet {self.spacing:.4g} mm (synthetic)"
+        dataset.SeriesDescription = (
+            f"{str(dataset.get('SeriesDescription') or '')[: 63 - len(name)]} {name}".strip()
+        )
+        self._derivation(dataset, neighbours)
+        self._geometry(dataset, index, header)
+        self._pixels(dataset, plane)
+        for keyword in ("KVP", "AcquisitionNumber", "PositionReferenceIndicator"):
+            if keyword not in dataset:  # required, may be empty
+                setattr(dataset, keyword, None)
+        dataset.file_meta = self._meta(dataset)
+        return dataset
+
+    def _source(self, index: int) -> Any:
+        """Return the elements of a thick slice that its thin neighbours share."""
+        if self._read[0] != index:
+            path = self.scan.series.slices[index].path
+            dataset = pydicom().dcmread(path, stop_before_pixels=True)
+            dataset.remove_private_tags()
+            for element in list(dataset):
+                if element.keyword in DROPPED or 0x6000 <= element.tag.group <= 0x60FF:
+                    del dataset[element.tag]
+            dataset.BurnedInAnnotation = "NO"
+            dataset.InstanceCreationDate = self.now.strftime("%Y%m%d")
+            dataset.InstanceCreationTime = self.now.strftime("%H%M%S")
+            self._read = index, dataset
+        return self._read[1]
+
+    def _derivation(self, dataset: Any, neighbours: Sequence[int]) -> None:
+        thick = float(self.scan.spacing[0])
+        network = f", network SHA-256 {self.origin.network}" if self.origin.network else ""
+        dataset.DerivationDescription = (
+            f"Thin slices ({self.spacing:.4g} mm) estimated from slices {thick:.4g} mm apart by a "
+            f"neural network: mpunet {__version__}{network}. Not for diagnosis."
+        )
+        dataset.DerivationCodeSequence = [_code("113085", "Spatial resampling")]
+        sources = []
+        for index in neighbours:
+            header = self.scan.series.slices[index]
+            item = pydicom().Dataset()
+            item.ReferencedSOPClassUID = header.sop_class
+            item.ReferencedSOPInstanceUID = header.instance
+            if header.frame is not None:
+                item.ReferencedFrameNumber = header.frame + 1
+            item.PurposeOfReferenceCodeSequence = [
+                _code("121322", "Source image for image processing operation")
+            ]
+            sources.append(item)
+        dataset.SourceImageSequence = sources
+        equipment = pydicom().Dataset()
+        equipment.PurposeOfReferenceCodeSequence = [_code("109103", "Modifying Equipment")]
+        equipment.Manufacturer = equipment.ManufacturerModelName = "mpunet"
+        equipment.SoftwareVersions = __version__
+        equipment.ContributionDateTime = self.now.strftime("%Y%m%d%H%M%S%z")
+        equipment.ContributionDescription = dataset.DerivationDescription
+        before = list(dataset.get("ContributingEquipmentSequence") or [])
+        dataset.ContributingEquipmentSequence = [*before, equipment]
+
+    def _geometry(self, dataset: Any, index: int, header: Any) -> None:
+        position = self.first + index * self.step
+        dataset.ImagePositionPatient = [f"{value:.10g}"[:16] for value in position]
+        dataset.ImageOrientationPatient = [f"{value:.10g}"[:16] for value in header.orientation]
+        dataset.PixelSpacing = [f"{value:.10g}"[:16] for value in header.pixel_spacing]
+        # The network was trained on slices as thick as their spacing.
+        dataset.SliceThickness = f"{self.spacing:.10g}"[:16]
+        dataset.SpacingBetweenSlices = f"{self.spacing:.10g}"[:16]
+
+    def _pixels(self, dataset: Any, plane: npt.NDArray[Any]) -> None:
+        low, high = (int(hu) - self.intercept for hu in (HU_MIN, HU_MAX))
+        signed = low < 0
+        bits = max(12, int(high).bit_length() + signed, int(-low).bit_length() + 1 if signed else 0)
+        dataset.Rows, dataset.Columns = plane.shape
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, bits, bits - 1
+        dataset.PixelRepresentation = int(signed)
+        dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = (
+            1,
+            self.intercept,
+            "HU",
+        )
+        hu = plane if plane.dtype == np.int16 else round_hu(plane)
+        stored = hu.astype(np.int32) - self.intercept
+        dataset.add_new("PixelData", "OW", stored.astype("<i2" if signed else "<u2").tobytes())
+
+    def _meta(self, dataset: Any) -> Any:
+        meta = pydicom().dataset.FileMetaDataset()
+        meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+        meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        meta.TransferSyntaxUID = pydicom().uid.ExplicitVRLittleEndian
+        return meta
+
+
+def _uid(scan: DicomScan, ratio: float, origin: Origin, what: str) -> str:
+    slices = scan.series.slices
+    sources = [slices[0].instance, slices[-1].instance, str(len(slices)), f"{ratio:.6g}"]
+    entropy = [scan.series.uid, *sources, *origin, __version__, what]
+    return str(pydicom().uid.generate_uid(entropy_srcs=entropy))
+
+
+def _code(value: str, meaning: str) -> Any:
+    item = pydicom().Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
+    return item
