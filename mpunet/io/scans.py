@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -108,7 +109,8 @@ def _dicom_scans(folder: Path, files: Sequence[Path], taken: Collection[Path] = 
         name = place.relative_to(folder)
         beside = name.with_name(f"{name.name}.nii.gz") if name.name else name
         if not name.name or in_folder[place] > 1 or beside in taken:
-            name = name / (uid or "unreadable")
+            # A damaged UID may hold anything, and must not lead out of the folder.
+            name = name / (re.sub(r"[^0-9A-Za-z.]", "_", uid).strip(".") or "unreadable")
         used[name] += 1
         if used[name] > 1:  # parts of a series, or several files that cannot be read
             name = name.with_name(f"{name.name}-{used[name]}")

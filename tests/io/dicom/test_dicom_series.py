@@ -204,6 +204,12 @@ def test_names_of_scans(tmp_path, caplog):
     assert scan.relative.as_posix() == "1.2.1"
 
 
+def test_a_damaged_uid_stays_in_the_folder(tmp_path):
+    write_series(tmp_path / "s", change=set_to("SeriesInstanceUID", "../../1.2"))
+    (scan,) = find_scans(tmp_path / "s")
+    assert scan.relative.as_posix() == "_.._1.2"
+
+
 def test_without_pydicom(tmp_path):
     write_series(tmp_path)
     code = f"import sys; sys.modules['pydicom'] = None; from mpunet.io.scans import find_scans; find_scans({str(tmp_path)!r})"
