@@ -35,7 +35,7 @@ def keep_freed_memory() -> bool:
     Returns:
         True if the setting was applied.
     """
-    return _mallopt((_TRIM_THRESHOLD, 2**31 - 1), (_MMAP_MAX, 0), (_ARENA_MAX, 1))
+    return _mallopt((_TRIM_THRESHOLD, -1), (_MMAP_MAX, 0), (_ARENA_MAX, 1))
 
 
 def limit_memory(gib: float, device: torch.device | str = "cpu") -> None:

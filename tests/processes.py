@@ -44,7 +44,7 @@ class Command:
         )
         self.process.start()
 
-    def wait(self, timeout=300):
+    def wait(self, timeout=900):
         self.process.join(timeout)
         if self.process.exitcode is None:
             self.process.kill()

@@ -175,7 +175,7 @@ def test_a_terminated_run_leaves_nothing_half_written(untrained: Path, tmp_path:
 def test_killed_twenty_times(untrained: Path, tmp_path: Path) -> None:
     scans, output, undisturbed = tmp_path / "scans", tmp_path / "thin", tmp_path / "undisturbed"
     for i in range(60):
-        save(scans / f"{i:02d}.nii.gz", chest(i, (128, 128, 40)))
+        save(scans / f"{i:02d}.nii.gz", chest(i, (64, 64, 40)))
     command(*command_words(untrained, scans, undisturbed))
     expected = voxels(undisturbed)
     rng = random.Random(0)
@@ -273,8 +273,8 @@ def test_little_memory_is_answered_with_tiles(untrained: Path, tmp_path: Path) -
         done = Command([*words, f"{limit:.2f}"]).wait()
         if done.status == 0:
             break
-        assert done.status == 1
-        assert "ot enough memory" in done.out
+        # Not even the libraries fit, as memory is not the same in each process; or the network.
+        assert (done.status == 2 and "at least" in done.err) or "ot enough memory" in done.out
         limit += 0.05
         assert limit < 4
     assert "continuing with 1 in a batch" in done.err

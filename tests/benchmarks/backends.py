@@ -1,12 +1,11 @@
 """Forward passes of the packaged network by torch, OpenVINO and ONNX Runtime on a CPU, float32.
 
     pip install openvino onnxruntime onnx onnxscript     # missing ones are left out
-    taskset -c 1 python tests/benchmarks/backends.py     # planes of 128, 256 and 512 pixels, 10 minutes
+    taskset -c 1 python tests/benchmarks/backends.py     # planes of 128 to 512 pixels, 15 minutes
 
 Every measurement is a process of its own that runs one backend, because memory that one library
 leaves fragmented slows down the next. The backends alternate. Each process keeps freed memory, as
-`mpunet predict` does, and runs the network once before it is measured. With --never_trim the C
-library returns no memory at all; with mpunet.memory's threshold it returns what exceeds 2 GiB.
+`mpunet predict` does, and runs the network once before it is measured.
 
 Prints the fastest pass of each backend in wall time and in processor time, and the peak memory of
 its process, conversion included. Other programs on the machine change the processor time less, so
@@ -16,7 +15,6 @@ judge by that. Differences from torch are in HU.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib.util
 import json
 import logging
@@ -115,13 +113,9 @@ BACKENDS = {
 }
 
 
-def measure(
-    name: str, size: int, threads: int, passes: int, image: str, *, never_trim: bool
-) -> None:
+def measure(name: str, size: int, threads: int, passes: int, image: str) -> None:
     """Run one backend in this process; save its image and print its times as JSON."""
     keep_freed_memory()
-    if never_trim:
-        ctypes.CDLL(None).mallopt(-1, -1)  # M_TRIM_THRESHOLD of malloc.h; -1: never
     window = torch.rand(1, 1, 8, size, size, generator=torch.Generator().manual_seed(0))
     run = BACKENDS[name](Image(load_network()).eval(), window, threads)
     np.save(image, run())
@@ -144,18 +138,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=2, help="processes for each backend")
     parser.add_argument("--passes", type=int, default=2, help="measured passes of each process")
-    parser.add_argument("--never_trim", action="store_true", help="return no memory to the system")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        measure(
-            args.backends[0],
-            args.sizes[0],
-            args.threads,
-            args.passes,
-            args.child,
-            never_trim=args.never_trim,
-        )
+        measure(args.backends[0], args.sizes[0], args.threads, args.passes, args.child)
         return
 
     found = [name for name in args.backends if importlib.util.find_spec(name)]
@@ -167,7 +153,6 @@ def main() -> None:
         for size in args.sizes:
             times: dict[str, list[list[float]]] = {name: [] for name in found}
             words = f"--sizes {size} --threads {args.threads} --passes {args.passes}".split()
-            words += ["--never_trim"] if args.never_trim else []
             for _ in range(args.rounds):
                 for name in found:
                     image = f"{folder}/{name}.npy"

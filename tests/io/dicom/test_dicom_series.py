@@ -204,6 +204,7 @@ def test_names_of_scans(tmp_path, caplog):
     assert scan.relative.as_posix() == "1.2.1"
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
 def test_a_damaged_uid_stays_in_the_folder(tmp_path):
     write_series(tmp_path / "s", change=set_to("SeriesInstanceUID", "../../1.2"))
     (scan,) = find_scans(tmp_path / "s")
