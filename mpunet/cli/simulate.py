@@ -54,7 +54,7 @@ def simulate(
         1 if a file could not be used, else 0.
     """
     kind = _profile(profile, fwhm)
-    jobs = [(scan, _target(scan, thin, thick)) for scan in find_scans(thin)]
+    jobs = [(scan, _target(scan, thin, thick)) for scan in find_scans(thin, dicom=False)]
     if existing == "error" and (present := [path for _, path in jobs if path.exists()]):
         raise ValueError(
             f"{len(present)} of {len(jobs)} files exist, the first of them {present[0]}; "

@@ -72,7 +72,7 @@ def files_by_name(folder: str | Path) -> dict[str, Path]:
         ValueError: if two files have the same name.
     """
     out: dict[str, Path] = {}
-    for scan in find_scans(folder):
+    for scan in find_scans(folder, dicom=False):
         name = re.sub(r"\.nii(\.gz)?$", "", scan.relative.as_posix(), flags=re.IGNORECASE)
         if name in out:
             raise ValueError(

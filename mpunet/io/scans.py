@@ -54,20 +54,27 @@ class PredictCase(NamedTuple):
     error: str | None
 
 
-def find_scans(folder: str | Path) -> list[Scan]:
+def find_scans(folder: str | Path, *, dicom: bool = True) -> list[Scan]:
     """List the NIfTI files and DICOM series of a folder and its subfolders, sorted by path.
 
     A series has the name of its folder, or its UID if the folder has several or is ``folder``
-    itself. A single file gives a list of one; a DICOM file with several frames may be one. Hidden files and folders are skipped; this includes the
-    temporary files of an interrupted :func:`mpunet.io.thin_file.write_slices`. Every other entry
-    with such a name is listed, readable or not, so that a broken link is reported as a failure
-    instead of being ignored.
+    itself. A single file gives a list of one; a DICOM file with several frames may be one. Hidden
+    files and folders are skipped; this includes the temporary files of an interrupted
+    :func:`mpunet.io.thin_file.write_slices`. Every other entry with such a name is listed, readable
+    or not, so that a broken link is reported as a failure instead of being ignored.
+
+    Args:
+        folder: folder, or one file.
+        dicom: look for DICOM series, too.
+
+    Raises:
+        ValueError: if there is no scan.
     """
     folder = Path(folder)
     if folder.is_file():
         if nifti_suffix(folder) is not None:
             return [Scan(folder, Path(folder.name))]
-        if is_dicom(folder):
+        if dicom and is_dicom(folder):
             return _dicom_scans(folder.parent, [folder])
         raise ValueError(
             f"Expected a folder, a DICOM file or a file ending in .nii or .nii.gz, got {folder}."
@@ -77,14 +84,13 @@ def find_scans(folder: str | Path) -> list[Scan]:
     relatives = sorted(path.relative_to(folder) for path in folder.rglob("*"))
     shown = [path for path in relatives if not any(part.startswith(".") for part in path.parts)]
     scans = [Scan(folder / path, path) for path in shown if nifti_suffix(path)]
-    others = [folder / path for path in shown if nifti_suffix(path) is None]
-    dicom = [path for path in others if path.name != "DICOMDIR" and is_dicom(path)]
-    scans += _dicom_scans(folder, dicom, taken={scan.relative for scan in scans})
+    if dicom:
+        others = [folder / path for path in shown if nifti_suffix(path) is None]
+        files = [path for path in others if path.name != "DICOMDIR" and is_dicom(path)]
+        scans += _dicom_scans(folder, files, taken={scan.relative for scan in scans})
     if not scans:
-        raise ValueError(
-            f"Expected NIfTI files (.nii, .nii.gz) or DICOM series in {folder} or its subfolders, "
-            "found none."
-        )
+        kinds = "NIfTI files (.nii, .nii.gz)" + (" or DICOM series" if dicom else "")
+        raise ValueError(f"Expected {kinds} in {folder} or its subfolders, found none.")
     return sorted(scans, key=lambda scan: scan.relative)
 
 

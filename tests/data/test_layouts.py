@@ -184,7 +184,7 @@ def test_empty_and_missing_folders(tmp_path):
     with pytest.raises(ValueError, match=r"found nothing at .*gone"):
         find_cases({"thin": str(tmp_path / "gone")})
     (tmp_path / "thin").mkdir()
-    with pytest.raises(ValueError, match=r"files in .*thin or its subfolders, found none"):
+    with pytest.raises(ValueError, match=r"in .*thin or its subfolders, found none"):
         find_cases(tmp_path)
 
 

@@ -204,6 +204,12 @@ def test_names_of_scans(tmp_path, caplog):
     assert scan.relative.as_posix() == "1.2.1"
 
 
+def test_commands_without_dicom_say_so(tmp_path, capsys):
+    write_series(tmp_path / "in" / "chest")
+    assert main(["simulate", str(tmp_path / "in"), str(tmp_path / "out"), "--ratio", "5"]) == 2
+    assert "Expected NIfTI files (.nii, .nii.gz) in" in capsys.readouterr().err
+
+
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
 def test_a_damaged_uid_stays_in_the_folder(tmp_path):
     write_series(tmp_path / "s", change=set_to("SeriesInstanceUID", "../../1.2"))
