@@ -196,6 +196,8 @@ class ThinVolumeWriter(Callback):
                 shape, spacing, consistency = self._write(batch.scan, batch.volume, outputs, record)
             except Exception as error:  # other volumes may succeed, whatever the error is
                 reason = one_line(error)
+        # Made again, as tiles may have become smaller, and time has passed.
+        record = {**self._record(trainer, pl_module, batch.scan), "series": record["series"]}
         record["shape"], record["spacing"], record["seconds"] = (
             shape,
             spacing,
