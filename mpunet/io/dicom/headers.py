@@ -14,9 +14,9 @@ Vector = tuple[float, ...]
 
 TAGS = (
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "ImageType",
-    "AcquisitionNumber", "InstanceNumber", "NumberOfFrames", "Rows", "Columns", "PixelSpacing",
-    "ImageOrientationPatient", "ImagePositionPatient", "SliceThickness", "SpacingBetweenSlices",
-    "RescaleSlope", "RescaleIntercept", "ConvolutionKernel", "PixelRepresentation",
+    "AcquisitionNumber", "Rows", "Columns", "PixelSpacing",
+    "ImageOrientationPatient", "ImagePositionPatient", "SliceThickness",
+    "RescaleSlope", "RescaleIntercept", "ConvolutionKernel",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
 

@@ -77,7 +77,7 @@ def write_series(
     depth = thin_depth(len(scan), ratio)
     checked = checked_chunks(chunks, scan, ratio)
     parts = in_file_order(checked, scan, depth, dtype="int16", last_first=last_first)
-    templates = _Templates(scan, ratio, depth, origin)
+    templates = _Templates(scan, ratio, origin)
     index = 0
     with partial_folder(Path(folder)) as partial:
         for part in parts:
@@ -91,7 +91,7 @@ def write_series(
 class _Templates:
     """Makes the data set of each thin slice from that of the nearest thick one."""
 
-    def __init__(self, scan: DicomScan, ratio: float, depth: int, origin: Origin) -> None:
+    def __init__(self, scan: DicomScan, ratio: float, origin: Origin) -> None:
         self.scan, self.ratio, self.origin = scan, ratio, origin
         self.uid = series_uid(scan, ratio, origin)
         self.spacing = float(scan.spacing[0]) / ratio
