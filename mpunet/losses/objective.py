@@ -13,7 +13,7 @@ from mpunet.config import Configurable
 from mpunet.losses.contrast_aware import ContrastAware
 from mpunet.losses.feature_matching import FeatureMatching, VGGLayer
 from mpunet.losses.mask import mask_cross_entropy
-from mpunet.losses.region import region_l1
+from mpunet.losses.region import checked_floats, mean_over_crop, region_l1
 
 __all__ = ["Objective", "StreamOutput"]
 
@@ -54,11 +54,16 @@ class Objective(Configurable, nn.Module):
     outer   L1                                    outer-lung stream, outside the lung
     feature feature matching (Eq. 3)              composed image
     image   L1 (ours)                             composed image
+    squared mean squared error (ours)             composed image
     ======= ===================================== ===================================
 
     A part is computed if its weight is above 0 and the output has its stream. If a network has only
     one of the inner and outer streams (the paper's ablation), that stream is the image, and its
     loss is computed on all voxels instead of one region.
+
+    L1 learns the median of the thin slices that fit the thick ones; the mean squared error learns
+    their mean, which has the lowest RMSE. An error of 60 HU has the same gradient in both if
+    ``squared`` is 34 times ``image``.
 
     All arguments are plain values, so that they can be stored in YAML files and checkpoints.
 
@@ -68,7 +73,8 @@ class Objective(Configurable, nn.Module):
         outer: weight of L1 on the outer-lung stream, at least 0.
         feature: weight of feature matching, at least 0; VGG-16 is loaded only if this is above 0.
         image: weight of L1 on the composed image, at least 0; required for networks without streams
-            unless ``feature`` is above 0.
+            unless ``feature`` or ``squared`` is above 0.
+        squared: weight of the mean squared error of the composed image, at least 0.
         inner_loss: loss of the inner-lung stream: "contrast_aware" (Eq. 2), or "l1" for the paper's
             ablation of Eq. 2.
         alpha: offset added to the target's intensity in Eq. 2; above 0.
@@ -102,6 +108,7 @@ class Objective(Configurable, nn.Module):
         outer: float = 1.0,
         feature: float = 0.0,
         image: float = 0.0,
+        squared: float = 0.0,
         inner_loss: Literal["contrast_aware", "l1"] = "contrast_aware",
         alpha: float = 0.5,
         gamma: float = 0.5,
@@ -119,6 +126,7 @@ class Objective(Configurable, nn.Module):
             "outer": outer,
             "feature": feature,
             "image": image,
+            "squared": squared,
         }
         if not all(
             math.isfinite(weight) and weight >= 0 for weight in self.weights.values()
@@ -169,7 +177,7 @@ class Objective(Configurable, nn.Module):
             wanted = [name for name, weight in self.weights.items() if weight > 0]
             raise ValueError(
                 f"No loss to compute: only {', '.join(wanted)} have a weight above 0, and the "
-                "network's output has no such stream; set the weight of image or feature above 0."
+                "network's output has no such stream; set the weight of image, squared or feature above 0."
             )
         total = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
         return {"loss": total, **parts}
@@ -190,4 +198,7 @@ class Objective(Configurable, nn.Module):
             parts["feature"] = self.feature_matching.to(thin.device)(output.image, thin)
         if self.weights["image"]:
             parts["image"] = region_l1(output.image, thin)
+        if self.weights["squared"]:
+            prediction, target = checked_floats(output.image, thin)
+            parts["squared"] = mean_over_crop((prediction - target) ** 2)
         return parts
