@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from mpunet import __version__
 from mpunet.config import from_config
-from mpunet.io.whole_file import whole_file
+from mpunet.io.content import file_sha256
+from mpunet.io.partial_file import whole_file
 from mpunet.models.base import geometry_of
 
 __all__ = [
@@ -247,15 +248,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"state_dict, got {found}."
         )
     return dict(checkpoint)
-
-
-def file_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _read_safetensors(path: Path) -> Weights:

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from jsonargparse import ArgumentParser
 
-from mpunet.io.scan_file import open_scan
-from mpunet.io.scans import Scan, find_scans
+from mpunet.io.dicom.scan import DicomScan
+from mpunet.io.dicom.writer import write_thick_series
+from mpunet.io.scans import Scan, find_scans, opened
 from mpunet.io.thick_file import write_thick
 from mpunet.io.volume import VolumeInfo, nifti_suffix
 from mpunet.progress import Progress
@@ -30,15 +31,16 @@ def simulate(
     fwhm: float | None = None,
     offset: int = 0,
     existing: Literal["skip", "overwrite", "error"] = "skip",
+    format: Literal["auto", "nifti"] = "auto",  # noqa: A002 - the name of the option
     slice_axis: int | None = None,
 ) -> int:
     """Simulate thick-slice volumes from thin-slice volumes.
 
-    Writes int16 HU to files with the same names. Their affines give the positions of the thick
-    slices.
+    Writes int16 HU to files with the same names, and DICOM series to folders with the same names.
+    Their affines give the positions of the thick slices.
 
     Args:
-        thin: folder of thin NIfTI volumes, searched recursively, or one file.
+        thin: folder of thin NIfTI volumes or DICOM series, searched recursively, or one file.
         thick: folder to write the thick volumes to; for one thin file, also the file to write.
         ratio: thick spacing / thin spacing, at least 2.
         profile: slice profile: "gaussian", "box" or "triangle"; or a CSV file with the columns
@@ -47,6 +49,7 @@ def simulate(
             Gaussian, else 1.
         offset: index of the thin slice at the centre of the first thick slice.
         existing: what to do if a thick file exists; "error" stops before any file is written.
+        format: "auto" writes a DICOM series if the thin volume is one; "nifti" writes NIfTI files.
         slice_axis: stored axis along which slices are stacked; needed only if the voxel spacings do
             not identify it.
 
@@ -54,7 +57,7 @@ def simulate(
         1 if a file could not be used, else 0.
     """
     kind = _profile(profile, fwhm)
-    jobs = [(scan, _target(scan, thin, thick)) for scan in find_scans(thin, dicom=False)]
+    jobs = [(scan, _target(scan, thin, thick, format)) for scan in find_scans(thin)]
     if existing == "error" and (present := [path for _, path in jobs if path.exists()]):
         raise ValueError(
             f"{len(present)} of {len(jobs)} files exist, the first of them {present[0]}; "
@@ -66,10 +69,13 @@ def simulate(
     for scan, path in todo:
         with progress.item(scan.relative.as_posix()):
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                source = open_scan(scan.path, slice_axis=slice_axis)
+                source = opened(scan, slice_axis=slice_axis)
                 weights = _weights(kind, fwhm, ratio, source)
-                write_thick(path, source, ratio, weights=weights, start=offset)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(source, DicomScan) and format == "auto":
+                    write_thick_series(path, source, ratio, weights=weights, start=offset)
+                else:
+                    write_thick(path, source, ratio, weights=weights, start=offset)
             except ValueError as error:
                 failed += 1
                 progress.fail(str(error).removeprefix(f"{scan.path.name}: "))
@@ -112,9 +118,13 @@ def _weights(
     return profile_weights(ratio, profile=kind, fwhm=fwhm)
 
 
-def _target(scan: Scan, thin: str, thick: str) -> Path:
-    single = Path(thin).is_file() and nifti_suffix(Path(thick)) is not None
-    path = Path(thick) if single else Path(thick) / scan.relative
+def _target(scan: Scan, thin: str, thick: str, file_format: Literal["auto", "nifti"]) -> Path:
+    if Path(thin).is_file() and nifti_suffix(Path(thick)) is not None:
+        path = Path(thick)
+    else:
+        path = Path(thick) / scan.relative
+        if scan.series is not None and file_format == "nifti":
+            path = path.with_name(f"{path.name}.nii.gz")
     if path.resolve() == scan.path.resolve():
         raise ValueError(
             f"{scan.path} would be overwritten by its thick slices; name another folder."

@@ -6,7 +6,7 @@ These are folders of pairs or of thin volumes, with or without a split, and CSV 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from mpunet.data.case import PARTS, Case, patient_of
@@ -14,7 +14,7 @@ from mpunet.data.pair_list import read_pair_list
 from mpunet.io.rplhr import Intensity
 from mpunet.io.scans import find_scans
 
-__all__ = ["Source", "files_by_name", "find_cases"]
+__all__ = ["Source", "files_by_name", "find_cases", "is_one_scan"]
 
 Source = Mapping[str, str] | str | Path
 
@@ -66,13 +66,14 @@ def files_by_name(folder: str | Path) -> dict[str, Path]:
     """Map names to the volumes of a folder and its subfolders, sorted by path.
 
     A name is the path relative to the folder, without ``.nii`` or ``.nii.gz``. The volumes are
-    those that :func:`mpunet.io.scans.find_scans` finds.
+    the NIfTI files and DICOM series that :func:`mpunet.io.scans.find_scans` finds; open their paths
+    with :mod:`mpunet.io.scan_file`.
 
     Raises:
         ValueError: if two files have the same name.
     """
     out: dict[str, Path] = {}
-    for scan in find_scans(folder, dicom=False):
+    for scan in find_scans(folder):
         name = re.sub(r"\.nii(\.gz)?$", "", scan.relative.as_posix(), flags=re.IGNORECASE)
         if name in out:
             raise ValueError(
@@ -81,6 +82,17 @@ def files_by_name(folder: str | Path) -> dict[str, Path]:
             )
         out[name] = scan.path
     return out
+
+
+def is_one_scan(source: str | Path, found: Collection[Path]) -> bool:
+    """Return whether a source is itself a scan: a file, or a folder with the files of one series.
+
+    Args:
+        source: file or folder.
+        found: paths of its scans. That of a series whose files are in ``source`` itself ends with
+            its UID and does not exist.
+    """
+    return Path(source).is_file() or (len(found) == 1 and not any(p.exists() for p in found))
 
 
 def _in_folder(root: Path) -> list[Case]:

@@ -13,14 +13,16 @@ from mpunet.io.volume import nifti_suffix
 __all__ = ["read_pair_list"]
 
 COLUMNS = ("thin", "thick", "lung", "patient", "split")
+UID = re.compile(r"[0-9]+(\.[0-9]+)+(-[0-9]+)?")  # of one DICOM series in a folder of several
 
 
 def read_pair_list(path: str | Path) -> list[Case]:
     """Read the cases of a CSV, in its order.
 
     The first line names the columns: ``thin``, and any of ``thick``, ``lung``, ``patient`` and
-    ``split`` (train, val or test). Columns are separated by commas, semicolons or tabs. File paths
-    are absolute or relative to the CSV's folder. If ``thick`` is empty, thick slices are simulated;
+    ``split`` (train, val or test). Columns are separated by commas, semicolons or tabs. Volumes are
+    NIfTI files or DICOM series: FOLDER, or FOLDER/UID for one of several. Their paths are absolute
+    or relative to the CSV's folder. If ``thick`` is empty, thick slices are simulated;
     if ``lung`` is empty, the lung mask is computed; if ``patient`` is empty, so is the case's
     ``patient``. The name of a case is the path of its thin file as written, without ``..`` and
     without ``.nii`` or ``.nii.gz``.
@@ -89,11 +91,14 @@ def _case(row: dict[str, str], folder: Path, where: str) -> Case:
     files: dict[str, Path | None] = {}
     for kind in ("thin", "thick", "lung"):
         file = files[kind] = folder / row[kind] if row.get(kind) else None
-        if file is not None and nifti_suffix(file) is None:
+        if file is None or file.is_dir() or (UID.fullmatch(file.name) and file.parent.is_dir()):
+            continue  # none, or a DICOM series
+        if nifti_suffix(file) is None:
             raise ValueError(
-                f"{where}: expected a {kind} file ending in .nii or .nii.gz, got {row[kind]!r}."
+                f"{where}: expected a {kind} file ending in .nii or .nii.gz, or the folder of a "
+                f"DICOM series, got {row[kind]!r}."
             )
-        if file is not None and not file.is_file():
+        if not file.is_file():
             raise ValueError(
                 f"{where}: no {kind} file at {file}; paths start from the list's folder."
             )

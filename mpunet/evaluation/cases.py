@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpunet.data.case import Case
-from mpunet.data.layouts import files_by_name, find_cases
+from mpunet.data.layouts import files_by_name, find_cases, is_one_scan
 from mpunet.io.volume import VolumeInfo
 
 __all__ = ["Matched", "common_slices", "match_cases", "misplaced"]
@@ -37,11 +37,11 @@ def match_cases(predictions: str | Path, references: str | Path) -> Matched:
     """Match the predictions in a folder with the references in another folder by name.
 
     The name of a file is its path relative to its folder without ``.nii`` or ``.nii.gz``. If both
-    arguments are files, they are matched whatever their names are.
+    arguments are single scans, they are matched whatever their names are.
 
     Args:
-        predictions: folder of thin volumes, or a single file.
-        references: folder of thin volumes, or a single file, or a folder with the subfolders
+        predictions: folder of thin volumes, or a single NIfTI file or DICOM series.
+        references: folder of thin volumes, or a single scan, or a folder with the subfolders
             ``thin`` and optionally ``thick`` and ``lung``, as for training.
 
     Raises:
@@ -49,8 +49,9 @@ def match_cases(predictions: str | Path, references: str | Path) -> Matched:
     """
     cases = {case.name: case for case in find_cases(references)}
     files = files_by_name(predictions)
-    if Path(predictions).is_file() and Path(references).is_file():
-        return Matched([(next(iter(cases.values())), Path(predictions))], [], [])
+    thin = [case.thin for case in cases.values()]
+    if is_one_scan(predictions, files.values()) and is_one_scan(references, thin):
+        return Matched([(next(iter(cases.values())), next(iter(files.values())))], [], [])
     names = [name for name in cases if name in files]
     if not names:
         raise ValueError(

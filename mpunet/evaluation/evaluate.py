@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from mpunet import __version__
 from mpunet.data.case import Case
-from mpunet.data.layouts import files_by_name, find_cases
+from mpunet.data.layouts import files_by_name, find_cases, is_one_scan
 from mpunet.evaluation.aggregate import paired_differences, scores_by_case, summaries
 from mpunet.evaluation.case_inputs import reference_lung, write_baseline
 from mpunet.evaluation.case_scores import Measured, against_reference, against_thick, alone, bias
@@ -171,11 +171,11 @@ class Evaluator:
         return {case.name: path for case, path in pairs}
 
     def _files(self, folder: str | Path) -> dict[str, Path]:
-        """Files by case; a single file is used for a single case whatever its name is."""
+        """Files by case; a single scan is used for a single case whatever its name is."""
         files = files_by_name(folder)
         return (
             dict(zip(self.cases, files.values(), strict=False))
-            if Path(folder).is_file() and len(self.cases) == 1
+            if len(self.cases) == 1 and is_one_scan(folder, files.values())
             else files
         )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpunet.evaluation.scores import Evaluation, Measure, PairedDifference, Score, Summary
-from mpunet.io.whole_file import whole_file
+from mpunet.io.partial_file import whole_file
 
 __all__ = ["screen", "write_tables", "write_whole"]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-from mpunet.io.sidecar import thickness_note
+from mpunet.io.nifti.sidecar import thickness_note
 from mpunet.io.volume import TILTED, VolumeInfo
 
 __all__ = ["SliceSpacing", "grid_warnings"]

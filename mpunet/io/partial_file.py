@@ -1,4 +1,7 @@
-"""Write files and folders under a locked temporary name; remove what killed processes left."""
+"""Write files and folders under a temporary name, so that they appear only when complete.
+
+Temporary names of scans are locked; what killed processes left is removed later.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,35 @@ from mpunet.io.volume import nifti_suffix
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["partial_file", "partial_folder", "remove_partials"]
+__all__ = ["partial_file", "partial_folder", "remove_partials", "whole_file"]
 
 _PARTIAL = re.compile(r"\..*\.[0-9a-f]{8}\.partial\.nii(\.gz)?", re.IGNORECASE)
 _PARTIAL_FOLDER = re.compile(r"\..*\.[0-9a-f]{8}\.partial")
 _LOCK = "lock"  # file in a temporary folder
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; rename it to ``path`` on success, remove it on failure.
+
+    The temporary path is in the same folder and has the suffix of ``path``. Missing folders are
+    created.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with whole_file(folder / "a.txt") as unfinished:
+    ...     _ = unfinished.write_text("a")
+    >>> [file.name for file in folder.iterdir()]
+    ['a.txt']
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.partial{path.suffix}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -5,28 +5,24 @@ A scan that cannot be opened does not stop the others.
 
 from __future__ import annotations
 
-import logging
 import math
-import re
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel as nib
 
+from mpunet.io.dicom.folder import dicom_files, name_series, visible
 from mpunet.io.dicom.headers import is_dicom
 from mpunet.io.dicom.scan import open_series
-from mpunet.io.dicom.series import Rejected, Series, find_series
+from mpunet.io.dicom.series import Series
+from mpunet.io.dicom.template import TemplatedScan
 from mpunet.io.read_ahead import read_ahead
 from mpunet.io.rplhr import Intensity
 from mpunet.io.scan_file import ScanFile, open_scan
 from mpunet.io.volume import nifti_suffix
 
-__all__ = ["PredictCase", "PredictLoader", "Scan", "find_scans", "share_out"]
-
-
-_log = logging.getLogger(__name__)
+__all__ = ["PredictCase", "PredictLoader", "Scan", "find_scans", "opened", "share_out"]
 
 
 class Scan(NamedTuple):
@@ -37,13 +33,15 @@ class Scan(NamedTuple):
         relative: path relative to the folder; names the case and its output. For a series it has no
             suffix.
         series: the slices of a DICOM series; None for a file.
-        problem: why this series is no volume.
+        problem: why this series is no volume, or this file has no template.
+        template: for a file, the DICOM series whose patient, study and positions its result has.
     """
 
     path: Path
     relative: Path
     series: Series | None = None
     problem: str | None = None
+    template: Series | None = None
 
 
 class PredictCase(NamedTuple):
@@ -54,7 +52,7 @@ class PredictCase(NamedTuple):
     error: str | None
 
 
-def find_scans(folder: str | Path, *, dicom: bool = True) -> list[Scan]:
+def find_scans(folder: str | Path) -> list[Scan]:
     """List the NIfTI files and DICOM series of a folder and its subfolders, sorted by path.
 
     A series has the name of its folder, or its UID if the folder has several or is ``folder``
@@ -64,64 +62,37 @@ def find_scans(folder: str | Path, *, dicom: bool = True) -> list[Scan]:
     or not, so that a broken link is reported as a failure instead of being ignored.
 
     Args:
-        folder: folder, or one file.
-        dicom: look for DICOM series, too.
+        folder: folder, or one file; a file DICOMDIR stands for its folder.
 
     Raises:
         ValueError: if there is no scan.
     """
     folder = Path(folder)
+    if folder.name == "DICOMDIR" and folder.is_file():
+        folder = folder.parent
     if folder.is_file():
         if nifti_suffix(folder) is not None:
             return [Scan(folder, Path(folder.name))]
-        if dicom and is_dicom(folder):
-            return _dicom_scans(folder.parent, [folder])
-        raise ValueError(
-            f"Expected a folder, a DICOM file or a file ending in .nii or .nii.gz, got {folder}."
-        )
-    if not folder.is_dir():
+        if not is_dicom(folder):
+            raise ValueError(
+                f"Expected a folder, a DICOM file or a file ending in .nii or .nii.gz, got {folder}."
+            )
+        files, root, scans = [folder], folder.parent, []
+    elif folder.is_dir():
+        root, shown = folder, visible(folder)
+        scans = [Scan(path, path.relative_to(root)) for path in shown if nifti_suffix(path)]
+        files = dicom_files([path for path in shown if nifti_suffix(path) is None])
+    else:
         raise ValueError(f"Expected a folder of scans, found nothing at {folder}.")
-    relatives = sorted(path.relative_to(folder) for path in folder.rglob("*"))
-    shown = [path for path in relatives if not any(part.startswith(".") for part in path.parts)]
-    scans = [Scan(folder / path, path) for path in shown if nifti_suffix(path)]
-    if dicom:
-        others = [folder / path for path in shown if nifti_suffix(path) is None]
-        files = [path for path in others if path.name != "DICOMDIR" and is_dicom(path)]
-        scans += _dicom_scans(folder, files, taken={scan.relative for scan in scans})
+    if files:
+        named = name_series(root, files, taken={scan.relative for scan in scans})
+        scans += [Scan(root / name, name, series, problem) for name, series, problem in named]
     if not scans:
-        kinds = "NIfTI files (.nii, .nii.gz)" + (" or DICOM series" if dicom else "")
-        raise ValueError(f"Expected {kinds} in {folder} or its subfolders, found none.")
+        raise ValueError(
+            f"Expected NIfTI files (.nii, .nii.gz) or DICOM series in {folder} or its subfolders, "
+            "found none."
+        )
     return sorted(scans, key=lambda scan: scan.relative)
-
-
-def _dicom_scans(folder: Path, files: Sequence[Path], taken: Collection[Path] = ()) -> list[Scan]:
-    """Return the DICOM series of files, each named after its folder or its UID."""
-    if not files:
-        return []
-    series, rejected = find_series(files)
-    left_out = [item for item in rejected if not item.failed]
-    if left_out:
-        listed = ", ".join(f"{item.uid} ({item.reason})" for item in left_out[:5])
-        more = "" if len(left_out) <= 5 else f" and {len(left_out) - 5} more"
-        _log.warning("%d DICOM series are left out: %s%s", len(left_out), listed, more)
-    found: list[tuple[Series | None, Rejected | None, Path, str]] = [
-        *((item, None, item.folder, item.uid) for item in series),
-        *((None, item, item.folder, item.uid) for item in rejected if item.failed),
-    ]
-    in_folder = Counter(place for _, _, place, _ in found)
-    used: Counter[Path] = Counter()
-    scans = []
-    for item, problem, place, uid in found:
-        name = place.relative_to(folder)
-        beside = name.with_name(f"{name.name}.nii.gz") if name.name else name
-        if not name.name or in_folder[place] > 1 or beside in taken:
-            # A damaged UID may hold anything, and must not lead out of the folder.
-            name = name / (re.sub(r"[^0-9A-Za-z.]", "_", uid).strip(".") or "unreadable")
-        used[name] += 1
-        if used[name] > 1:  # parts of a series, or several files that cannot be read
-            name = name.with_name(f"{name.name}-{used[name]}")
-        scans.append(Scan(folder / name, name, item, problem.reason if problem else None))
-    return scans
 
 
 def share_out(scans: Sequence[Scan], ranks: int) -> list[list[Scan]]:
@@ -139,6 +110,26 @@ def share_out(scans: Sequence[Scan], ranks: int) -> list[list[Scan]]:
         shares[rank].append(scan)
         loads[rank] += sizes[scan.relative]
     return shares
+
+
+def opened(
+    scan: Scan,
+    *,
+    slice_axis: int | None = None,
+    check_hu: bool = True,
+    intensity: Intensity = "auto",
+) -> ScanFile:
+    """Open a listed scan as :func:`mpunet.io.scan_file.open_scan` does; known headers are used.
+
+    Raises:
+        ValueError: see ``open_scan``; also if the scan has a problem.
+    """
+    if scan.problem is not None:
+        raise ValueError(scan.problem)
+    if scan.series is not None:
+        return open_series(scan.series, check_hu=check_hu, intensity=intensity)
+    file = open_scan(scan.path, slice_axis=slice_axis, check_hu=check_hu, intensity=intensity)
+    return file if scan.template is None else TemplatedScan(file, scan.template)
 
 
 class PredictLoader:
@@ -175,16 +166,9 @@ class PredictLoader:
         return read_ahead(map(self._open, self.scans), 1)
 
     def _open(self, scan: Scan) -> PredictCase:
-        if scan.problem is not None:
-            return PredictCase(scan, None, scan.problem)
         try:
-            if scan.series is not None:
-                volume: ScanFile = open_series(
-                    scan.series, check_hu=self.check_hu, intensity=self.intensity
-                )
-                return PredictCase(scan, volume, None)
-            volume = open_scan(
-                scan.path,
+            volume = opened(
+                scan,
                 slice_axis=self.slice_axis,
                 check_hu=self.check_hu,
                 intensity=self.intensity,

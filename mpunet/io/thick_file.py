@@ -19,7 +19,7 @@ from mpunet.io.thin_file import regridded_header, write_planes
 from mpunet.io.volume import VolumeInfo
 from mpunet.slices.simulate import profile_weights, thick_slices, thickening_matrix
 
-__all__ = ["thick_count", "thick_header", "write_thick"]
+__all__ = ["simulated_slices", "thick_count", "thick_header", "write_thick"]
 
 
 def thick_count(depth: int, ratio: int, start: int = 0) -> int:
@@ -55,9 +55,7 @@ def thick_header(like: VolumeInfo, ratio: int, *, start: int = 0) -> nib.Nifti1H
 
     It is the header of ``like`` with the thick grid and without scaling.
     """
-    count = thick_count(like.shape[0], ratio, start)
-    # thick_affine counts from the slice that is stored first.
-    first = like.shape[0] - 1 - start - (count - 1) * ratio if like.frame.flipped[0] else start
+    count, first = thick_count(like.shape[0], ratio, start), _first_stored(like, ratio, start)
     return regridded_header(
         like, count, lambda affine: thick_affine(affine, like.slice_axis, ratio, first)
     )
@@ -90,10 +88,36 @@ def write_thick(
     """
     scan = thin if isinstance(thin, ScanFile) else open_scan(thin)
     header = thick_header(scan, ratio, start=start)
-    matrix = thickening_matrix(
-        scan.shape[0], ratio, profile_weights(ratio) if weights is None else weights, start=start
+    slices, _ = simulated_slices(
+        scan, ratio, profile_weights(ratio) if weights is None else weights, start
     )
-    if scan.last_first:
-        matrix = matrix[::-1, ::-1]
-    slices: Iterator[npt.NDArray[Any]] = (plane[None] for plane in thick_slices(scan, matrix))
     write_planes(path, slices, scan, header, last_first=scan.last_first)
+
+
+def simulated_slices(
+    thin: ScanFile, ratio: int, weights: npt.NDArray[np.float64], start: int = 0
+) -> tuple[Iterator[npt.NDArray[Any]], int]:
+    """Simulate thick slices while a thin scan is read, in the scan's order.
+
+    Arguments are those of :func:`write_thick`.
+
+    Returns:
+        Thick slices (1, H, W) in HU, and the thin slice at the centre of the one that is stored
+        first.
+    """
+    matrix = thickening_matrix(thin.shape[0], ratio, weights, start=start)
+    if thin.last_first:
+        matrix = matrix[::-1, ::-1]
+    slices = (plane[None] for plane in thick_slices(thin, matrix))
+    return slices, _first_stored(thin, ratio, start)
+
+
+def _first_stored(like: VolumeInfo, ratio: int, start: int) -> int:
+    """Return the thin slice at the centre of the thick slice that is stored first.
+
+    It is counted from the thin slice that is stored first.
+    """
+    if not like.frame.flipped[0]:
+        return start
+    depth = like.shape[0]
+    return depth - 1 - start - (thick_count(depth, ratio, start) - 1) * ratio

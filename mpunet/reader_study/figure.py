@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mpunet.io.whole_file import whole_file
+from mpunet.io.partial_file import whole_file
 from mpunet.reader_study.findings import ALL_READERS
 from mpunet.reader_study.study import Rates, ReaderStudy
 from mpunet.report.pictures import pyplot

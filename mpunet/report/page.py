@@ -14,7 +14,7 @@ from string import Template
 from typing import Literal, NamedTuple
 
 from mpunet import __version__
-from mpunet.io.whole_file import whole_file
+from mpunet.io.partial_file import whole_file
 from mpunet.report.hu_codec import HU_STEPS
 from mpunet.report.shown_case import ShownCase
 

@@ -11,13 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
 from mpunet.io.intensity_range import check_voxels
-from mpunet.io.scan_file import read_volume
-from mpunet.io.volume import VolumeInfo, one_line_errors, volume_info
+from mpunet.io.scan_file import read_info, read_volume
 from mpunet.report.hu_codec import HU_LEVELS, encode_slice, to_codes, uniform_levels
 from mpunet.report.patient_grid import (
     OBLIQUE_DEGREES,
@@ -80,7 +78,7 @@ def encode_case(
         )
     if slices is not None and slices < 1:
         raise ValueError(f"Expected at least 1 slice in each plane, got {slices}.")
-    infos = {key: _read_info(path) for key, path in files.items()}
+    infos = {key: read_info(path) for key, path in files.items()}
     directions = directions_of(next(iter(infos.values())))
     grids = {key: patient_grid(info, directions) for key, info in infos.items()}
     main = reference or min(grids, key=lambda key: float(grids[key].spacing.prod()))
@@ -161,12 +159,6 @@ def _show(
         "compared": compared,
         "planes": planes,
     }
-
-
-def _read_info(path: Path) -> VolumeInfo:
-    with one_line_errors(path.name, "not a NIfTI file"):
-        image = nib.load(path)
-    return volume_info(image, path=path)
 
 
 def _read_lpi(path: Path) -> tuple[npt.NDArray[Any], bool]:

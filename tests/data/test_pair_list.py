@@ -102,10 +102,10 @@ def test_files_outside_of_the_lists_folder(listed, tmp_path):
             "thin,thick\nb.nii,\n\nc.NII.GZ,gone.nii\n",
             "line 4: no thick file at .*scans/gone.nii; paths start from the list's folder",
         ),
-        ("thin\na\n", r"line 2: expected a thin file ending in .nii or .nii.gz, got 'a'"),
+        ("thin\nd\n", r"line 2: expected a thin file ending in .nii .* DICOM series, got 'd'"),
         (
             "thin,lung\nb.nii,mask.png\n",
-            r"line 2: expected a lung file ending in .nii or .nii.gz, got 'mask.png'",
+            r"line 2: expected a lung file ending in .nii .* DICOM series, got 'mask.png'",
         ),
         ("thin\nb.nii\nc.NII.GZ\n./b.nii\n", "line 4: the thin volume 'b' is in line 2 too"),
         (

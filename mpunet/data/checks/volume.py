@@ -12,7 +12,7 @@ import numpy as np
 
 from mpunet.data.checks.survey import Survey
 from mpunet.geometry import grid_spacing
-from mpunet.io.sidecar import thickness_note
+from mpunet.io.nifti.sidecar import thickness_note
 from mpunet.io.volume import TILTED, VolumeInfo
 
 __all__ = ["Code", "Finding", "Verdict", "check_intensities", "check_slices", "check_spacing"]

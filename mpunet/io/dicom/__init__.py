@@ -1,6 +1,6 @@
 """DICOM series as scans: found in folders, put in order, checked, and read slice by slice.
 
-Begin with :mod:`mpunet.io.dicom.series`. Needs pydicom: ``pip install 'mpunet[dicom]'``.
+Start with :mod:`mpunet.io.dicom.series`. Needs pydicom: ``pip install 'mpunet[dicom]'``.
 """
 
 __all__: list[str] = []

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from mpunet.io.dicom.headers import SliceHeader, pydicom
+from mpunet.intensity import HU_MAX, HU_MIN
+from mpunet.io.base import ScanFile
+from mpunet.io.dicom.headers import SliceHeader, one_line, pydicom
 from mpunet.io.dicom.series import Series
 from mpunet.io.rplhr import Intensity
-from mpunet.io.scan_file import ScanFile
 from mpunet.io.volume import VolumeInfo
 
 __all__ = ["DicomScan", "open_series"]
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+# A slice with more pixels than either is damaged: decoders allocate what its header announces.
+PIXELS = 1 << 24  # 4096 x 4096
+PIXELS_PER_BYTE = 1000  # of its file
 
 
 class DicomScan(ScanFile):
@@ -45,7 +52,7 @@ class DicomScan(ScanFile):
         info = VolumeInfo((len(series.slices), rows, columns), affine, 2, header, series.folder)
         frame = info.frame
         info.shape = (shape[frame.order[0]], shape[frame.order[1]], shape[frame.order[2]])
-        self._describe(info, _dtype(series.slices))
+        super().__init__(info, _dtype(series.slices))
         self.series = series
         self.slice_thickness = first.thickness
 
@@ -54,26 +61,34 @@ class DicomScan(ScanFile):
         """UID of the series, for error messages: names of patients do not appear."""
         return f"series {self.series.uid}"
 
-    def _stored_planes(self) -> Iterator[npt.NDArray[Any]]:
-        files: dict[Any, Any] = {}
-        for header in self.series.slices:
-            try:
-                if header.path not in files:  # of a multi-frame file all frames are read at once
-                    files = {header.path: _pixels(header)}
-                stored = files[header.path]
-            except Exception as error:  # a damaged file can raise anything
-                reason = " ".join(str(error).split()) or type(error).__name__
-                raise ValueError(
-                    f"{self.name}: voxels of {header.path.name} cannot be read: {reason}"
-                ) from error
-            plane = stored if header.frame is None else stored[header.frame]
-            if plane.shape != header.size:
-                raise ValueError(
-                    f"{self.name}: expected {header.size} pixels in {header.path.name}, got "
-                    f"{plane.shape}."
-                )
-            scaled = plane.T * np.float32(header.slope) + np.float32(header.intercept)
-            yield np.asarray(scaled, self.dtype)
+    def stored_planes(self) -> Iterator[npt.NDArray[Any]]:
+        """Read and yield the slices in HU (columns, rows), in order along their normal."""
+        for path, group in groupby(self.series.slices, key=lambda header: header.path):
+            headers = list(group)
+            frames = _frames(path, headers)
+            for header in headers:
+                try:
+                    plane, padding = next(frames)
+                except Exception as error:  # a damaged file can raise anything
+                    raise ValueError(
+                        f"{self.name}: voxels of {path.name} cannot be read: {one_line(error)}"
+                    ) from error
+                if plane.shape != header.size:
+                    raise ValueError(
+                        f"{self.name}: expected {header.size} pixels in {path.name}, got "
+                        f"{plane.shape}."
+                    )
+                hu = self._hu(plane, header)
+                if padding is not None and padding * header.slope + header.intercept > HU_MAX:
+                    hu[plane == padding] = HU_MIN  # outside the field of view is air
+                yield hu.T
+
+    def _hu(self, plane: npt.NDArray[Any], header: SliceHeader) -> npt.NDArray[Any]:
+        with np.errstate(over="ignore", invalid="ignore"):  # not finite: rejected by the caller
+            hu = plane * np.float32(header.slope) + np.float32(header.intercept)
+        if self.dtype == np.int16:
+            hu = hu.clip(-32768, 32767)
+        return np.asarray(hu, self.dtype)
 
 
 def open_series(
@@ -87,7 +102,7 @@ def open_series(
         ValueError: if a slice cannot be read or decoded, or intensities cannot be HU.
     """
     scan = DicomScan(series)
-    scan._read_through(None, check_hu=check_hu, intensity=intensity)
+    scan.check(check_hu=check_hu, intensity=intensity)
     return scan
 
 
@@ -109,13 +124,35 @@ def _dtype(slices: tuple[SliceHeader, ...]) -> np.dtype[Any]:
     return np.dtype(np.int16 if whole else np.float32)
 
 
-def _pixels(header: SliceHeader) -> npt.NDArray[Any]:
-    """Decode the pixels of a file: (rows, columns), or (frames, rows, columns)."""
-    dataset = pydicom().dcmread(header.path)
-    pixels = np.asarray(dataset.pixel_array)
-    unused = int(dataset.BitsAllocated) - int(dataset.HighBit) - 1
-    if unused and pixels.dtype.itemsize * 8 == int(dataset.BitsAllocated):
-        # Bits above the highest may hold an overlay, or lack the sign.
-        pixels = (pixels << unused) >> unused
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    return pixels[None] if frames == 1 and header.frame is not None else pixels
+def _frames(
+    path: Path, headers: Sequence[SliceHeader]
+) -> Iterator[tuple[npt.NDArray[Any], int | None]]:
+    """Decode slices of a file one by one: stored values (rows, columns), PixelPaddingValue."""
+    size, length = headers[0].size, path.stat().st_size
+    if math.prod(size) > max(PIXELS, PIXELS_PER_BYTE * length):
+        raise ValueError(f"{length} bytes cannot hold {size[0]} x {size[1]} pixels")
+    dicom, single = pydicom(), headers[0].frame is None
+    # Frames of a file may be many: they are looked for, up to the end of the last, but not kept.
+    dataset = dicom.dcmread(path, defer_size=None if single else 1 << 16)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not dicom.pixels.get_decoder(syntax).is_available:
+        raise ValueError(f"{syntax.name} needs a decoder: pip install 'mpunet[dicom]'")
+    if "PixelData" not in dataset:  # pydicom leaves it out if its end is missing
+        raise ValueError("no PixelData, damaged or cut short")
+    if single and int(dataset.get("NumberOfFrames") or 1) != 1:
+        raise ValueError("several frames without positions")
+    unused = dataset.BitsAllocated - dataset.BitsStored
+    if dataset.HighBit != dataset.BitsStored - 1:  # PS3.5, section 8.1.1
+        raise ValueError(f"expected {dataset.BitsStored - 1} as HighBit, got {dataset.HighBit}")
+    padding = dataset.get("PixelPaddingValue")
+    if padding is not None and not dataset.PixelRepresentation:
+        padding %= 1 << dataset.BitsAllocated  # may be written as a signed number
+    source: Any = dataset
+    if not single:  # pydicom reads frames one by one from a file whose encoding is what it says
+        plain = not syntax.is_deflated and dataset.original_encoding[0] == syntax.is_implicit_VR
+        source = path if plain else dicom.dcmread(path)
+    for pixels in dicom.pixels.iter_pixels(source, indices=[item.frame or 0 for item in headers]):
+        if unused and pixels.dtype.itemsize * 8 == dataset.BitsAllocated:
+            # Bits above the highest may hold an overlay, or lack the sign.
+            pixels = (pixels << unused) >> unused
+        yield pixels, padding

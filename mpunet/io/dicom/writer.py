@@ -1,8 +1,8 @@
-"""Thin slices as a derived DICOM series, which viewers and archives take for what it is."""
+"""Results as a derived DICOM series, which viewers and archives take for what it is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,9 +17,10 @@ from mpunet.intensity import HU_MAX, HU_MIN, round_hu
 from mpunet.io.dicom.headers import pydicom
 from mpunet.io.dicom.scan import DicomScan
 from mpunet.io.partial_file import partial_folder
+from mpunet.io.thick_file import simulated_slices, thick_count
 from mpunet.io.thin_file import checked_chunks, in_file_order
 
-__all__ = ["Origin", "series_uid", "write_series"]
+__all__ = ["Origin", "series_uid", "write_series", "write_thick_series"]
 
 # Elements that describe the voxels, the file or the frames of the source, not of the result.
 DROPPED = (
@@ -44,9 +45,33 @@ class Origin(NamedTuple):
     options: str = ""
 
 
+class _Grid(NamedTuple):
+    """Slices of the result, counted in slices of the source along their normal."""
+
+    first: float
+    step: float
+    depth: int
+
+
+class _Derivation(NamedTuple):
+    """What a series says of itself.
+
+    Attributes:
+        kind: "synthetic" or "simulated", in the description of the series.
+        text: how slices were made.
+        reach: a slice is made from the source's slices nearer than this, in slices.
+        entropy: what UIDs are derived from, besides the source and the grid.
+    """
+
+    kind: str
+    text: str
+    reach: float
+    entropy: tuple[str, ...]
+
+
 def series_uid(scan: DicomScan, ratio: float, origin: Origin) -> str:
     """Return the SeriesInstanceUID of a result: the same for the same scan, network and options."""
-    return _uid(scan, ratio, origin, "series")
+    return _Templates(scan, *_thin(scan, ratio, origin)).uid
 
 
 def write_series(
@@ -74,12 +99,59 @@ def write_series(
     Returns:
         SeriesInstanceUID of the result.
     """
-    depth = thin_depth(len(scan), ratio)
-    checked = checked_chunks(chunks, scan, ratio)
-    parts = in_file_order(checked, scan, depth, dtype="int16", last_first=last_first)
-    templates = _Templates(scan, ratio, origin)
+    templates = _Templates(scan, *_thin(scan, ratio, origin))
+    return _write(Path(folder), checked_chunks(chunks, scan, ratio), templates, last_first)
+
+
+def write_thick_series(
+    folder: str | Path,
+    scan: DicomScan,
+    ratio: int,
+    *,
+    weights: npt.NDArray[np.float64],
+    start: int = 0,
+) -> str:
+    """Simulate the thick series of a thin one and write it as :func:`write_series` does.
+
+    Arguments are those of :func:`mpunet.io.thick_file.write_thick`.
+
+    Returns:
+        SeriesInstanceUID of the result.
+
+    Raises:
+        ValueError: if a file cannot be read, or there are fewer than two thick slices.
+    """
+    slices, first = simulated_slices(scan, ratio, weights, start)
+    count = thick_count(len(scan), ratio, start)
+    thin, thick = (float(scan.spacing[0]) * step for step in (1, ratio))
+    text = (
+        f"Slices {thick:.4g} mm apart, simulated as weighted means of slices {thin:.4g} mm apart: "
+        f"mpunet {__version__}. Not for diagnosis."
+    )
+    shares = tuple(f"{weight:.6f}" for weight in weights)
+    derivation = _Derivation("simulated", text, len(weights) // 2 + 1, shares)
+    templates = _Templates(scan, _Grid(first, ratio, count), derivation)
+    return _write(Path(folder), slices, templates, scan.last_first)
+
+
+def _thin(scan: DicomScan, ratio: float, origin: Origin) -> tuple[_Grid, _Derivation]:
+    thick = float(scan.spacing[0])
+    network = f", network SHA-256 {origin.network}" if origin.network else ""
+    text = (
+        f"Thin slices ({thick / ratio:.4g} mm) estimated from slices {thick:.4g} mm apart by a "
+        f"neural network: mpunet {__version__}{network}. Not for diagnosis."
+    )
+    grid = _Grid(0, 1 / ratio, thin_depth(len(scan), ratio))
+    return grid, _Derivation("synthetic", text, 1, tuple(origin))
+
+
+def _write(
+    folder: Path, chunks: Iterator[npt.NDArray[Any]], templates: _Templates, last_first: bool
+) -> str:
+    depth = templates.grid.depth
+    parts = in_file_order(chunks, templates.scan, depth, dtype="int16", last_first=last_first)
     index = 0
-    with partial_folder(Path(folder)) as partial:
+    with partial_folder(folder) as partial:
         for part in parts:
             for plane in np.moveaxis(part, -1, 0):
                 dataset = templates.dataset(index, np.ascontiguousarray(plane.T))
@@ -89,15 +161,15 @@ def write_series(
 
 
 class _Templates:
-    """Makes the data set of each thin slice from that of the nearest thick one."""
+    """Makes the data set of each slice of the result from that of the nearest slice of the source."""
 
-    def __init__(self, scan: DicomScan, ratio: float, origin: Origin) -> None:
-        self.scan, self.ratio, self.origin = scan, ratio, origin
-        self.uid = series_uid(scan, ratio, origin)
-        self.spacing = float(scan.spacing[0]) / ratio
+    def __init__(self, scan: DicomScan, grid: _Grid, derivation: _Derivation) -> None:
+        self.scan, self.grid, self.derivation = scan, grid, derivation
+        self.uid = self._uid("series")
+        self.spacing = float(scan.spacing[0]) * grid.step
         slices = scan.series.slices
         self.first = np.array(slices[0].position)
-        self.step = (np.array(slices[-1].position) - self.first) / (len(slices) - 1) / ratio
+        self.step = (np.array(slices[-1].position) - self.first) / (len(slices) - 1)
         same = {(header.slope, header.intercept) for header in slices}
         whole = len(same) == 1 and slices[0].slope == 1 and slices[0].intercept.is_integer()
         self.intercept = int(slices[0].intercept) if whole else int(HU_MIN)
@@ -105,25 +177,23 @@ class _Templates:
         self._read: tuple[int, Any] = (-1, None)
 
     def dataset(self, index: int, plane: npt.NDArray[Any]) -> Any:
-        """Return the data set of thin slice ``index``, counted along the normal of the slices."""
-        nearest = min(round(index / self.ratio), len(self.scan) - 1)
+        """Return the data set of slice ``index`` of the result, counted along the normal."""
+        place = self.grid.first + index * self.grid.step
+        nearest = min(round(place), len(self.scan) - 1)
         dataset = deepcopy(self._source(nearest))  # a shallow copy shares elements
         header = self.scan.series.slices[nearest]
-        neighbours = sorted(
-            {int(index / self.ratio), min(-int(-index // self.ratio), len(self.scan) - 1)}
-        )
         dataset.SOPClassUID = pydicom().uid.CTImageStorage
-        dataset.SOPInstanceUID = _uid(self.scan, self.ratio, self.origin, str(index))
+        dataset.SOPInstanceUID = self._uid(str(index))
         dataset.SeriesInstanceUID = self.uid
         dataset.SeriesNumber = 100 * int(dataset.get("SeriesNumber") or 0) + 1
         dataset.InstanceNumber = index + 1
         dataset.ImageType = ["DERIVED", "SECONDARY", *(header.image_type[2:3] or ["AXIAL"])]
-        name = f"mpunet {self.spacing:.4g} mm (synthetic)"
+        name = f"mpunet {self.spacing:.4g} mm ({self.derivation.kind})"
         dataset.SeriesDescription = (
             f"{str(dataset.get('SeriesDescription') or '')[: 63 - len(name)]} {name}".strip()
         )
-        self._derivation(dataset, neighbours)
-        self._geometry(dataset, index, header)
+        self._derive(dataset, place)
+        self._geometry(dataset, place, header)
         self._pixels(dataset, plane)
         for keyword in ("KVP", "AcquisitionNumber", "PositionReferenceIndicator"):
             if keyword not in dataset:  # required, may be empty
@@ -146,17 +216,13 @@ class _Templates:
             self._read = index, dataset
         return self._read[1]
 
-    def _derivation(self, dataset: Any, neighbours: Sequence[int]) -> None:
-        thick = float(self.scan.spacing[0])
-        network = f", network SHA-256 {self.origin.network}" if self.origin.network else ""
-        dataset.DerivationDescription = (
-            f"Thin slices ({self.spacing:.4g} mm) estimated from slices {thick:.4g} mm apart by a "
-            f"neural network: mpunet {__version__}{network}. Not for diagnosis."
-        )
+    def _derive(self, dataset: Any, place: float) -> None:
+        dataset.DerivationDescription = self.derivation.text
         dataset.DerivationCodeSequence = [_code("113085", "Spatial resampling")]
         sources = []
-        for index in neighbours:
-            header = self.scan.series.slices[index]
+        for index, header in enumerate(self.scan.series.slices):
+            if abs(index - place) >= self.derivation.reach:
+                continue
             item = pydicom().Dataset()
             item.ReferencedSOPClassUID = header.sop_class
             item.ReferencedSOPInstanceUID = header.instance
@@ -176,8 +242,8 @@ class _Templates:
         before = list(dataset.get("ContributingEquipmentSequence") or [])
         dataset.ContributingEquipmentSequence = [*before, equipment]
 
-    def _geometry(self, dataset: Any, index: int, header: Any) -> None:
-        position = self.first + index * self.step
+    def _geometry(self, dataset: Any, place: float, header: Any) -> None:
+        position = self.first + place * self.step
         dataset.ImagePositionPatient = [f"{value:.10g}"[:16] for value in position]
         dataset.ImageOrientationPatient = [f"{value:.10g}"[:16] for value in header.orientation]
         dataset.PixelSpacing = [f"{value:.10g}"[:16] for value in header.pixel_spacing]
@@ -202,19 +268,19 @@ class _Templates:
         stored = hu.astype(np.int32) - self.intercept
         dataset.add_new("PixelData", "OW", stored.astype("<i2" if signed else "<u2").tobytes())
 
+    def _uid(self, what: str) -> str:
+        slices = self.scan.series.slices
+        source = [self.scan.series.uid, slices[0].instance, slices[-1].instance, str(len(slices))]
+        grid = [f"{value:.6g}" for value in self.grid]
+        entropy = [*source, *grid, *self.derivation.entropy, __version__, what]
+        return str(pydicom().uid.generate_uid(entropy_srcs=entropy))
+
     def _meta(self, dataset: Any) -> Any:
         meta = pydicom().dataset.FileMetaDataset()
         meta.MediaStorageSOPClassUID = dataset.SOPClassUID
         meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
         meta.TransferSyntaxUID = pydicom().uid.ExplicitVRLittleEndian
         return meta
-
-
-def _uid(scan: DicomScan, ratio: float, origin: Origin, what: str) -> str:
-    slices = scan.series.slices
-    sources = [slices[0].instance, slices[-1].instance, str(len(slices)), f"{ratio:.6g}"]
-    entropy = [scan.series.uid, *sources, *origin, __version__, what]
-    return str(pydicom().uid.generate_uid(entropy_srcs=entropy))
 
 
 def _code(value: str, meaning: str) -> Any:

@@ -1,0 +1,134 @@
+"""DICOM series in folders: which files to look at, and the names of the series."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mpunet.io.dicom.headers import is_dicom
+from mpunet.io.dicom.series import Rejected, Series, find_series
+
+__all__ = ["NamedSeries", "dicom_files", "name_series", "series_at", "visible"]
+
+_log = logging.getLogger(__name__)
+
+
+class NamedSeries(NamedTuple):
+    """A DICOM series in a folder.
+
+    Attributes:
+        name: path relative to the folder, without suffix; it need not exist.
+        series: the slices; None if they are no volume.
+        problem: why they are no volume.
+    """
+
+    name: Path
+    series: Series | None
+    problem: str | None
+
+
+def visible(folder: Path) -> list[Path]:
+    """List what is in a folder and its subfolders, sorted, without hidden files and folders."""
+    relatives = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    return [
+        folder / path for path in relatives if not any(part.startswith(".") for part in path.parts)
+    ]
+
+
+def dicom_files(paths: Sequence[Path]) -> list[Path]:
+    """Select the DICOM files among paths; a DICOMDIR only lists others and is left out."""
+    return [path for path in paths if path.name != "DICOMDIR" and is_dicom(path)]
+
+
+def name_series(
+    folder: Path, files: Sequence[Path], taken: Collection[Path] = ()
+) -> list[NamedSeries]:
+    """Find the series of files in a folder. Log those that are left out because of their kind.
+
+    A series has the name of its folder, or FOLDER/UID if the folder has several or is ``folder``
+    itself.
+
+    Args:
+        folder: the folder.
+        files: DICOM files in it or in its subfolders.
+        taken: names of NIfTI files, relative to the folder. The series of a folder ``a`` beside
+            ``a.nii.gz`` has the name ``a/UID``.
+    """
+    series, rejected = find_series(files)
+    left_out = [item for item in rejected if not item.failed]
+    if left_out:
+        listed = ", ".join(f"{item.uid} ({item.reason})" for item in left_out[:5])
+        more = "" if len(left_out) <= 5 else f" and {len(left_out) - 5} more"
+        _log.warning("%d DICOM series are left out: %s%s", len(left_out), listed, more)
+    return _named(folder, series, rejected, taken)
+
+
+def series_at(path: Path) -> Series | None:
+    """Return the series at a path: a folder with one series, FOLDER/UID, or a multi-frame file.
+
+    Returns:
+        None if there is no DICOM file.
+
+    Raises:
+        ValueError: if the folder has several series, or the series is no volume.
+    """
+    if path.is_dir():
+        series, rejected = find_series(dicom_files(visible(path)))
+        here = [item for item in series if item.folder == path] or series
+        if len(here) > 1:
+            names = ", ".join(str(path / item.uid) for item in here[:3])
+            raise ValueError(
+                f"{path.name}: expected one DICOM series, found {len(here)}; name one of them: "
+                f"{names}{', ...' if len(here) > 3 else ''}."
+            )
+        if not here:
+            _refuse(path, rejected)
+        return here[0] if here else None
+    if path.is_file():
+        series, rejected = find_series([path])
+        if not series:
+            _refuse(path, rejected)
+        return series[0] if series else None
+    if not path.parent.is_dir():
+        return None
+    found = _named(path.parent, *find_series(dicom_files(visible(path.parent))), ())
+    for item in found:
+        if item.name == Path(path.name):
+            if item.problem is not None:
+                raise ValueError(f"series {item.name}: {item.problem}")
+            return item.series
+    return None
+
+
+def _refuse(path: Path, rejected: Sequence[Rejected]) -> None:
+    """Raise the reason why there is no volume at a path, if there is one."""
+    if rejected:
+        first = max(rejected, key=lambda item: item.failed)
+        raise ValueError(f"{path.name}: series {first.uid or 'without a UID'}: {first.reason}")
+
+
+def _named(
+    folder: Path, series: Sequence[Series], rejected: Sequence[Rejected], taken: Collection[Path]
+) -> list[NamedSeries]:
+    found: list[tuple[Series | None, Rejected | None, Path, str]] = [
+        *((item, None, item.folder, item.uid) for item in series),
+        *((None, item, item.folder, item.uid) for item in rejected if item.failed),
+    ]
+    in_folder = Counter(place for _, _, place, _ in found)
+    used: Counter[Path] = Counter()
+    named = []
+    for item, problem, place, uid in found:
+        name = place.relative_to(folder)
+        beside = name.with_name(f"{name.name}.nii.gz") if name.name else name
+        if not name.name or in_folder[place] > 1 or beside in taken:
+            # A damaged UID may hold anything, and must not lead out of the folder.
+            name = name / (re.sub(r"[^0-9A-Za-z.]", "_", uid).strip(".") or "unreadable")
+        used[name] += 1
+        if used[name] > 1:  # parts of a series, or several files that cannot be read
+            name = name.with_name(f"{name.name}-{used[name]}")
+        named.append(NamedSeries(name, item, problem.reason if problem else None))
+    return named
