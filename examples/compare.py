@@ -1,6 +1,6 @@
 """Compare a checkpoint with linear and cubic interpolation, on whole volumes and in the lungs.
 
-    python examples/compare.py --ckpt_path X.ckpt --data_dir ../shared/ct/val
+    python examples/compare.py --ckpt_path X.ckpt --data_dir $MPUNET_CT/val
 
 The data folder may have any layout that `mpunet fit` supports. Cubic is the interpolating cubic
 spline along depth (SciPy). Errors are in HU.

@@ -12,15 +12,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
-SHARED_CT = Path(__file__).parents[2] / "shared" / "ct"
+# Where examples/get_data.py has put it, or beside the repository.
+REAL_CT = Path(os.environ.get("MPUNET_CT") or Path(__file__).parents[2] / "shared" / "ct")
 
 
 @pytest.fixture(scope="session")
 def shared_ct():
-    """The folder of real CT beside the repository; skips where it is missing."""
-    if not SHARED_CT.is_dir():
-        pytest.skip(f"needs the real CT of {SHARED_CT}")
-    return SHARED_CT
+    """The folder of real CT; skips where it is missing."""
+    if not REAL_CT.is_dir():
+        pytest.skip(
+            f"needs the real CT that examples/get_data.py makes; MPUNET_CT names its folder, and "
+            f"there is none at {REAL_CT}"
+        )
+    return REAL_CT
 
 
 @pytest.fixture(scope="session")

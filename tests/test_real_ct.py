@@ -1,4 +1,4 @@
-"""The genuine thick scan of ../shared/ct through the whole command."""
+"""A genuine thick scan through the whole command."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ HU are rounded to 256 levels. The difference of each pixel from a prediction is 
 
 PNG and WebP are not used because a page can read their pixels only from a canvas, and Brave,
 Firefox and Safari alter the pixels of a canvas on purpose, to prevent fingerprinting. The browser's
-DecompressionStream decodes Deflate exactly. Measured on chest CT (lung crops of ../shared/ct, 2
+DecompressionStream decodes Deflate exactly. Measured on chest CT (lung crops of public scans, 2
 cores at 2.5 GHz): 0.53 bytes per pixel at 160 MB/s; PNG 0.55 at 10 MB/s; lossless WebP 0.52 at
 3 MB/s.
 """

@@ -75,7 +75,7 @@ def test_the_picture_of_the_readme_is_there_and_credited():
     readme = (ROOT / "README.md").read_text()
     assert "(docs/images/coronal_ct.png)" in readme
     assert (ROOT / "docs" / "images" / "coronal_ct.png").is_file()
-    assert re.search(r"RIDER\s+Pilot,\s+The\s+Cancer\s+Imaging\s+Archive,\s+CC\s+BY\s+3\.0", readme)
+    assert re.search(r"RIDER\s+Pilot,\s+The\s+Cancer\s+Imaging\s+Archive,\s+CC\s+BY\s+4\.0", readme)
 
 
 def test_coronals_have_the_same_part_of_each_volume(tmp_path):

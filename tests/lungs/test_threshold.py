@@ -14,7 +14,6 @@ from mpunet.geometry import SlabFrame, grid_spacing
 from mpunet.lungs.threshold import lung_mask
 from mpunet.phantom.chest import chest_phantom
 
-CT = Path(__file__).resolve().parents[2] / ".." / "shared" / "ct"
 MM = (2.0, 2.0, 2.0)
 
 
@@ -172,10 +171,8 @@ def test_errors() -> None:
         lung_mask(np.zeros((4, 4, 4)), (1, 0, 1))
 
 
-def real_ct(name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
-    if not (CT / name).exists():
-        pytest.skip(f"needs real CT, and {CT / name} is not there")
-    image = nib.load(CT / name)
+def real_ct(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
+    image = nib.load(path)
     frame = SlabFrame.from_affine(image.affine, axis=2)
     return frame.to_slab(np.asarray(image.dataobj)), grid_spacing(
         frame.slab_affine(image.affine, image.shape)
@@ -193,9 +190,9 @@ def real_ct(name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
         ("train/LIDC-IDRI-0003", 5.9),
     ],
 )
-def test_real_lungs(name: str, litres: float) -> None:
+def test_real_lungs(shared_ct: Path, name: str, litres: float) -> None:
     """The volume was measured once and checked on overlays; other bounds hold for any lungs."""
-    hu, mm = real_ct(f"{name}.nii.gz")
+    hu, mm = real_ct(shared_ct / f"{name}.nii.gz")
     mask = lung_mask(hu, mm)
     assert mask.sum() * mm.prod() / 1e6 == pytest.approx(litres, rel=0.05)
     assert -900 < np.median(hu[mask]) < -750
@@ -206,18 +203,18 @@ def test_real_lungs(name: str, litres: float) -> None:
     assert not mask[:, :, 0].any()
 
 
-def test_real_lungs_of_unequal_size() -> None:
+def test_real_lungs_of_unequal_size(shared_ct: Path) -> None:
     """The right upper lobe of LIDC-IDRI-0314 is small."""
-    hu, mm = real_ct("train/LIDC-IDRI-0314.nii.gz")
+    hu, mm = real_ct(shared_ct / "train/LIDC-IDRI-0314.nii.gz")
     right, left = (
         half.sum() * mm.prod() / 1e6 for half in np.array_split(lung_mask(hu, mm), 2, axis=2)
     )
     assert (right, left) == pytest.approx((0.93, 1.92), rel=0.05)
 
 
-def test_real_lung_cut_by_the_field_of_view() -> None:
+def test_real_lung_cut_by_the_field_of_view(shared_ct: Path) -> None:
     """RIDER-0117's right lung ends at the edge, and is connected there with the air outside."""
-    hu, mm = real_ct("test/RIDER-0117.nii.gz")
+    hu, mm = real_ct(shared_ct / "test/RIDER-0117.nii.gz")
     mask = lung_mask(hu, mm)
     right, left = (half.sum() * mm.prod() / 1e6 for half in np.array_split(mask, 2, axis=2))
     assert (right, left) == pytest.approx((0.755, 1.222), rel=0.03)
@@ -227,10 +224,10 @@ def test_real_lung_cut_by_the_field_of_view() -> None:
     assert not mask[outside].any()
 
 
-def test_real_head_has_no_lung() -> None:
-    assert not lung_mask(*real_ct("pair/head_thin.nii.gz")).any()
+def test_real_head_has_no_lung(shared_ct: Path) -> None:
+    assert not lung_mask(*real_ct(shared_ct / "pair/head_thin.nii.gz")).any()
 
 
-def test_real_crop_from_within_a_lung() -> None:
-    hu, mm = real_ct("fixture/lesion_1.25mm.nii.gz")
+def test_real_crop_from_within_a_lung(shared_ct: Path) -> None:
+    hu, mm = real_ct(shared_ct / "fixture/lesion_1.25mm.nii.gz")
     assert 0.7 < lung_mask(hu, mm).mean() < 0.9
