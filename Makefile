@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 FILES := $(filter-out mpunet/__%,$(wildcard mpunet/*.py mpunet/*/*.py mpunet/*/*/*.py))
 MODULES := $(subst /,.,$(patsubst %/__init__,%,$(basename $(FILES))))
 
-.PHONY: demo test lint slow bench docs build clean
+.PHONY: demo test lint slow bench gpu docs build clean
 
 # A synthetic chest and a small crop of a real one: simulate thick slices, predict with the packaged
 # network, evaluate.
@@ -26,6 +26,10 @@ bench: $(READY)         ## benchmarks: half an hour on two CPU cores
 	$(BIN)/python tests/benchmarks/against_monai.py
 	$(BIN)/python tests/benchmarks/quality.py
 	$(BIN)/python tests/benchmarks/crops.py
+
+# On a machine without the packages of .venv but with its own: make gpu READY= BIN=/usr/bin
+gpu: $(READY)           ## all that a GPU is needed for, in at most eight minutes: build/gpu/gpu.md
+	$(BIN)/python tests/benchmarks/gpu.py
 
 lint: $(READY)          ## style and types
 	$(BIN)/ruff check .
