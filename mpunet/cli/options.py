@@ -85,8 +85,12 @@ COMMANDS = {
                    "mm; default: scan / ratio", metavar="MM"),
             Option("--format", "--writer.format", "nifti or dicom; default: the format of the scan",
                    metavar="WHAT"),
+            Option("--dicom_from", "--writer.dicom_from", "DICOM series of the NIfTI scans: results become "
+                   "series of their studies", metavar="FOLDER"),
             Option("--existing", "--writer.existing", "what to do with results that exist: skip "
                    "(default), overwrite or error", metavar="WHAT"),
+            Option("--profile", "--inference.profile", "slice profile of the scanner, a file of mpunet "
+                   "fit-profile", metavar="FILE"),
             Option("--check", "--writer.check", "compare each result with its scan and report "
                    "large differences", value="true"),
             Option("--limit_memory", "--inference.limit_memory", "largest amount of memory in GiB; "

@@ -14,6 +14,7 @@ import torch.distributed
 from mpunet.inference.manifest import NAME, ConsistencyRecord
 from mpunet.io.scan_file import ScanFile
 from mpunet.metrics.consistency import ConsistencyMeter, ConsistencyRange
+from mpunet.slices.sampled_profile import SampledProfile
 from mpunet.slices.simulate import Profile
 
 __all__ = ["CheckSummary", "ConsistencyCheck", "data_profile", "gather", "summary_lines"]
@@ -46,6 +47,7 @@ class ConsistencyCheck:
         profile: slice profile used to thicken the results; ignored if ``known`` is given.
         fwhm: full width at half maximum of the profile, in thick slice spacings; ignored if
             ``known`` is given.
+        sampled: slice profile of the scanner, used instead of all these.
     """
 
     def __init__(
@@ -54,11 +56,14 @@ class ConsistencyCheck:
         *,
         profile: Profile = "gaussian",
         fwhm: float | None = None,
+        sampled: SampledProfile | None = None,
     ) -> None:
         self.known = known
         self._options: dict[str, Any] = {"profile": profile, "fwhm": fwhm}
         if known is not None:
             self._options = {"profile": known.profile, "fwhm": known.fwhm}
+        if sampled is not None:
+            self._options = {"profile": sampled}
         self.summary = CheckSummary([], 0)
 
     def meter(self, scan: ScanFile, ratio: float, *, last_first: bool) -> ConsistencyMeter:
@@ -70,7 +75,14 @@ class ConsistencyCheck:
             last_first: whether the thin slices arrive in reverse order.
         """
         thick = scan if scan.last_first == last_first else reversed(list(scan))
-        return ConsistencyMeter(thick, scan.shape, ratio, last_first=last_first, **self._options)
+        return ConsistencyMeter(
+            thick,
+            scan.shape,
+            ratio,
+            spacing=float(scan.spacing[0]),
+            last_first=last_first,
+            **self._options,
+        )
 
     def judge(self, file: str, meter: ConsistencyMeter) -> ConsistencyRecord:
         """Add a finished volume to the summary and return its record for the manifest."""

@@ -19,13 +19,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mpunet.geometry import reflect_indices, thin_depth, window_starts
-from mpunet.inference.overlap import OverlapMean
+from mpunet.inference.overlap import OverlapMean, Overlapped
 from mpunet.inference.tiles import plan_tiles
 from mpunet.memory import is_out_of_memory
 
 __all__ = ["StreamingEngine", "reconstruct_slab"]
 
 Planes = Tensor | npt.NDArray[Any] | Iterable[Tensor | npt.NDArray[Any]]
+Correction = Callable[[Tensor, Tensor], Tensor]
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,12 @@ class StreamingEngine:
         self.flips = flips
 
     def stream(
-        self, thick: Planes, *, shape: tuple[int, int, int] | None = None, last_first: bool = False
+        self,
+        thick: Planes,
+        *,
+        shape: tuple[int, int, int] | None = None,
+        last_first: bool = False,
+        correct: Correction | None = None,
     ) -> Iterator[Tensor]:
         """Yield the thin slices of a volume in order, each as soon as all its windows are computed.
 
@@ -114,10 +120,43 @@ class StreamingEngine:
             shape: (D, H, W); required if ``thick`` is not an array.
             last_first: whether ``thick`` is in reverse order. The thin slices are then in reverse
                 order, too. The windows and the network's input are the same as in forward order.
+            correct: function of a batch of windows, applied after the network: maps thin slices
+                (B, 1, N, H, W) and thick slices (B, 1, n_thick, H, W), both in forward order, to
+                thin slices.
 
         Yields:
             The next k slices (k, H, W), float32, on the device; (D - 1) * ratio + 1 in total.
         """
+        for chunk in self._finished(thick, shape, last_first, correct, spread=False):
+            yield chunk.mean
+
+    def stream_with_spread(
+        self,
+        thick: Planes,
+        *,
+        shape: tuple[int, int, int] | None = None,
+        last_first: bool = False,
+        correct: Correction | None = None,
+    ) -> Iterator[Overlapped]:
+        """Yield thin slices as :meth:`stream` does, with their standard deviation over windows.
+
+        Args:
+            thick: as in :meth:`stream`.
+            shape: as in :meth:`stream`.
+            last_first: as in :meth:`stream`.
+            correct: as in :meth:`stream`.
+        """
+        return self._finished(thick, shape, last_first, correct, spread=True)
+
+    def _finished(
+        self,
+        thick: Planes,
+        shape: tuple[int, int, int] | None,
+        last_first: bool,
+        correct: Correction | None,
+        *,
+        spread: bool,
+    ) -> Iterator[Overlapped]:
         if shape is None:
             shape = tuple(np.shape(thick))  # type: ignore[arg-type]
         if len(shape) != 3:
@@ -130,12 +169,13 @@ class StreamingEngine:
         if last_first:
             starts = [depth - window - start for start in reversed(starts)]
             flips.reverse()
-        mean = OverlapMean(
+        overlap = OverlapMean(
             [start * self.ratio for start in starts],
             size,
             thin_depth(depth, self.ratio),
             (height, width),
             self.device,
+            spread=spread,
         )
         planes = iter(thick)
         held: list[Tensor] = []  # thick slices first, first + 1, ...
@@ -151,17 +191,18 @@ class StreamingEngine:
                 flips[: len(batch)],
                 size,
                 last_first,
+                correct,
             )
             if thin is None:  # out of memory: try again with a smaller batch or smaller tiles
                 continue
             starts, flips = starts[len(batch) :], flips[len(batch) :]
             for start, slices in zip(batch, thin, strict=True):
                 begin = start * self.ratio
-                if begin > mean.done:
-                    yield mean.finish(begin)
-                mean.add(begin, slices)
+                if begin > overlap.done:
+                    yield overlap.finish(begin)
+                overlap.add(begin, slices)
             del thin, slices  # free the memory before the next windows
-        yield mean.finish(mean.reached)
+        yield overlap.finish(overlap.reached)
 
     def _upload(self, plane: Tensor | npt.NDArray[Any]) -> Tensor:
         """Copy a slice to the device in float32 and apply ``prepare``."""
@@ -178,6 +219,7 @@ class StreamingEngine:
         flips: Sequence[Sequence[int]],
         size: int,
         last_first: bool,
+        correct: Correction | None,
     ) -> Tensor | None:
         """Reconstruct a batch of windows; return None if the device runs out of memory.
 
@@ -188,9 +230,11 @@ class StreamingEngine:
         ordered = [window[::-1] if last_first else window for window in windows]
         taken = reflect_indices(len(ordered[0]), self.n_thick)
         stacked = torch.stack([window[i] for window in ordered for i in taken])
-        thick = _flip(stacked.view(len(windows), 1, self.n_thick, *stacked.shape[1:]), flips)
+        forward = stacked.view(len(windows), 1, self.n_thick, *stacked.shape[1:])
+        thick = _flip(forward, flips)
         try:
-            thin = _flip(self._forward(thick)[:, None], flips)[:, 0, :size]
+            thin = _flip(self._forward(thick)[:, None], flips)
+            thin = (thin if correct is None else correct(thin, forward))[:, 0, :size]
             return thin.flip(1) if last_first else thin
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

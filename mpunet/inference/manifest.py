@@ -23,6 +23,7 @@ __all__ = [
     "Failure",
     "Manifest",
     "Record",
+    "Written",
     "new_record",
     "note_skipped",
     "one_line",
@@ -55,12 +56,21 @@ class ConsistencyRecord(TypedDict):
     out_of_range: bool | None
 
 
+class Written(NamedTuple):
+    """A result on disk; the fields are those of :class:`Record`."""
+
+    shape: list[int] | None = None
+    spacing: list[float] | None = None
+    series: str | None = None
+    consistency: ConsistencyRecord | None = None
+
+
 class Record(TypedDict):
     """A line of the manifest. Unknown values are null, for example the shape of a failed scan.
 
     Attributes:
-        file: path of the scan relative to the input folder, and of the result relative to the
-            output folder.
+        file: path of the scan relative to the input folder. The result has the same path in the
+            output folder, but for a suffix if its format differs.
         status: "written", "failed", or "skipped" for an existing result without a manifest line.
         reason: why the scan failed.
         warning: possible problems of the result, separated by "; ": the scan's gantry is tilted,
@@ -75,6 +85,8 @@ class Record(TypedDict):
         stride: distance between windows in thick slices.
         thin_spacing: requested slice spacing of the result in mm; null for the scan's spacing
             divided by the network's ratio. Missing in older manifests.
+        profile: SHA-256 of the samples of the scanner's slice profile, if one was given. Missing in
+            older manifests.
         series: SeriesInstanceUID of a result in DICOM. Missing in older manifests.
         tile: height and width of tiles in pixels, if planes were cut into tiles.
         consistency: agreement with the scan, if it was checked. Missing in older manifests.
@@ -92,6 +104,7 @@ class Record(TypedDict):
     version: str
     stride: int | None
     thin_spacing: float | None
+    profile: str | None
     series: str | None
     tile: list[int] | None
     consistency: ConsistencyRecord | None
@@ -159,33 +172,48 @@ def read_manifest(folder: Path) -> dict[str, Record]:
     return records
 
 
-def new_record(scan: Scan, module: Any, checkpoint: str | None) -> Record:
-    """Return the record of a written scan; fields that depend on its volume are None.
+def new_record(
+    scan: Scan,
+    module: Any,
+    checkpoint: str | None,
+    written: Written | None = None,
+    *,
+    reason: str | None = None,
+    warning: str | None = None,
+    seconds: float | None = None,
+) -> Record:
+    """Return the record of a scan.
 
     Args:
         scan: the scan.
         module: the LightningModule; stride, tile and slice spacing are read from its
             ``reconstructor``, if it has one.
         checkpoint: SHA-256 of the checkpoint file.
+        written: the result.
+        reason: why the scan failed.
+        warning: possible problems of the result.
+        seconds: time since the first window.
     """
     reconstructor = getattr(module, "reconstructor", None)
     engine = getattr(reconstructor, "engine", None)
     tile = getattr(engine, "tile", None)
+    written = written or Written()
     return Record(
         file=scan.relative.as_posix(),
-        status="written",
-        reason=None,
-        warning=None,
-        shape=None,
-        spacing=None,
-        seconds=None,
+        status="written" if reason is None else "failed",
+        reason=reason,
+        warning=warning,
+        shape=written.shape,
+        spacing=written.spacing,
+        seconds=seconds,
         checkpoint=checkpoint,
         version=__version__,
         stride=getattr(engine, "stride", None),
         thin_spacing=getattr(reconstructor, "thin_spacing", None),
-        series=None,
+        profile=getattr(getattr(reconstructor, "profile", None), "sha256", None),
+        series=written.series,
         tile=None if tile is None else list(tile),
-        consistency=None,
+        consistency=written.consistency,
         time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 
@@ -205,18 +233,22 @@ def note_skipped(manifest: Manifest, records: Iterable[Record]) -> list[str]:
     for now in records:
         before = known.get(now["file"])
         if before is None:
-            unknown: Any = dict.fromkeys(("checkpoint", "stride", "thin_spacing", "tile"))
+            unknown: Any = dict.fromkeys(
+                ("checkpoint", "stride", "thin_spacing", "profile", "tile")
+            )
             manifest.add({**now, **unknown, "status": "skipped"})
         elif before["status"] == "written":
             changed = any(
                 before[key] != now[key] for key in ("checkpoint", "stride") if now[key] is not None
             )
-            others += changed or before.get("thin_spacing") != now["thin_spacing"]
+            others += changed or any(
+                before.get(key) != now[key] for key in ("thin_spacing", "profile")
+            )
     if not others:
         return []
     return [
-        f"{others} of the skipped volumes were made with another checkpoint, stride or "
-        f"thin_spacing (see {NAME}); --writer.existing overwrite processes them again."
+        f"{others} of the skipped volumes were made with another checkpoint, stride, thin_spacing "
+        f"or profile (see {NAME}); --writer.existing overwrite processes them again."
     ]
 
 

@@ -49,6 +49,10 @@ class InferenceOptions:
             memory.
         any_spacing: accept scans of any slice spacing, without the warning or error for a spacing
             that differs from the one the network was trained on.
+        profile: CSV file with the slice profile of the scanner, as `mpunet fit-profile` writes it.
+            The result of each window is corrected so that it reproduces the scan, thickened by this
+            profile; see :class:`mpunet.models.DepthConsistency`. Default: no correction beside the
+            network's own.
         flips: flip overlapping windows along different axes so that their errors average out, at no
             extra cost. Default: true for networks that were trained on flipped crops according to
             their record, such as those of ``mpunet fit``.
@@ -63,6 +67,7 @@ class InferenceOptions:
     limit_memory: float | None = None
     any_spacing: bool = False
     flips: bool | None = None
+    profile: str | None = None
 
 
 def window_stride(stride: Stride, n_thick: int) -> int:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from mpunet.io.dicom.template import find_templates
 from mpunet.io.partial_file import remove_partials
 from mpunet.io.scans import Scan
+from mpunet.io.volume import nifti_suffix
 
 __all__ = ["Existing", "Format", "output_path", "plan_output", "writes_dicom"]
 
@@ -23,14 +26,18 @@ def writes_dicom(scan: Scan, file_format: Format) -> bool:
 
 def output_path(output: Path, scan: Scan, file_format: Format) -> Path:
     """Return the path of a scan's result: a NIfTI file, or the folder of a DICOM series."""
+    if writes_dicom(scan, file_format):
+        return output / _name(scan)
     path = output / scan.relative
-    if scan.series is None or writes_dicom(scan, file_format):
-        return path
-    return path.with_name(f"{path.name}.nii.gz")
+    return path if scan.series is None else path.with_name(f"{path.name}.nii.gz")
 
 
 def plan_output(
-    output_dir: str | None, scans: Sequence[Scan], existing: Existing, file_format: Format = "auto"
+    output_dir: str | None,
+    scans: Sequence[Scan],
+    existing: Existing,
+    file_format: Format = "auto",
+    dicom_from: str | None = None,
 ) -> tuple[list[Scan], str | None]:
     """Create the output folder, remove partial files of killed runs, and select the scans.
 
@@ -40,21 +47,34 @@ def plan_output(
         existing: "skip" selects only scans without an output file, "overwrite" selects all scans,
             "error" allows no output file.
         file_format: format of the results.
+        dicom_from: folder of the DICOM series that are the templates of NIfTI scans; with it the
+            results are in DICOM.
 
     Returns:
-        The scans to process, and None; or no scans, and the reason why the run cannot start.
+        The scans to process, each NIfTI scan with its template or the problem that it has none; and
+        None. Or no scans, and the reason why the run cannot start.
     """
     if output_dir is None:
         return [], "Expected an output folder for predict, got none; give --writer.output_dir."
     output = Path(output_dir)
-    files = [scan for scan in scans if scan.series is None and scan.problem is None]
-    if file_format == "dicom" and files:
+    files = [scan for scan in scans if _is_file(scan)]
+    if dicom_from is not None:
+        if file_format == "nifti":
+            return [], "Expected results in DICOM with --dicom_from, got --format nifti."
+        file_format = "dicom"
+        try:
+            scans = _with_templates(scans, dicom_from)
+        except ValueError as error:
+            return [], str(error)
+    elif file_format == "dicom" and files:
         return [], (
             f"Expected DICOM series for results in DICOM, got {files[0].path}; "
-            "use --format nifti for it."
+            "use --format nifti for it, or --dicom_from FOLDER with the series that it was made of."
         )
     targets = {scan.relative: output_path(output, scan, file_format) for scan in scans}
-    problem = _overlap(output, scans, targets)
+    problem = _overlap(output, scans, targets) or _template_overlap(
+        output, scans, targets, dicom_from
+    )
     if problem is not None:
         return [], problem
     try:
@@ -74,6 +94,27 @@ def plan_output(
     return (list(scans) if existing == "overwrite" else todo), None
 
 
+def _is_file(scan: Scan) -> bool:
+    return scan.series is None and nifti_suffix(scan.relative) is not None
+
+
+def _name(scan: Scan) -> Path:
+    """Return the relative path of a scan without the suffix of a NIfTI file."""
+    suffix = nifti_suffix(scan.relative) if _is_file(scan) else None
+    return scan.relative.with_name(scan.relative.name.removesuffix(suffix or ""))
+
+
+def _with_templates(scans: Sequence[Scan], folder: str) -> list[Scan]:
+    """Give each NIfTI scan its template, or the problem that it has none."""
+    files = [scan for scan in scans if _is_file(scan)]
+    found = find_templates(folder, [_name(scan) for scan in files])
+    by_path = {
+        scan.relative: scan._replace(template=item.series, problem=item.problem)
+        for scan, item in zip(files, found, strict=True)
+    }
+    return [by_path.get(scan.relative, scan) for scan in scans]
+
+
 def _overlap(output: Path, scans: Sequence[Scan], targets: Mapping[Path, Path]) -> str | None:
     """Return why results in ``output`` would damage the input; None if they would not."""
     inputs = {scan.path.resolve() for scan in scans}
@@ -89,5 +130,35 @@ def _overlap(output: Path, scans: Sequence[Scan], targets: Mapping[Path, Path]) 
             return (
                 f"The output folder {output} is in the input folder {source}, where a later run "
                 "would read results as scans."
+            )
+    return None
+
+
+def _template_overlap(
+    output: Path, scans: Sequence[Scan], targets: Mapping[Path, Path], dicom_from: str | None
+) -> str | None:
+    """Return why results in DICOM would replace each other or templates; None if they would not."""
+    if dicom_from is None:
+        return None
+    root = Path(dicom_from).resolve()
+    if root in (output.resolve(), *output.resolve().parents):
+        return (
+            f"The output folder {output} is in the folder of templates {dicom_from}, where a later "
+            "run would read results as templates."
+        )
+    folders = {scan.template.folder.resolve() for scan in scans if scan.template is not None}
+    templates = {place for folder in folders for place in (folder, *folder.parents)}
+    results = Counter(place for path in targets.values() for place in (path, *path.parents))
+    for scan in scans:
+        path = targets[scan.relative]
+        if path.resolve() in templates:
+            return (
+                f"Writing to {output} would replace the templates in {path}; choose another output "
+                "folder."
+            )
+        if results[path] > 1:
+            return (
+                f"The result of {scan.relative} would have the same folder {path} as that of "
+                "another scan; give them different names, or run them into different folders."
             )
     return None

@@ -1,14 +1,30 @@
-"""The mean of overlapping windows of thin slices, with the memory of a single window."""
+"""Mean and spread of overlapping windows of thin slices, with the memory of a single window."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["OverlapMean"]
+__all__ = ["OverlapMean", "Overlapped"]
+
+
+class Overlapped(NamedTuple):
+    """Finished thin slices.
+
+    Attributes:
+        mean: (k, H, W), mean over the windows.
+        spread: (k, H, W), standard deviation over the windows (divided by their number - 1), in the
+            unit of the mean; 0 where there is a single window. None if it was not asked for.
+        windows: (k,), number of windows of each slice.
+    """
+
+    mean: Tensor
+    spread: Tensor | None
+    windows: Tensor
 
 
 class OverlapMean:
@@ -23,18 +39,21 @@ class OverlapMean:
         depth: number of slices of the volume.
         plane: (H, W) of a slice.
         device: device of the windows and of the result.
+        spread: whether to compute the standard deviation over windows, too. It needs a second ring
+            buffer; the mean stays the same, bit by bit.
 
     Attributes:
         done: number of slices that were returned.
         reached: number of slices that a window has covered.
 
-    >>> mean = OverlapMean([0, 1], 2, 3, (1, 1), torch.device("cpu"))
-    >>> mean.add(0, torch.tensor([1.0, 2.0])[:, None, None])
-    >>> mean.finish(1).flatten()
+    >>> overlap = OverlapMean([0, 1], 2, 3, (1, 1), torch.device("cpu"), spread=True)
+    >>> overlap.add(0, torch.tensor([1.0, 2.0])[:, None, None])
+    >>> overlap.finish(1).mean.flatten()
     tensor([1.])
-    >>> mean.add(1, torch.tensor([4.0, 5.0])[:, None, None])
-    >>> mean.finish(3).flatten()
-    tensor([3., 5.])
+    >>> overlap.add(1, torch.tensor([4.0, 5.0])[:, None, None])
+    >>> rest = overlap.finish(3)
+    >>> rest.mean.flatten(), rest.spread.flatten(), rest.windows
+    (tensor([3., 5.]), tensor([1.4142, 0.0000]), tensor([2., 1.]))
     """
 
     def __init__(
@@ -44,12 +63,17 @@ class OverlapMean:
         depth: int,
         plane: tuple[int, int],
         device: torch.device,
+        *,
+        spread: bool = False,
     ) -> None:
         counts = np.zeros(depth, np.float32)
         for start in starts:
             counts[start : start + window] += 1
+        self._windows = torch.from_numpy(counts).to(device)
         self._weights = torch.from_numpy(1 / counts).to(device)[:, None, None]
         self._ring = torch.empty(window, *plane, device=device)
+        self._squares = torch.empty_like(self._ring) if spread else None
+        self._added = np.zeros(depth, np.int64)  # windows so far
         self.done = self.reached = 0
 
     def add(self, begin: int, slices: Tensor) -> None:
@@ -60,18 +84,41 @@ class OverlapMean:
         size = len(self._ring)
         end = begin + size
         for a, b in _segments(begin, self.reached, size):
-            self._ring[a % size :][: b - a] += slices[a - begin : b - begin]
+            held, new = self._ring[a % size :][: b - a], slices[a - begin : b - begin]
+            if self._squares is not None:
+                self._add_squares(a, b, held, new)
+            held += new
         for a, b in _segments(max(begin, self.reached), end, size):
             self._ring[a % size :][: b - a] = slices[a - begin : b - begin]
+            if self._squares is not None:
+                self._squares[a % size :][: b - a] = 0
+        self._added[begin:end] += 1
         self.reached = end
 
-    def finish(self, end: int) -> Tensor:
-        """Return the means of the slices from ``done`` to before ``end`` and advance ``done``."""
-        size = len(self._ring)
-        sums = [self._ring[a % size :][: b - a] for a, b in _segments(self.done, end, size)]
-        mean = torch.cat(sums) * self._weights[self.done : end]
+    def _add_squares(self, first: int, last: int, sums: Tensor, new: Tensor) -> None:
+        """Update the sums of squared deviations from the mean, before ``sums`` is.
+
+        Youngs and Cramer (Technometrics 1971, eq. 1.5): unlike the sum of squares, these sums lose
+        no digits where the deviation is small against the mean.
+        """
+        assert self._squares is not None
+        count = torch.from_numpy(self._added[first:last]).to(new)[:, None, None]
+        held = self._squares[first % len(self._squares) :][: last - first]
+        held.addcdiv_((count * new - sums).square_(), count * (count + 1))
+
+    def finish(self, end: int) -> Overlapped:
+        """Return the slices from ``done`` to before ``end`` and advance ``done``."""
+        mean = self._held(self._ring, end) * self._weights[self.done : end]
+        windows, spread = self._windows[self.done : end], None
+        if self._squares is not None:
+            freedom = (windows - 1).clamp(min=1)[:, None, None]
+            spread = (self._held(self._squares, end) / freedom).sqrt_()
         self.done = end
-        return mean
+        return Overlapped(mean, spread, windows)
+
+    def _held(self, ring: Tensor, end: int) -> Tensor:
+        size = len(ring)
+        return torch.cat([ring[a % size :][: b - a] for a, b in _segments(self.done, end, size)])
 
 
 def _segments(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from mpunet.inference.engine import StreamingEngine
+from mpunet.inference.errors.model import ErrorModel
+from mpunet.inference.errors.stream import Strangeness, known_slices, with_errors
 from mpunet.inference.options import Precision, Stride, autocast_dtype, first_device, window_stride
 from mpunet.inference.regrid import output_ratio
 from mpunet.inference.spacing import SliceSpacing, grid_warnings
-from mpunet.inference.thin_slices import ThinSlices
+from mpunet.inference.thin_slices import Estimated, ThinSlices
 from mpunet.intensity import from_hu, to_hu
 from mpunet.io.intensity_range import check_voxels
 from mpunet.io.read_ahead import read_ahead
@@ -26,6 +28,8 @@ from mpunet.io.scan_file import ScanFile, open_scan
 from mpunet.io.thin_file import Dtype, thin_image, write_slices
 from mpunet.io.volume import Volume, VolumeInfo, volume_from_image
 from mpunet.models.base import geometry_of
+from mpunet.models.consistency import DepthConsistency
+from mpunet.slices.sampled_profile import SampledProfile, read_profile
 
 __all__ = ["Reconstructor", "ThinSlices"]
 
@@ -62,6 +66,10 @@ class Reconstructor:
         thin_spacing: slice spacing of the result in mm. The network's slices are interpolated
             (cubic convolution) at this spacing, starting from the first slice of the file. Default:
             no interpolation; the slice spacing is thick spacing / ratio.
+        profile: slice profile of the scanner, or its CSV file, see
+            :class:`mpunet.inference.InferenceOptions`.
+        error: model that estimates the absolute error of each voxel, see :meth:`with_error`.
+            Default: no estimate.
 
     Attributes:
         engine: the :class:`StreamingEngine`. Its ``batch_size`` and ``tile`` are reduced if the
@@ -92,6 +100,8 @@ class Reconstructor:
         spacing: tuple[float, float] | None = None,
         flips: bool = False,
         thin_spacing: float | None = None,
+        profile: SampledProfile | str | Path | None = None,
+        error: ErrorModel | None = None,
     ) -> None:
         if device in ("auto", None):
             device = first_device()
@@ -99,6 +109,8 @@ class Reconstructor:
         self.ratio = ratio
         self.check_hu = check_hu
         self.thin_spacing = thin_spacing
+        self.error = None if error is None else error.to(self.device)
+        self.profile = read_profile(profile) if isinstance(profile, (str, Path)) else profile
         if thin_spacing is not None:
             output_ratio(math.inf, thin_spacing)  # raises here if invalid, not at the first volume
         self.spacing = None if spacing is None else SliceSpacing(*spacing)
@@ -123,17 +135,27 @@ class Reconstructor:
         )
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path | None = None, **options: Any) -> Reconstructor:
+    def from_checkpoint(
+        cls, path: str | Path | None = None, *, error: bool | ErrorModel = False, **options: Any
+    ) -> Reconstructor:
         """Create a reconstructor with the network of a checkpoint or weights file.
 
         Args:
             path: the file. Default: the weights file that is included in mpunet.
+            error: estimate the absolute error of each voxel, by the model in the file or another.
             **options: arguments of :class:`Reconstructor`. ``spacing`` and ``flips`` default to the
                 file's training record.
+
+        Raises:
+            ValueError: as :func:`mpunet.weights.read_weights`, or if ``error`` is true and the file
+                has no error model.
         """
         from mpunet.weights import read_weights
 
         weights = read_weights(path)
+        if error:
+            given = isinstance(error, ErrorModel)
+            options["error"] = error if given else ErrorModel.from_weights(weights)
         known = {
             "spacing": SliceSpacing.from_record(weights.record.get("training")),
             "flips": weights.flips,
@@ -169,31 +191,61 @@ class Reconstructor:
             thin = self(image.detach().float().cpu().numpy())
             return torch.from_numpy(thin).to(image.device)
         if isinstance(image, np.ndarray):
-            if self.thin_spacing is not None:
-                raise ValueError(
-                    "An array has no slice spacing, so thin_spacing cannot be used with it; pass a "
-                    "NIfTI image."
-                )
-            if image.ndim != 3 or 0 in image.shape:
-                raise ValueError(f"Expected a volume (D, H, W), got shape {image.shape}.")
-            check_voxels(image, name="image", check_hu=self.check_hu)
-            return self._stream(image, image.shape).slab()
+            return self._stream_array(image).slab()
         volume = volume_from_image(image, check_hu=self.check_hu)
         self._warn(volume)
         slices = self.stream(volume)
         return thin_image(slices.slab("int16"), volume, slices.ratio)
 
+    def with_error(self, image: nib.Nifti1Image | npt.NDArray[Any]) -> Estimated:
+        """Reconstruct a thick volume and estimate the absolute error of each voxel in HU.
+
+        Args:
+            image: as for :meth:`__call__`: a NIfTI image or an array.
+
+        Returns:
+            Two images or arrays: the thin slices, as :meth:`__call__` returns them, and their
+            expected absolute errors on the same grid.
+
+        Raises:
+            ValueError: if the reconstructor was created without ``error``, or as
+                :meth:`__call__`.
+        """
+        if self.error is None:
+            raise ValueError(
+                "Expected a reconstructor with an error model, such as "
+                "Reconstructor.from_checkpoint(error=True)."
+            )
+        if isinstance(image, np.ndarray):
+            slices = self._stream_array(image)
+            found = slices.slab_with_error()
+        else:
+            volume = volume_from_image(image, check_hu=self.check_hu)
+            self._warn(volume)
+            slices = self.stream(volume)
+            found = Estimated(
+                *(
+                    thin_image(slab, volume, slices.ratio)
+                    for slab in slices.slab_with_error("int16")
+                )
+            )
+        if (text := slices.strangeness()) is not None:
+            warnings.warn(f"The image: {text}", stacklevel=2)
+        return found
+
     def stream(self, volume: Volume | ScanFile) -> ThinSlices:
         """Return the thin slices of a volume, which are computed while they are read.
 
         Raises:
-            ValueError: if the slice spacing of the scan is not larger than ``thin_spacing``.
+            ValueError: if the slice spacing of the scan is not larger than ``thin_spacing``, or the
+                slice profile is too wide for it.
         """
+        correct = self._correction(volume)
         if self.thin_spacing is not None:
-            return self._stream_regridded(volume, self.thin_spacing)
+            return self._stream_regridded(volume, self.thin_spacing, correct)
         if isinstance(volume, Volume):
-            return self._stream(volume.slab, volume.shape)
-        return self._stream(volume, volume.shape, last_first=volume.last_first)
+            return self._stream(volume.slab, volume.shape, correct=correct)
+        return self._stream(volume, volume.shape, last_first=volume.last_first, correct=correct)
 
     def file(
         self,
@@ -261,27 +313,59 @@ class Reconstructor:
         *,
         last_first: bool = False,
         ratio: float | None = None,
+        correct: DepthConsistency | None = None,
     ) -> ThinSlices:
         depth, height, width = shape
-        finished = map(
-            to_hu,
-            self.engine.stream(
-                read_ahead(planes, 4), shape=(depth, height, width), last_first=last_first
-            ),
-        )
+        source = read_ahead(planes, 4)
+        options: Any = {
+            "shape": (depth, height, width),
+            "last_first": last_first,
+            "correct": correct,
+        }
+        finished: Iterator[Tensor]
+        if self.error is None:
+            finished, warning = map(to_hu, self.engine.stream(source, **options)), None
+        else:
+            strangeness = Strangeness(self.error)
+            known = known_slices(self.engine, source, **options)
+            finished, warning = with_errors(known, self.error, strangeness), strangeness.warning
         return ThinSlices(
             finished,
             (depth, height, width),
             ratio or self.ratio,
             last_first=last_first,
             native=self.ratio,
+            estimated=self.error is not None,
+            strangeness=warning,
         )
 
-    def _stream_regridded(self, volume: Volume | ScanFile, thin_spacing: float) -> ThinSlices:
+    def _stream_array(self, image: npt.NDArray[Any]) -> ThinSlices:
+        if self.thin_spacing is not None or self.profile is not None:
+            raise ValueError(
+                "An array has no slice spacing, so thin_spacing and profile cannot be used with "
+                "it; pass a NIfTI image."
+            )
+        if image.ndim != 3 or 0 in image.shape:
+            raise ValueError(f"Expected a volume (D, H, W), got shape {image.shape}.")
+        check_voxels(image, name="image", check_hu=self.check_hu)
+        return self._stream(image, image.shape)
+
+    def _correction(self, volume: VolumeInfo) -> DepthConsistency | None:
+        """Return the data consistency of the scanner's slice profile, if there is one."""
+        if self.profile is None:
+            return None
+        weights = self.profile.weights(float(volume.spacing[0]) / self.ratio)
+        return DepthConsistency(self.engine.n_thick, self.ratio, weights.tolist()).to(self.device)
+
+    def _stream_regridded(
+        self, volume: Volume | ScanFile, thin_spacing: float, correct: DepthConsistency | None
+    ) -> ThinSlices:
         """Stream in the order of the file, because its first slice keeps its position."""
         ratio = output_ratio(float(volume.spacing[0]), thin_spacing)
         last_first = volume.frame.flipped[0]
         planes: Any = volume.slab if isinstance(volume, Volume) else volume
         if last_first and not getattr(volume, "last_first", False):
             planes = list(planes)[::-1]
-        return self._stream(planes, volume.shape, last_first=last_first, ratio=ratio)
+        return self._stream(
+            planes, volume.shape, last_first=last_first, ratio=ratio, correct=correct
+        )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,19 @@ from mpunet.inference.regrid import regridded
 from mpunet.intensity import round_hu
 from mpunet.io.thin_file import Dtype
 
-__all__ = ["ThinSlices"]
+__all__ = ["Estimated", "ThinSlices"]
+
+
+class Estimated(NamedTuple):
+    """An image and the error estimate of its voxels, of one type and shape.
+
+    Attributes:
+        image: thin slices in HU.
+        error: expected absolute error of each voxel in HU.
+    """
+
+    image: Any
+    error: Any
 
 
 class ThinSlices:
@@ -32,11 +44,15 @@ class ThinSlices:
         last_first: whether ``finished`` runs from the last slice to the first.
         native: ratio of the network. If it differs from ``ratio``, slices are interpolated.
             Default: ``ratio``.
+        estimated: whether ``finished`` has chunks (2, k, H, W): slices and their error estimates.
+        strangeness: gives the warning if the scan is unlike those that the error estimate knows;
+            asked when all slices are read.
 
     Attributes:
         shape: ((D - 1) * ratio + 1, H, W), the first rounded down.
         ratio: thick spacing / thin spacing.
         last_first: whether chunks run from the last slice to the first; arrays are always in order.
+        estimated: whether there are error estimates.
     """
 
     def __init__(
@@ -47,11 +63,15 @@ class ThinSlices:
         *,
         last_first: bool,
         native: int | None = None,
+        estimated: bool = False,
+        strangeness: Callable[[], str | None] | None = None,
     ) -> None:
         depth, *plane = shape
         self.shape = (thin_depth(depth, ratio), *plane)
         self.ratio = ratio
         self.last_first = last_first
+        self.estimated = estimated
+        self._strangeness = strangeness
         self._finished = finished
         self._depth = depth
         self._native = native or ratio
@@ -68,6 +88,28 @@ class ThinSlices:
         Raises:
             ValueError: if the network returned NaN.
         """
+        for chunk in self._chunks(dtype):
+            yield chunk[:, 0]
+
+    def chunks_with_error(
+        self, dtype: Dtype = "float32"
+    ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+        """Yield consecutive slices and their expected absolute errors in HU, each (k, H, W).
+
+        Args:
+            dtype: as in :meth:`chunks`, for both.
+
+        Raises:
+            ValueError: if there are no error estimates, or the network returned NaN.
+        """
+        if not self.estimated:
+            raise ValueError("These slices have no error estimates; use Reconstructor(error=...).")
+        for chunk in self._chunks(dtype):
+            # Cubic interpolation may overshoot below 0.
+            yield chunk[:, 0], chunk[:, 1].clip(min=0)
+
+    def _chunks(self, dtype: Dtype) -> Iterator[npt.NDArray[Any]]:
+        """Yield (k, 1, H, W), or (k, 2, H, W) with error estimates."""
         if self._native == self.ratio:
             yield from self._computed(dtype)
             return
@@ -86,7 +128,7 @@ class ThinSlices:
                 raise ValueError(
                     "The network returned NaN; with precision fp16 or bf16, try float32."
                 )
-            yield chunk.numpy()
+            yield (chunk.transpose(0, 1) if self.estimated else chunk[:, None]).numpy()
 
     def slab(self, dtype: Dtype = "float32") -> npt.NDArray[Any]:
         """Return all slices in order, as one array; for ``dtype`` see :meth:`chunks`."""
@@ -97,6 +139,21 @@ class ThinSlices:
             ordered[done : done + len(chunk)] = chunk
             done += len(chunk)
         return slab
+
+    def slab_with_error(self, dtype: Dtype = "float32") -> Estimated:
+        """Return all slices and their error estimates, as two arrays; see :meth:`slab`."""
+        slab = np.empty(self.shape, dtype)
+        error = np.empty(self.shape, dtype)
+        done = 0
+        for chunks in self.chunks_with_error(dtype):
+            for array, chunk in zip((slab, error), chunks, strict=True):
+                (array[::-1] if self.last_first else array)[done : done + len(chunk)] = chunk
+            done += len(chunks[0])
+        return Estimated(slab, error)
+
+    def strangeness(self) -> str | None:
+        """Return the warning that the scan is unlike those the error estimate knows, else None."""
+        return None if self._strangeness is None else self._strangeness()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return self.slab() if dtype is None else self.slab().astype(dtype, copy=False)

@@ -18,14 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.callbacks import Callback
 
-from mpunet.geometry import grid_spacing, thin_affine
 from mpunet.inference.check import ConsistencyCheck, data_profile, gather, summary_lines
 from mpunet.inference.manifest import (
     NAME,
-    ConsistencyRecord,
     Failure,
     Manifest,
-    Record,
+    Written,
     new_record,
     note_skipped,
     one_line,
@@ -39,11 +37,11 @@ from mpunet.inference.output_folder import (
     writes_dicom,
 )
 from mpunet.inference.reconstruct import Reconstructor, ThinSlices
-from mpunet.io.dicom.scan import DicomScan
-from mpunet.io.dicom.writer import Origin, write_series
-from mpunet.io.scan_file import ScanFile
+from mpunet.inference.result import origin_of, write_result
+from mpunet.io.base import ScanFile
+from mpunet.io.dicom.writer import Origin
 from mpunet.io.scans import PredictCase, Scan
-from mpunet.io.thin_file import Dtype, write_slices
+from mpunet.io.thin_file import Dtype
 from mpunet.progress import Progress, Show
 from mpunet.weights import file_sha256
 
@@ -71,10 +69,13 @@ class ThinVolumeWriter(Callback):
         existing: what to do with scans that have an output file. "skip" leaves them out, which
             continues an interrupted run (output files are always complete); "overwrite" processes
             them again; "error" stops before the first scan.
-        format: format of the results: "nifti"; "dicom", which needs DICOM scans; "auto" is that of
-            the scan.
-        dtype: data type of the output voxels in NIfTI files. "int16" rounds and clips to [-1024, 3071] HU;
-            "float32" keeps the values of the network.
+        format: format of the results: "nifti"; "dicom", which needs DICOM scans or ``dicom_from``;
+            "auto" is that of the scan.
+        dicom_from: folder of DICOM series that the NIfTI scans were converted from. Each result is
+            then a derived series in the study of the series with its scan's name, see
+            :func:`mpunet.io.dicom.template.find_templates`.
+        dtype: data type of the output voxels in NIfTI files. "int16" rounds and clips to
+            [-1024, 3071] HU; "float32" keeps the values of the network.
         check: thicken each result while it is written and compare it with its scan, which is read
             again for this. Warn if the mean absolute difference exceeds 1.5 times the largest one
             in the checkpoint's validation.
@@ -92,6 +93,7 @@ class ThinVolumeWriter(Callback):
         *,
         existing: Existing = "skip",
         format: Format = "auto",  # noqa: A002 - the name of the option
+        dicom_from: str | None = None,
         dtype: Dtype = "int16",
         check: bool = False,
         progress: Show = "auto",
@@ -100,6 +102,7 @@ class ThinVolumeWriter(Callback):
         self.output_dir = output_dir
         self.existing = existing
         self.format: Format = format
+        self.dicom_from = dicom_from
         self.dtype = dtype
         self.check = check
         self.progress: Show = progress
@@ -122,16 +125,17 @@ class ThinVolumeWriter(Callback):
             )
         # Only rank 0 looks at the folder: a later rank might already find results of this run.
         todo, problem = trainer.strategy.broadcast(
-            plan_output(self.output_dir, scans, self.existing, self.format)
+            plan_output(self.output_dir, scans, self.existing, self.format, self.dicom_from)
             if trainer.is_global_zero
             else ([], None)
         )
         if problem is not None:
             raise ValueError(problem)
         datamodule.predict_scans = todo
+        done = {scan.relative for scan in scans} - {scan.relative for scan in todo}
         self.failures, self._warnings, self._written = [], [], 0
         self._disk_full, self._checkpoint, self._check = False, None, None
-        self._skipped = set(scans) - set(todo) if trainer.is_global_zero else set()
+        self._skipped = [scan for scan in scans if scan.relative in done]
         self._manifest = Manifest(Path(str(self.output_dir)), trainer.global_rank)
         if trainer.is_global_zero:
             self._manifest.merge()
@@ -151,7 +155,9 @@ class ThinVolumeWriter(Callback):
         self._progress = Progress(int(batches), "scan", show=show)
         if self.check:
             self._check = ConsistencyCheck(
-                getattr(pl_module, "consistency_range", None), **data_profile(trainer)
+                getattr(pl_module, "consistency_range", None),
+                **data_profile(trainer),
+                sampled=getattr(getattr(pl_module, "reconstructor", None), "profile", None),
             )
 
     def on_predict_batch_end(
@@ -179,37 +185,35 @@ class ThinVolumeWriter(Callback):
         batch: PredictCase,
     ) -> None:
         start = time.perf_counter()
-        record = self._record(trainer, pl_module, batch.scan)
-        reason = warning = shape = spacing = consistency = None
-        if batch.volume is None or outputs is None:
-            reason = (batch.error or "the model returned no prediction").removeprefix(
-                f"{batch.scan.relative.name}: "
-            )
-        else:
-            try:
-                if isinstance(
-                    reconstructor := getattr(pl_module, "reconstructor", None), Reconstructor
-                ):
-                    warning = reconstructor.scan_warning(batch.volume)
-                if isinstance(outputs, Exception):
-                    raise outputs
-                shape, spacing, consistency = self._write(batch.scan, batch.volume, outputs, record)
-            except Exception as error:  # other volumes may succeed, whatever the error is
-                reason = one_line(error)
-        # Made again, as tiles may have become smaller, and time has passed.
-        record = {**self._record(trainer, pl_module, batch.scan), "series": record["series"]}
-        record["shape"], record["spacing"], record["seconds"] = (
-            shape,
-            spacing,
-            round(time.perf_counter() - start, 3),
+        reason = warning = written = None
+        try:
+            if batch.volume is None or outputs is None:
+                problem = batch.error or "the model returned no prediction"
+                raise ValueError(problem.removeprefix(f"{batch.scan.relative.name}: "))
+            if isinstance(
+                reconstructor := getattr(pl_module, "reconstructor", None), Reconstructor
+            ):
+                warning = reconstructor.scan_warning(batch.volume)
+            if isinstance(outputs, Exception):
+                raise outputs
+            origin = origin_of(pl_module, self._hash(trainer, pl_module), batch.volume)
+            written = self._write(batch.scan, batch.volume, outputs, origin)
+        except Exception as error:  # other volumes may succeed, whatever the error is
+            reason = one_line(error)
+        record = new_record(  # now, as tiles may have become smaller
+            batch.scan,
+            pl_module,
+            self._hash(trainer, pl_module),
+            written,
+            reason=reason,
+            warning=warning,
+            seconds=round(time.perf_counter() - start, 3),
         )
-        record["consistency"], record["warning"] = consistency, warning
         if warning is not None:
             self._warnings.append(Failure(record["file"], warning))
         if reason is None:
             self._written += 1
         else:
-            record["status"], record["reason"] = "failed", reason
             self.failures.append(Failure(record["file"], reason))
             self._progress.fail(reason)
         self._manifest.add(record)
@@ -233,7 +237,8 @@ class ThinVolumeWriter(Callback):
         if not complete:
             lines.append(f"The last lines of {NAME} could not be written.")
         lines += summary_lines(summary for *_, summary in results if summary is not None)
-        skipped = [self._record(trainer, pl_module, scan) for scan in sorted(self._skipped)]
+        checkpoint = self._hash(trainer, pl_module)
+        skipped = (new_record(scan, pl_module, checkpoint) for scan in self._skipped)
         lines += note_skipped(self._manifest, skipped)
         if self.progress != "none" or self.failures:
             print("\n".join(lines), flush=True)
@@ -243,20 +248,17 @@ class ThinVolumeWriter(Callback):
         scan: Scan,
         volume: ScanFile,
         prediction: ThinSlices | npt.NDArray[Any],
-        record: Record,
-    ) -> tuple[list[int], list[float], ConsistencyRecord | None]:
-        """Write a volume.
-
-        Returns:
-            Shape and spacing (mm) of the file along its stored axes, and its consistency if it was
-            checked.
-        """
+        origin: Origin,
+    ) -> Written:
+        """Write a volume; ``origin`` is recorded in a DICOM series."""
         ratio = (
             prediction.ratio
             if isinstance(prediction, ThinSlices)
             else (len(prediction) - 1) // (volume.shape[0] - 1)
         )
-        path = output_path(Path(str(self.output_dir)), scan, self.format)
+        file_format: Format = self.format if self.dicom_from is None else "dicom"
+        as_dicom = writes_dicom(scan, file_format)
+        path = output_path(Path(str(self.output_dir)), scan, file_format)
         if self._disk_full:
             # Compute nothing until there is room for this volume without compression.
             voxels = int(np.prod((len(prediction), *volume.shape[1:])))
@@ -264,21 +266,23 @@ class ThinVolumeWriter(Callback):
             if shutil.disk_usage(str(self.output_dir)).free < needed:
                 raise OSError(errno.ENOSPC, f"not tried: the disk of {self.output_dir} is full")
         if isinstance(prediction, ThinSlices):
-            dtype: Dtype = "int16" if writes_dicom(scan, self.format) else self.dtype
-            chunks, last_first = prediction.chunks(dtype), prediction.last_first
+            chunks = prediction.chunks("int16" if as_dicom else self.dtype)
+            last_first = prediction.last_first
         else:
             chunks, last_first = iter([np.asarray(prediction)]), False
         meter = self._check.meter(volume, ratio, last_first=last_first) if self._check else None
+        watched = self._progress.watch(meter.watch(chunks) if meter else chunks)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            watched = self._progress.watch(meter.watch(chunks) if meter else chunks)
-            if isinstance(volume, DicomScan) and writes_dicom(scan, self.format):
-                origin = Origin(record["checkpoint"] or "", f"stride {record['stride']}")
-                record["series"] = write_series(
-                    path, watched, volume, ratio, origin=origin, last_first=last_first
-                )
-            else:
-                write_slices(path, watched, volume, ratio, dtype=self.dtype, last_first=last_first)
+            written = write_result(
+                path,
+                watched,
+                volume,
+                ratio,
+                as_dicom=as_dicom,
+                origin=origin,
+                dtype=self.dtype,
+                last_first=last_first,
+            )
         except OSError as error:
             self._disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             hint = (
@@ -288,19 +292,10 @@ class ThinVolumeWriter(Callback):
             )
             raise OSError(f"cannot write {path}: {error.strerror or error}{hint}") from error
         self._disk_full = False
-        shape = [
-            len(prediction) if axis == volume.slice_axis else size
-            for axis, size in enumerate(volume.stored_shape)
-        ]
-        axis = volume.slice_axis
-        spacing = grid_spacing(thin_affine(volume.affine, axis, ratio), axis)
-        consistency = (
-            self._check.judge(scan.relative.as_posix(), meter) if self._check and meter else None
-        )
-        return shape, [round(float(mm), 6) for mm in spacing], consistency
-
-    def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule, scan: Scan) -> Record:
-        return new_record(scan, pl_module, self._hash(trainer, pl_module))
+        if self._check is None or meter is None:
+            return written
+        name = scan.relative.as_posix()
+        return written._replace(consistency=self._check.judge(name, meter))
 
     def _hash(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str | None:
         """Return the SHA-256 of the checkpoint; compute it once."""

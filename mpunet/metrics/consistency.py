@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from mpunet.geometry import thin_depth
 from mpunet.intensity import HU_MAX, HU_MIN
+from mpunet.slices.sampled_profile import SampledProfile
 from mpunet.slices.simulate import (
     Profile,
     Thickener,
@@ -92,8 +93,10 @@ class ConsistencyMeter:
             over once.
         shape: shape (D, H, W) of the thick volume.
         ratio: thick spacing / thin spacing.
-        profile: slice profile, see :func:`mpunet.slices.simulate.profile_weights`.
-        fwhm: full width at half maximum of the profile in thick spacings.
+        profile: slice profile, see :func:`mpunet.slices.simulate.profile_weights`, or the sampled
+            one of a scanner.
+        fwhm: full width at half maximum of a named profile in thick spacings.
+        spacing: thick slice spacing in mm; required for a sampled profile.
         last_first: whether thin and thick slices come in order from last to first.
         lung: lung masks (H, W) of the thick slices, in the order of ``thick``.
 
@@ -110,13 +113,14 @@ class ConsistencyMeter:
         shape: tuple[int, ...],
         ratio: float,
         *,
-        profile: Profile = "gaussian",
+        profile: Profile | SampledProfile = "gaussian",
         fwhm: float | None = None,
+        spacing: float | None = None,
         last_first: bool = False,
         lung: Iterable[Array] | None = None,
     ) -> None:
         self._depth = shape[0]
-        self._rows = _thickener(shape[0], ratio, profile, fwhm)
+        self._rows = _thickener(shape[0], ratio, profile, fwhm, spacing, last_first)
         self._thick = iter(thick)
         self._lung = None if lung is None else iter(lung)
         self._last_first = last_first
@@ -160,8 +164,9 @@ def consistency(
     thin: Array,
     thick: Array,
     *,
-    profile: Profile = "gaussian",
+    profile: Profile | SampledProfile = "gaussian",
     fwhm: float | None = None,
+    spacing: float | None = None,
     lung: Array | None = None,
 ) -> Consistency:
     """Measure the difference between thin slices, thickened by the slice profile, and thick slices.
@@ -169,22 +174,32 @@ def consistency(
     Args:
         thin: thin slices, ((D - 1) * r + 1, H, W) in HU.
         thick: thick slices, (D, H, W) in HU; slice k is at the position of thin slice r * k.
-        profile: slice profile of the scanner, or of the simulation that made the thick slices.
-        fwhm: full width at half maximum of the profile in thick spacings.
+        profile: slice profile of the scanner, such as
+            :func:`mpunet.slices.sampled_profile.read_profile` reads it, or of the simulation that
+            made the thick slices.
+        fwhm: full width at half maximum of a named profile in thick spacings.
+        spacing: thick slice spacing in mm; required for a sampled profile.
         lung: lung mask on the thin grid.
 
     Raises:
-        ValueError: if the shapes do not match.
+        ValueError: if the shapes do not match, or a sampled profile comes without a spacing.
     """
     ratio = _ratio(thin, thick, lung)
     inside = None if lung is None else lung[::ratio]
-    meter = ConsistencyMeter(thick, thick.shape, ratio, profile=profile, fwhm=fwhm, lung=inside)
+    meter = ConsistencyMeter(
+        thick, thick.shape, ratio, profile=profile, fwhm=fwhm, spacing=spacing, lung=inside
+    )
     meter.add(thin)
     return meter.result()
 
 
 def consistency_map(
-    thin: Array, thick: Array, *, profile: Profile = "gaussian", fwhm: float | None = None
+    thin: Array,
+    thick: Array,
+    *,
+    profile: Profile | SampledProfile = "gaussian",
+    fwhm: float | None = None,
+    spacing: float | None = None,
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Yield thin slices, thickened again, minus thick slices: D slices (H, W) in HU.
 
@@ -195,21 +210,31 @@ def consistency_map(
     >>> np.stack(list(consistency_map(np.full((5, 4, 4), 7), thick))).round(3)[:, 0, 0]
     array([7., 7., 7.], dtype=float32)
     """
-    rows = _thickener(len(thick), _ratio(thin, thick), profile, fwhm)
+    rows = _thickener(len(thick), _ratio(thin, thick), profile, fwhm, spacing, last_first=False)
     return map(_minus, (row for plane in thin for row in rows.add(_clipped(plane))), thick)
 
 
-def _thickener(thick_depth: int, ratio: float, profile: Profile, fwhm: float | None) -> Thickener:
-    """Create the thickener of the profile.
-
-    It works in both slice orders, because profiles are symmetric.
-    """
+def _thickener(
+    thick_depth: int,
+    ratio: float,
+    profile: Profile | SampledProfile,
+    fwhm: float | None,
+    spacing: float | None,
+    last_first: bool,
+) -> Thickener:
+    """Create the thickener of the profile, for thin slices that arrive in this order."""
     depth = thin_depth(thick_depth, ratio)
     distance = np.arange(depth)[None] - ratio * np.arange(thick_depth)[:, None]
-    matrix = profile_density(distance, profile, profile_width(profile, fwhm) * ratio)
-    matrix[
-        np.abs(distance) > len(profile_weights(math.ceil(ratio), profile=profile, fwhm=fwhm)) // 2
-    ] = 0
+    if isinstance(profile, SampledProfile):
+        if spacing is None:
+            raise ValueError(
+                "Expected the thick slice spacing in mm with a sampled slice profile, got none."
+            )
+        matrix = profile.at(distance * (spacing / ratio) * (-1 if last_first else 1))
+    else:  # symmetric
+        matrix = profile_density(distance, profile, profile_width(profile, fwhm) * ratio)
+        reach = len(profile_weights(math.ceil(ratio), profile=profile, fwhm=fwhm)) // 2
+        matrix[np.abs(distance) > reach] = 0
     # A profile that is narrower than the thin spacing may have no weight at all: keep the nearest.
     nearest = np.abs(distance).argmin(axis=1)
     matrix[np.arange(thick_depth), nearest] = matrix[np.arange(thick_depth), nearest].clip(1e-6)

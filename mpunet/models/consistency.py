@@ -13,6 +13,7 @@ determine.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,11 @@ from torch import Tensor, nn
 from mpunet.geometry import thin_depth
 
 __all__ = ["DepthConsistency"]
+
+# Largest part of a profile that may lie beyond a neighbouring thick slice, on one side. In the
+# outermost corrected slices of a window it lies outside. Our choice: it allows Gaussians of up to 2
+# thick spacings; at 1.3, 2 % lie there.
+OUTSIDE = 0.1
 
 
 class DepthConsistency(nn.Module):
@@ -31,13 +37,16 @@ class DepthConsistency(nn.Module):
     Args:
         n_thick: number of thick slices in a window, n; at least 3.
         ratio: thick spacing / thin spacing, r.
-        fwhm: full width at half maximum of the Gaussian slice profile, in thick spacings; above 0.
+        profile: slice profile: the full width at half maximum of a Gaussian in thick spacings, or
+            the weights of the thin slices around the centre of a thick one (an odd number; their
+            sum is scaled to 1).
         damping: regularisation λ, as a fraction of the mean over slices of the profile's sum of
             squares; at least 0. A value above 0 limits the effect of noise and of an inexact
             profile.
 
     Raises:
-        ValueError: if ``n_thick`` is below 3, or ``fwhm`` or ``damping`` is out of range.
+        ValueError: if ``n_thick`` is below 3, ``profile`` or ``damping`` is out of range, or the
+            profile is so wide that a tenth of it lies outside of the window.
 
     >>> thick = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0])[None, None, :, None, None]
     >>> layer = DepthConsistency(5, 3, damping=0.0)
@@ -51,7 +60,12 @@ class DepthConsistency(nn.Module):
     spread: Tensor
 
     def __init__(
-        self, n_thick: int, ratio: int, fwhm: float = 0.9, *, damping: float = 0.1
+        self,
+        n_thick: int,
+        ratio: int,
+        profile: float | Sequence[float] = 0.9,
+        *,
+        damping: float = 0.1,
     ) -> None:
         super().__init__()
         if n_thick < 3:
@@ -59,17 +73,27 @@ class DepthConsistency(nn.Module):
                 "Expected windows of at least 3 thick slices, because data consistency ignores the "
                 f"first and the last, got {n_thick}."
             )
-        if not (0 < fwhm < math.inf and 0 <= damping < math.inf):
-            raise ValueError(
-                "Expected fwhm > 0 (thick spacings) and damping >= 0, got "
-                f"fwhm = {fwhm}, damping = {damping}."
-            )
-        sigma = fwhm * ratio / math.sqrt(8 * math.log(2))
-        centres = ratio * torch.arange(1, n_thick - 1, dtype=torch.float64)
-        profile = torch.exp(
-            -0.5 * ((torch.arange(thin_depth(n_thick, ratio)) - centres[:, None]) / sigma) ** 2
+        if not 0 <= damping < math.inf:
+            raise ValueError(f"Expected damping >= 0, got {damping}.")
+        weights = _weights(profile, ratio, reach=ratio * (n_thick - 1))
+        middle = len(weights) // 2
+        outside = max(
+            float(weights[: max(0, middle - ratio)].sum()),
+            float(weights[middle + ratio + 1 :].sum()),
         )
-        matrix = profile / profile.sum(dim=1, keepdim=True)
+        if outside > OUTSIDE:
+            raise ValueError(
+                f"Expected a slice profile with at most {OUTSIDE:.0%} of its weight beyond one thick "
+                f"spacing on either side, got {outside:.1%}: it is too wide for data consistency; leave it out."
+            )
+        # Thin slices from the centres of thick slices 1 ... n - 2.
+        offset = (
+            torch.arange(thin_depth(n_thick, ratio)) - ratio * torch.arange(1, n_thick - 1)[:, None]
+        )
+        index = offset + middle
+        known = (index >= 0) & (index < len(weights))
+        rows = torch.where(known, weights[index.clamp(0, len(weights) - 1)], 0.0)
+        matrix = rows / rows.sum(dim=1, keepdim=True)
         gram = matrix @ matrix.T
         spread = torch.linalg.solve(
             gram + damping * gram.diagonal().mean() * torch.eye(len(gram)), matrix
@@ -84,3 +108,22 @@ class DepthConsistency(nn.Module):
                 "kN,bcNhw->bckhw", self.thicken.float(), thin.float()
             )
             return thin.float() + torch.einsum("Nk,bckhw->bcNhw", self.spread.float(), missing)
+
+
+def _weights(profile: float | Sequence[float], ratio: int, reach: int) -> Tensor:
+    """Return the weights of thin slices around the centre of a thick one: odd number, sum 1."""
+    if isinstance(profile, (int, float)):
+        if not 0 < profile < math.inf:
+            raise ValueError(f"Expected fwhm > 0 (thick spacings), got fwhm = {profile}.")
+        sigma = profile * ratio / math.sqrt(8 * math.log(2))
+        distance = torch.arange(-reach, reach + 1, dtype=torch.float64)
+        weights = torch.exp(-0.5 * (distance / sigma) ** 2)
+    else:
+        weights = torch.tensor([float(weight) for weight in profile], dtype=torch.float64)
+        valid = len(weights) % 2 == 1 and bool(weights.isfinite().all() and weights.min() >= 0)
+        if not (valid and weights[len(weights) // 2] > 0):
+            raise ValueError(
+                "Expected an odd number of weights >= 0 of a slice profile, above 0 in the middle, "
+                f"got {list(profile)}."
+            )
+    return weights / weights.sum()

@@ -40,9 +40,9 @@ class MPUNet(ThickToThin):
         activation: activation of every layer.
         residual: image to which the image streams are added: the input interpolated along depth
             ("cubic" or "linear"); "none": the streams predict the image directly.
-        consistency: FWHM of the slice profile in thick spacings for data consistency, which
-            corrects the image so that it reproduces the input slices (see
-            :class:`DepthConsistency`). Default: no correction.
+        consistency: slice profile for data consistency, which corrects the image so that it
+            reproduces the input slices: the FWHM of a Gaussian in thick spacings, or weights of
+            thin slices (see :class:`DepthConsistency`). Default: no correction.
         decoder: "progressive" (the paper's network) or "subpixel" (the paper's ablation).
         streams: streams of the head; see :class:`MultiStreamHead`.
         head_width: channels inside each stream's branch; default: ``widths[0]``.
@@ -72,7 +72,7 @@ class MPUNet(ThickToThin):
         norm: Norm = "none",
         activation: Activation = "leaky_relu",
         residual: Literal["none", "linear", "cubic"] = "cubic",
-        consistency: float | None = None,
+        consistency: float | Sequence[float] | None = None,
         decoder: Literal["progressive", "subpixel"] = "progressive",
         streams: Sequence[Stream] = ("mask", "inner", "outer"),
         head_width: int | None = None,

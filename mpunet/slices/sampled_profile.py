@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,15 @@ class SampledProfile(NamedTuple):
     mm: npt.NDArray[np.float64]
     weight: npt.NDArray[np.float64]
 
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the samples, to tell profiles apart."""
+        return hashlib.sha256(np.stack(self).tobytes()).hexdigest()
+
+    def at(self, mm: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Return the sensitivity at distances from the slice centre in mm."""
+        return np.asarray(np.interp(mm, self.mm, self.weight, left=0.0, right=0.0))
+
     def weights(self, spacing: float) -> npt.NDArray[np.float64]:
         """Return the weights of thin slices around the centre of a thick slice: odd number, sum 1.
 
@@ -40,9 +50,7 @@ class SampledProfile(NamedTuple):
         [0.0, 0.25, 0.5, 0.25, 0.0]
         """
         reach = int(np.abs(self.mm).max() / spacing + 1e-6)
-        weights = np.interp(
-            np.arange(-reach, reach + 1) * spacing, self.mm, self.weight, left=0.0, right=0.0
-        )
+        weights = self.at(np.arange(-reach, reach + 1) * spacing)
         if not weights.sum() > 0:
             raise ValueError(
                 f"The slice profile is 0 at every thin slice {spacing:g} mm apart; "

@@ -24,6 +24,7 @@ from mpunet.losses import Objective
 from mpunet.metrics.consistency import ConsistencyRange, consistency
 from mpunet.models import MPUNet
 from mpunet.models.base import as_output, geometry_of
+from mpunet.slices.sampled_profile import read_profile
 from mpunet.training.adversarial import CriticTraining
 from mpunet.training.case_metrics import CaseMetrics, hu_metrics
 from mpunet.training.optimizers import lr_factor, make_optimizer
@@ -140,6 +141,8 @@ class MPUNetModule(RecordedModule):
         """Check the options and load VGG-16 for feature matching before the data are read."""
         self._reconstructor = None
         window_stride(self.inference.stride, geometry_of(self.net).n_thick)
+        if self.inference.profile is not None:
+            read_profile(self.inference.profile)
         if stage == "fit" and isinstance(self.objective, Objective):
             self.objective.prepare()
 

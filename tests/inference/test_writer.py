@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from mpunet.inference import result as result_module
 from mpunet.inference import writer as writer_module
 from mpunet.inference.reconstruct import ThinSlices
 from mpunet.inference.writer import ThinVolumeWriter
@@ -123,14 +124,14 @@ def test_broken_scans_are_named_with_the_reason(scans, output, capsys):
 
 def failing(monkeypatch, name, error):
     """Let the write of one file fail."""
-    original = writer_module.write_slices
+    original = result_module.write_slices
 
     def write_slices(path, *args, **options):
         if path.name == name:
             raise error
         original(path, *args, **options)
 
-    monkeypatch.setattr(writer_module, "write_slices", write_slices)
+    monkeypatch.setattr(result_module, "write_slices", write_slices)
 
 
 def test_a_failing_write_does_not_stop_the_others(scans, output, monkeypatch):
@@ -229,7 +230,7 @@ class TestManifest:
         assert "another" not in capsys.readouterr().out
         predict(scans, ThinVolumeWriter(str(output)), model=Strided(7))
         assert (
-            "3 of the skipped volumes were made with another checkpoint, stride or thin_spacing"
+            "3 of the skipped volumes were made with another checkpoint, stride, thin_spacing"
             in capsys.readouterr().out
         )
 

@@ -15,6 +15,7 @@ from mpunet.metrics.consistency import (
     consistency_map,
 )
 from mpunet.phantom.chest import chest_phantom
+from mpunet.slices.sampled_profile import SampledProfile
 from mpunet.slices.simulate import thicken
 
 PROFILES = [("gaussian", None), ("gaussian", 1.3), ("box", None), ("box", 0.3), ("triangle", 0.7)]
@@ -52,6 +53,30 @@ def test_numbers_are_those_of_the_map():
     assert found.worst_mae == pytest.approx(by_slice.max(), rel=1e-6)
     in_lung = [np.abs(d[m]).mean() for d, m in zip(difference, lung[::5], strict=True)]
     assert found.lungs.worst_slice == np.argmax(in_lung)
+
+
+@pytest.mark.parametrize("last_first", [False, True])
+def test_a_sampled_profile(last_first):
+    """A triangle as samples; and a skewed profile, by hand, in both orders of slices."""
+    thin, thick = volumes(5)
+    triangle = SampledProfile(np.array([-6.0, 0.0, 6.0]), np.array([0.0, 3.0, 0.0]))
+    expected = list(consistency_map(thin, thick, profile="triangle"))
+    found = list(consistency_map(thin, thick, profile=triangle, spacing=6.0))
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+    skewed = SampledProfile(np.array([-1.0, 0.0, 1.0]), np.array([3.0, 2.0, 1.0]))
+    thin, thick = volumes(2)
+    padded = np.concatenate([thin[:1] * 0, thin, thin[:1] * 0])
+    sums = 3 * padded[0:-2:2] + 2 * padded[1:-1:2] + padded[2::2]
+    parts = np.array([3, *[6] * 5, 5])[:, None, None]
+    order = slice(None, None, -1) if last_first else slice(None)
+    meter = ConsistencyMeter(
+        thick[order], thick.shape, 2, profile=skewed, spacing=2.0, last_first=last_first
+    )
+    meter.add(thin[order])
+    assert meter.result().bias == pytest.approx((sums / parts - thick).mean(), abs=1e-3)
+    with pytest.raises(ValueError, match="Expected the thick slice spacing in mm"):
+        consistency(thin, thick, profile=skewed)
 
 
 def test_limits():

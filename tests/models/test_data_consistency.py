@@ -102,5 +102,31 @@ def test_refused():
         DepthConsistency(2, 5)
     with pytest.raises(ValueError, match=r"fwhm > 0 .*got fwhm = 0"):
         DepthConsistency(8, 5, 0)
-    with pytest.raises(ValueError, match=r"damping >= 0, got .*damping = -1"):
+    with pytest.raises(ValueError, match=r"damping >= 0, got -1"):
         DepthConsistency(8, 5, damping=-1)
+    for weights in ([0.5, 0.5], [1.0, 0.0, 1.0], [0.5, 1.0, -0.5], [0.0, float("nan"), 0.0], []):
+        with pytest.raises(ValueError, match="Expected an odd number of weights >= 0"):
+            DepthConsistency(8, 5, weights)
+    assert DepthConsistency(8, 5, 2.0) is not None
+    for wide in (2.2, profile_weights(5, fwhm=2.2), np.ones(15)):
+        with pytest.raises(ValueError, match=r"at most 10% .* got 1\d.\d%: it is too wide"):
+            DepthConsistency(8, 5, wide)
+
+
+def test_weights_of_a_gaussian_are_as_its_width():
+    named, weighted = (
+        DepthConsistency(8, 5, 1.3),
+        DepthConsistency(8, 5, profile_weights(5, fwhm=1.3)),
+    )
+    torch.testing.assert_close(weighted.thicken, named.thicken, atol=2e-3, rtol=0)
+
+
+def test_weights_of_any_shape():
+    """Thin slice k of a row has the weight at its distance from the centre, even if it is skewed."""
+    thin, thick = random_window(5, 2)
+    layer = DepthConsistency(5, 2, [1.0, 2.0, 3.0, 1.0, 0.0], damping=0.0)
+    rows = [[1, 2, 3, 1, 0, 0, 0, 0, 0], [0, 0, 1, 2, 3, 1, 0, 0, 0], [0, 0, 0, 0, 1, 2, 3, 1, 0]]
+    matrix = torch.tensor(rows) / 7
+    torch.testing.assert_close(layer.thicken, matrix)
+    again = torch.einsum("kN,bcNhw->bckhw", matrix, layer(thin, thick))
+    torch.testing.assert_close(again, thick[:, :, 1:-1])

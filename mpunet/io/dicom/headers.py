@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["SliceHeader", "is_dicom", "pydicom", "read_headers"]
+__all__ = ["SliceHeader", "is_dicom", "one_line", "pydicom", "read_headers"]
 
 Vector = tuple[float, ...]
 
 TAGS = (
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "ImageType",
-    "AcquisitionNumber", "Rows", "Columns", "PixelSpacing",
+    "PatientID", "AcquisitionNumber", "Rows", "Columns", "NumberOfFrames", "PixelSpacing",
     "ImageOrientationPatient", "ImagePositionPatient", "SliceThickness",
     "RescaleSlope", "RescaleIntercept", "ConvolutionKernel",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
@@ -31,6 +33,7 @@ class SliceHeader(NamedTuple):
         instance: SOPInstanceUID.
         sop_class: SOPClassUID.
         modality: such as "CT".
+        patient: PatientID, to compare; must not appear in messages.
         image_type: values of ImageType, upper case.
         acquisition: AcquisitionNumber, or None.
         kernel: ConvolutionKernel.
@@ -49,6 +52,7 @@ class SliceHeader(NamedTuple):
     instance: str
     sop_class: str
     modality: str
+    patient: str
     image_type: tuple[str, ...]
     acquisition: int | None
     kernel: str
@@ -62,17 +66,19 @@ class SliceHeader(NamedTuple):
 
 
 def pydicom() -> Any:
-    """Import pydicom.
+    """Import pydicom. Its warnings of damaged elements, which it quotes, are turned off.
 
     Raises:
         ValueError: if it is not installed.
     """
     try:
-        return import_module("pydicom")
+        module = import_module("pydicom")
     except ImportError as error:
         raise ValueError(
             f"DICOM files need the package pydicom ({error}): pip install 'mpunet[dicom]'."
         ) from error
+    warnings.filterwarnings("ignore", module=r"pydicom\.")  # in all threads, as slices are read
+    return module
 
 
 def is_dicom(path: Path) -> bool:
@@ -87,63 +93,87 @@ def is_dicom(path: Path) -> bool:
 
 
 def read_headers(
-    paths: Sequence[Path], *, workers: int = 8
-) -> Iterator[tuple[Path, list[SliceHeader] | ValueError]]:
-    """Yield for each file its slices, or the reason why its header cannot be read.
+    paths: Sequence[Path], *, workers: int = 4
+) -> list[tuple[Path, list[SliceHeader] | ValueError]]:
+    """Read for each file its slices, or the reason why its header cannot be read.
 
     Voxels are not read. A file with several frames has a slice for each.
     """
-    pydicom()
-    with ThreadPoolExecutor(workers) as pool:
-        yield from zip(paths, pool.map(_read, paths), strict=True)
+    with pydicom().config.disable_value_validation(), ThreadPoolExecutor(workers) as pool:
+        return list(zip(paths, pool.map(_read, paths), strict=True))
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's message as one line of at most 200 characters, or the error's name."""
+    return _clean(str(error)) or type(error).__name__
+
+
+def _clean(text: str) -> str:
+    text = " ".join(re.sub(r"[^ -~]+", " ", text).split())
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _read(path: Path) -> list[SliceHeader] | ValueError:
     try:
         dataset = pydicom().dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
-        frames = dataset.get("PerFrameFunctionalGroupsSequence")
+        elements = _elements(dataset)
+        # A DICOMDIR has its class in the file's meta information only.
+        elements.setdefault("SOPClassUID", dataset.file_meta.get("MediaStorageSOPClassUID"))
+        if not elements["SOPClassUID"]:
+            raise ValueError("no SOPClassUID")
+        frames = elements.get("PerFrameFunctionalGroupsSequence")
         if not frames:
-            return [_header(path, None, dataset, {})]
-        shared = _flat((dataset.get("SharedFunctionalGroupsSequence") or [None])[0])
+            return [_header(path, None, elements)]
+        if (number := int(elements.get("NumberOfFrames", len(frames)))) != len(frames):
+            raise ValueError(f"{number} frames, but positions of {len(frames)}")
+        shared = _macros((elements.get("SharedFunctionalGroupsSequence") or [()])[0])
         return [
-            _header(path, index, dataset, {**shared, **_flat(frame)})
+            _header(path, index, elements | shared | _macros(frame))
             for index, frame in enumerate(frames)
         ]
     except Exception as error:  # a damaged header can raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return ValueError(f"{path.name}: not a readable DICOM file: {reason}")
+        return ValueError(f"{path.name}: not a readable DICOM file: {one_line(error)}")
 
 
-def _flat(group: Any) -> dict[str, Any]:
+def _elements(dataset: Any) -> dict[str, Any]:
+    """Return the elements that are not empty by keyword."""
+    return {item.keyword: item.value for item in dataset if item.value not in (None, "")}
+
+
+def _macros(group: Any) -> dict[str, Any]:
     """Return the elements of the macros of a functional group by keyword."""
     found: dict[str, Any] = {}
-    for macro in () if group is None else group:
+    for macro in group:
         for item in macro.value if macro.VR == "SQ" else ():
-            found.update({element.keyword: element.value for element in item})
+            found |= _elements(item)
     return found
 
 
-def _header(path: Path, frame: int | None, dataset: Any, macros: dict[str, Any]) -> SliceHeader:
-    def value(keyword: str, default: Any = None) -> Any:
-        found = macros.get(keyword, dataset.get(keyword))
-        return default if found is None or found == "" else found
+def _header(path: Path, frame: int | None, elements: dict[str, Any]) -> SliceHeader:
+    value = elements.get
 
     def vector(keyword: str) -> Vector:
-        return tuple(float(number) for number in value(keyword, ()))
+        found = value(keyword, ())
+        return tuple(map(float, found if isinstance(found, Sequence) else [found]))
 
-    number, thickness = value("AcquisitionNumber"), value("SliceThickness")
-    kernel = value("ConvolutionKernel", "")
-    kind = value("FrameType", value("ImageType", ()))
+    def text(keyword: str) -> str:
+        found = value(keyword, "")
+        return _clean(found if isinstance(found, str) else "\\".join(map(str, found)))
+
+    number = value("FrameAcquisitionNumber", value("AcquisitionNumber"))
+    thickness = value("SliceThickness")
+    kind = "FrameType" if "FrameType" in elements else "ImageType"
     return SliceHeader(
         path=path,
         frame=frame,
-        series=str(value("SeriesInstanceUID", "")),
-        instance=str(value("SOPInstanceUID", "")),
-        sop_class=str(value("SOPClassUID", "")),
-        modality=str(value("Modality", "")),
-        image_type=tuple(str(word).upper() for word in ([kind] if isinstance(kind, str) else kind)),
+        series=text("SeriesInstanceUID"),
+        instance=text("SOPInstanceUID"),
+        sop_class=text("SOPClassUID"),
+        modality=text("Modality"),
+        patient=text("PatientID"),
+        image_type=tuple(text(kind).upper().split("\\")),
         acquisition=None if number is None else int(number),
-        kernel=kernel if isinstance(kernel, str) else "\\".join(map(str, kernel)),
+        kernel=text("ConvolutionKernel"),
         size=(int(value("Rows", 0)), int(value("Columns", 0))),
         pixel_spacing=vector("PixelSpacing"),
         orientation=vector("ImageOrientationPatient"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,11 +28,17 @@ OTHER_KINDS = {
     "REFORMATTED": "a reformatted series",
     "MIP": "a projection",
     "MAX_IP": "a projection",
+    "MIN_IP": "a projection",
     "PROJECTION IMAGE": "a projection",
     "DOSE": "a dose report",
+    "DOSE_INFO": "a dose report",
+    "SCREEN SAVE": "a secondary capture",
 }
 TOLERANCE = 0.02  # of the slice spacing: largest difference of two distances (our choice)
 LEAST_TOLERANCE = 0.02  # mm: positions are written with a few digits
+ALIKE = 1e-3  # largest difference of cosines, and of pixel spacings in mm, within a volume
+MOST = 32767  # rows, columns and slices: as in NIfTI
+LARGEST = 1e5  # mm: a larger position is damaged
 SHIFT = 0.1  # mm: largest distance of a slice's corner from the straight line through all corners
 
 
@@ -69,8 +76,9 @@ class Rejected(NamedTuple):
 def find_series(paths: Sequence[Path]) -> tuple[list[Series], list[Rejected]]:
     """Find the CT series among DICOM files, whatever the files are called.
 
-    Slices belong to one series by their SeriesInstanceUID, whatever folder they are in. If a series
-    has several slices at one position, it is divided by acquisition and convolution kernel.
+    Slices belong to one series by their SeriesInstanceUID, whatever folder they are in. A series
+    with at least two slices in each of several orientations is divided by orientation. If several
+    slices are at one position, it is also divided by acquisition and convolution kernel.
 
     Returns:
         The series, sorted by folder and UID, and what is not a volume, with the reason.
@@ -78,18 +86,18 @@ def find_series(paths: Sequence[Path]) -> tuple[list[Series], list[Rejected]]:
     Raises:
         ValueError: if pydicom is not installed.
     """
-    by_uid: dict[str, list[SliceHeader]] = defaultdict(list)
+    by_uid: dict[tuple[str, str | None], list[SliceHeader]] = defaultdict(list)
     rejected = []
     for path, found in read_headers(paths):
         if isinstance(found, ValueError):
             rejected.append(Rejected("", path.parent, str(found), True))
             continue
         for header in found:
-            by_uid[header.series].append(header)
+            by_uid[header.series, _other_kind(header)].append(header)
     series = []
-    for uid, slices in by_uid.items():
-        place = _common_folder(slices)
-        if (kind := _other_kind(slices)) is not None:
+    for (uid, kind), slices in by_uid.items():
+        place = Path(os.path.commonpath({header.path.parent for header in slices}))
+        if kind is not None:
             rejected.append(Rejected(uid, place, f"left out: {kind}", False))
             continue
         for part in _divided(slices):
@@ -110,12 +118,14 @@ def sort_slices(slices: Sequence[SliceHeader]) -> tuple[SliceHeader, ...]:
             slices, or slices are doubled, missing, unevenly spaced or shifted. The message names
             the slice by its file.
     """
-    unique = list({(header.instance, header.frame): header for header in slices}.values())
+    unique = _unique(slices)
     first = unique[0]
     for header in unique:
         _check_alike(header, first)
     if len(unique) < 2:
         raise ValueError(f"expected at least 2 slices, got 1, {_name(first)}")
+    if len(unique) > MOST:
+        raise ValueError(f"expected at most {MOST} slices, got {len(unique)}")
     row, column = np.reshape(first.orientation, (2, 3))
     normal = np.cross(row, column)
     along = np.array([normal @ np.array(header.position) for header in unique])
@@ -135,20 +145,35 @@ def sort_slices(slices: Sequence[SliceHeader]) -> tuple[SliceHeader, ...]:
 
 
 def _check_alike(header: SliceHeader, first: SliceHeader) -> None:
+    if header.patient != first.patient:
+        raise ValueError(f"{_name(header)} is of another patient than {_name(first)}")
     lengths = (len(header.position), len(header.orientation), len(header.pixel_spacing))
-    if lengths != (3, 6, 2) or not np.isfinite([*header.position, *header.orientation]).all():
+    if lengths != (3, 6, 2):
         raise ValueError(
             f"{_name(header)} has no ImagePositionPatient, ImageOrientationPatient or PixelSpacing"
         )
-    if min(header.size) < 1 or min(header.pixel_spacing) <= 0:
-        raise ValueError(f"{_name(header)} has no pixels or no positive PixelSpacing")
+    axes = np.clip(np.reshape(header.orientation, (2, 3)), -2, 2)
+    if not np.allclose(axes @ axes.T, np.eye(2), atol=1e-2):
+        raise ValueError(
+            f"{_name(header)}: expected two perpendicular unit vectors as ImageOrientationPatient, "
+            f"got {_numbers(header.orientation)}"
+        )
+    if not all(abs(value) <= LARGEST for value in header.position):
+        raise ValueError(f"{_name(header)} is at an impossible place: {_numbers(header.position)}")
+    if not 1 <= min(header.size) <= max(header.size) <= MOST:
+        raise ValueError(
+            f"{_name(header)}: expected 1 to {MOST} rows and columns, got {header.size[0]} and "
+            f"{header.size[1]}"
+        )
+    if not all(0 < value <= LARGEST for value in header.pixel_spacing):
+        raise ValueError(f"{_name(header)} has no positive PixelSpacing")
     if header.size != first.size:
         raise ValueError(
             f"{_name(header)} has {header.size[0]} x {header.size[1]} pixels, {_name(first)} has "
             f"{first.size[0]} x {first.size[1]}"
         )
     for what in ("orientation", "pixel_spacing"):
-        if not np.allclose(getattr(header, what), getattr(first, what), atol=1e-3):
+        if not _same(getattr(header, what), getattr(first, what)):
             raise ValueError(
                 f"{_name(header)} has another {what.replace('_', ' ')} than {_name(first)}: "
                 f"{_numbers(getattr(header, what))}, not {_numbers(getattr(first, what))}"
@@ -177,35 +202,48 @@ def _check_distances(ordered: Sequence[SliceHeader], distances: npt.NDArray[np.f
         )
 
 
-def _other_kind(slices: Sequence[SliceHeader]) -> str | None:
-    """Return what a series is if it is no stack of CT slices."""
-    first = slices[0]
-    if first.sop_class not in CT_CLASSES:
-        name = pydicom().uid.UID(first.sop_class).name if first.sop_class else "no image"
-        return f"{name}, not a CT image"
-    if first.modality not in ("CT", ""):
-        return f"a series of modality {first.modality}"
-    words = {word for header in slices for word in header.image_type}
-    return next((kind for word, kind in OTHER_KINDS.items() if word in words), None)
+def _other_kind(header: SliceHeader) -> str | None:
+    """Return what an image is if it is no slice of a stack of CT slices."""
+    if header.sop_class not in CT_CLASSES:
+        return f"{pydicom().uid.UID(header.sop_class).name}, not a CT image"
+    if header.modality not in ("CT", ""):
+        return f"a series of modality {header.modality}"
+    return next((kind for word, kind in OTHER_KINDS.items() if word in header.image_type), None)
 
 
-def _divided(slices: Sequence[SliceHeader]) -> Iterable[Sequence[SliceHeader]]:
-    """Divide slices by acquisition and kernel if several are at one position."""
-    positions = {(header.position, header.orientation) for header in slices}
-    if len(positions) == len({(header.instance, header.frame) for header in slices}):
-        return [slices]
-    parts: dict[tuple[int | None, str], list[SliceHeader]] = defaultdict(list)
-    for header in slices:
-        parts[header.acquisition, header.kernel].append(header)
-    return [parts[key] for key in sorted(parts, key=str)]
+def _unique(slices: Sequence[SliceHeader]) -> list[SliceHeader]:
+    """Leave out copies of a file. Damaged UIDs may be alike, positions of different slices not."""
+    return list({(item.instance, item.frame, item.position): item for item in slices}.values())
 
 
-def _common_folder(slices: Sequence[SliceHeader]) -> Path:
-    parents = {header.path.parent for header in slices}
-    common = min(parents, key=lambda path: len(path.parts))
-    while not all(common == path or common in path.parents for path in parents):
-        common = common.parent
-    return common
+def _divided(slices: Sequence[SliceHeader]) -> list[list[SliceHeader]]:
+    """Divide slices by orientation, and by acquisition and kernel where several are at a place."""
+    groups: list[list[SliceHeader]] = []
+    for header in _unique(slices):
+        near = (group for group in groups if _same(header.orientation, group[0].orientation))
+        group = next(near, None)
+        if group is None:
+            groups.append(group := [])
+        group.append(header)
+    if min(map(len, groups)) == 1:  # rather a damaged slice than a volume of its own
+        groups = [[header for group in groups for header in group]]
+    parts = []
+    for group in groups:
+        places = {tuple(round(value, 2) for value in header.position) for header in group}
+        if len(places) == len(group):
+            parts.append(group)
+            continue
+        by_kind: dict[tuple[int | None, str], list[SliceHeader]] = defaultdict(list)
+        for header in group:
+            by_kind[header.acquisition, header.kernel].append(header)
+        parts += [by_kind[key] for key in sorted(by_kind, key=str)]
+    return parts
+
+
+def _same(one: Sequence[float], other: Sequence[float]) -> bool:
+    return len(one) == len(other) and all(
+        abs(a - b) <= ALIKE for a, b in zip(one, other, strict=True)
+    )
 
 
 def _name(header: SliceHeader) -> str:
