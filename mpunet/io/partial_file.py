@@ -24,7 +24,7 @@ __all__ = ["partial_file", "partial_folder", "remove_partials", "whole_file"]
 
 _PARTIAL = re.compile(r"\..*\.[0-9a-f]{8}\.partial\.nii(\.gz)?", re.IGNORECASE)
 _PARTIAL_FOLDER = re.compile(r"\..*\.[0-9a-f]{8}\.partial")
-_LOCK = "lock"  # file in a temporary folder
+_LOCK = re.compile(r"\..*\.[0-9a-f]{8}\.partial\.lock")  # file beside a temporary folder
 
 
 @contextmanager
@@ -82,20 +82,21 @@ def partial_folder(path: Path) -> Iterator[Path]:
     A folder at ``path`` is replaced.
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.mkdir()
+    lock = _lock_of(partial)
     try:
-        with _open_locked(partial / _LOCK):
+        with _open_locked(lock):
+            partial.mkdir()
             yield partial
-        (partial / _LOCK).unlink()
-        if path.exists():
-            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-            path.rename(old)
-            partial.rename(path)
-            shutil.rmtree(old)
-        else:
-            partial.rename(path)
+            if path.exists():
+                old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+                path.rename(old)
+                partial.rename(path)
+                shutil.rmtree(old)
+            else:
+                partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        lock.unlink(missing_ok=True)
 
 
 def remove_partials(folder: str | Path) -> list[Path]:
@@ -107,12 +108,17 @@ def remove_partials(folder: str | Path) -> list[Path]:
     Returns:
         The paths of what was removed.
     """
+    patterns = {True: (_PARTIAL_FOLDER,), False: (_PARTIAL, _LOCK)}
     found = [
         path
         for path in Path(folder).rglob(".*.partial*")
-        if (_PARTIAL_FOLDER if path.is_dir() else _PARTIAL).fullmatch(path.name)
+        if any(pattern.fullmatch(path.name) for pattern in patterns[path.is_dir()])
     ]
     return [path for path in sorted(found) if _remove_if_left(path)]
+
+
+def _lock_of(partial: Path) -> Path:
+    return partial.with_name(f"{partial.name}.lock")
 
 
 def _open_locked(path: Path) -> BufferedWriter:
@@ -129,7 +135,7 @@ def _open_locked(path: Path) -> BufferedWriter:
 
 def _remove_if_left(path: Path) -> bool:
     if path.is_dir():
-        lock = path / _LOCK
+        lock = _lock_of(path)
         if lock.exists() and not _remove_if_left(lock):
             return False
         shutil.rmtree(path, ignore_errors=True)

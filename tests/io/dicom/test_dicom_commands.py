@@ -136,9 +136,7 @@ def test_training_data(scans, tmp_path):
     cache = Cache(tmp_path / "cache")
     cases = find_cases(data)
     assert [case.name for case in cases] == ["p0", "p1"]
-    ours, theirs = (
-        cache.cases(found, preparation) for found in (cases, find_cases(nifti))
-    )
+    ours, theirs = (cache.cases(found, preparation) for found in (cases, find_cases(nifti)))
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a.thin, b.thin)
         np.testing.assert_array_equal(a.thick, b.thick)

@@ -1,8 +1,10 @@
 """DICOM series in folders: put in order, checked, and read as they were written."""
 
+import gc
 import json
 import subprocess
 import sys
+import warnings
 
 import nibabel as nib
 import numpy as np
@@ -10,81 +12,25 @@ import pytest
 
 pydicom = pytest.importorskip("pydicom")
 
-from made import SERIES, SHAPE, voxels, write_enhanced, write_series  # noqa: E402
+from made import SERIES, found, slab_of, voxels, write_series  # noqa: E402
 from pydicom import uid as uids  # noqa: E402
+from pydicom.fileset import FileSet  # noqa: E402
 
 from mpunet.__main__ import main  # noqa: E402
 from mpunet.geometry import slice_positions  # noqa: E402
-from mpunet.io.dicom.scan import open_series  # noqa: E402
-from mpunet.io.dicom.series import find_series  # noqa: E402
 from mpunet.io.scans import PredictLoader, find_scans  # noqa: E402
 
 
-def found(folder):
-    return find_series(sorted(path for path in folder.rglob("*") if path.is_file()))
-
-
-def slab_of(series):
-    scan = open_series(series)
-    planes = list(scan)
-    return np.stack(planes[::-1] if scan.last_first else planes), scan
-
-
-SYNTAXES = [
-    uids.ImplicitVRLittleEndian,
-    uids.ExplicitVRLittleEndian,
-    uids.DeflatedExplicitVRLittleEndian,
-    uids.RLELossless,
-    uids.JPEG2000Lossless,
-]
-
-
-@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda uid: uid.name.replace(" ", ""))
-def test_voxels_and_positions_whatever_the_files_are_called(tmp_path, syntax):
-    hu = voxels(shape=(3, 64, 72)) if syntax == uids.JPEG2000Lossless else voxels()
-    write_series(tmp_path, hu, syntax=syntax, shuffle=True, suffix="")
+def test_positions_whatever_the_files_are_called(tmp_path):
+    write_series(tmp_path, shuffle=True, suffix="")
     (series,), rejected = found(tmp_path)
     assert rejected == []
     slab, scan = slab_of(series)
-    np.testing.assert_array_equal(slab, hu)
-    assert slab.dtype == np.int16
+    np.testing.assert_array_equal(slab, voxels())
     np.testing.assert_allclose(scan.spacing, (5.0, 0.7, 0.8))
     # First voxel of the slab: most inferior, anterior, right; RAS+.
     np.testing.assert_allclose(scan.slab_affine[:3, 3], (30.0, 40.0, -20.0))
     np.testing.assert_allclose(scan.slab_affine[:3, 0], (0, 0, 5.0), atol=1e-9)
-
-
-def test_big_endian(tmp_path):
-    def big(index, dataset):
-        dataset.file_meta.TransferSyntaxUID = uids.ExplicitVRBigEndian
-        dataset.PixelData = np.frombuffer(dataset.PixelData, "<u2").astype(">u2").tobytes()
-
-    write_series(tmp_path, change=big)
-    (series,), _ = found(tmp_path)
-    np.testing.assert_array_equal(slab_of(series)[0], voxels())
-
-
-def test_signed_twelve_bits_below_an_overlay(tmp_path):
-    def signed(index, dataset):
-        dataset.PixelRepresentation, dataset.RescaleIntercept = 1, 0
-        stored = voxels()[index].astype(np.int16)
-        dataset.PixelData = ((stored & 0x0FFF) | 0x5000).astype(np.uint16).tobytes()
-
-    write_series(tmp_path, change=signed)
-    (series,), _ = found(tmp_path)
-    np.testing.assert_array_equal(slab_of(series)[0], voxels())
-
-
-def test_rescale_of_each_slice(tmp_path):
-    def rescaled(index, dataset):
-        dataset.RescaleSlope, dataset.RescaleIntercept = 0.5 + index, -1024 + index
-
-    write_series(tmp_path, change=rescaled)
-    (series,), _ = found(tmp_path)
-    slab, _ = slab_of(series)
-    index = np.arange(SHAPE[0])[:, None, None]
-    np.testing.assert_allclose(slab, (voxels() + 1024.0) * (0.5 + index) - 1024 + index)
-    assert slab.dtype == np.float32
 
 
 @pytest.mark.parametrize("tilt", [5.0, 18.0, 30.0])
@@ -95,16 +41,6 @@ def test_gantry_tilt_is_a_sheared_grid(tmp_path, tilt):
     np.testing.assert_array_equal(slab, voxels())
     assert scan.tilt == pytest.approx(tilt, abs=1e-3)
     assert scan.spacing[0] == pytest.approx(5.0, abs=1e-6)
-
-
-def test_enhanced_multi_frame(tmp_path):
-    path = write_enhanced(tmp_path / "one.dcm", voxels())
-    (series,), rejected = find_series([path])
-    assert rejected == []
-    slab, scan = slab_of(series)
-    np.testing.assert_array_equal(slab, voxels())
-    np.testing.assert_allclose(scan.spacing, (5.0, 0.7, 0.8))
-    assert scan.slice_thickness == 5.0
 
 
 def test_a_file_that_is_there_twice_counts_once(tmp_path):
@@ -136,6 +72,10 @@ def set_to(keyword, value, at=None):
         ({"change": set_to("ImageOrientationPatient", [0, 1, 0, 0, 0, -1], 2)}, "002.dcm has another orientation"),
         ({"change": set_to("ImagePositionPatient", None, 1)}, "001.dcm has no ImagePositionPatient"),
         ({"change": set_to("ImagePositionPatient", [-20, -40, -5], 3)}, "003.dcm is shifted by 10.00 mm"),
+        ({"change": set_to("PatientID", "43", 3)}, "003.dcm is of another patient than 000.dcm"),
+        ({"change": set_to("Rows", 5, 3)}, "003.dcm has 5 x 10 pixels, 000.dcm has 8 x 10"),
+        ({"change": set_to("ImageOrientationPatient", [1, 0, 0, 1, 0, 0])}, "expected two perpendicular unit vectors"),
+        ({"change": set_to("ImagePositionPatient", [1e9, 0, 0])}, "000.dcm is at an impossible place: 1e+09, 0, 0"),
         ({"hu": voxels(shape=(1, 8, 10))}, "expected at least 2 slices, got 1, 000.dcm"),
     ],
 )  # fmt: skip
@@ -156,6 +96,11 @@ def test_what_is_wrong_is_told_with_the_slice(tmp_path, options, reason):
         (set_to("ImageType", ["DERIVED", "SECONDARY", "MPR"]), "left out: a reformatted series"),
         (set_to("SOPClassUID", uids.MRImageStorage), "left out: MR Image Storage, not a CT image"),
         (set_to("SOPClassUID", uids.SecondaryCaptureImageStorage), "left out: Secondary Capture"),
+        (set_to("SOPClassUID", uids.PositronEmissionTomographyImageStorage), "left out: Positron"),
+        (set_to("SOPClassUID", uids.XRayRadiationDoseSRStorage), "left out: X-Ray Radiation Dose"),
+        (set_to("Modality", "PT"), "left out: a series of modality PT"),
+        (set_to("ImageType", ["DERIVED", "SECONDARY", "DOSE_INFO"]), "left out: a dose report"),
+        (set_to("ImageType", ["DERIVED", "SECONDARY", "MIP"]), "left out: a projection"),
     ],
 )
 def test_other_series_are_left_out(tmp_path, change, reason):
@@ -177,6 +122,82 @@ def test_two_acquisitions_at_the_same_positions_are_two_scans(tmp_path):
     assert rejected == []
     for part in series:
         np.testing.assert_array_equal(slab_of(part)[0], voxels())
+
+
+def test_a_localizer_among_the_slices_is_left_out(tmp_path):
+    def localizer(index, dataset):
+        if index == 0:
+            dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+            dataset.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+
+    write_series(tmp_path, change=localizer)
+    (series,), (rejected,) = found(tmp_path)
+    assert [header.path.name for header in series.slices] == [f"00{i}.dcm" for i in range(1, 6)]
+    assert rejected == (SERIES, tmp_path, "left out: a localizer", False)
+
+
+def test_two_orientations_in_a_series_are_two_scans(tmp_path):
+    """As of a head, whose lower part is scanned with another tilt of the gantry."""
+    write_series(tmp_path / "a")
+    write_series(tmp_path / "b", tilt=15.0, start=30.0, change=own_instances)
+    series, rejected = found(tmp_path)
+    assert rejected == []
+    assert sorted(slab_of(part)[1].tilt for part in series) == pytest.approx([0, 15.0], abs=1e-3)
+
+
+def own_instances(index, dataset):
+    dataset.SOPInstanceUID += ".9"
+
+
+def test_slices_whose_uids_are_alike(tmp_path):
+    write_series(tmp_path, change=set_to("SOPInstanceUID", "1.2.3"))
+    (series,), rejected = found(tmp_path)
+    assert rejected == []
+    np.testing.assert_array_equal(slab_of(series)[0], voxels())
+
+
+def test_two_patients_in_a_folder(tmp_path):
+    write_series(tmp_path, uid="1.2.1")
+    write_series(tmp_path, uid="1.2.2", suffix=".ima", change=set_to("PatientID", "43"))
+    series, rejected = found(tmp_path)
+    assert rejected == []
+    assert [item.uid for item in series] == ["1.2.1", "1.2.2"]
+
+
+def export(folder, paths):
+    """Write files as CDs have them: a DICOMDIR, and names without an ending in its folders."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # FileSet leaves a temporary folder
+        files = FileSet()
+        for path in paths:
+            dataset = pydicom.dcmread(path)
+            dataset.StudyDate, dataset.StudyTime, dataset.StudyID = "20260101", "120000", "1"
+            dataset.SeriesNumber = int(dataset.SeriesInstanceUID[-1])
+            files.add(dataset)
+        files.write(folder)
+        del files
+        gc.collect()
+
+
+def test_an_export_with_a_dicomdir(tmp_path):
+    for index in range(2):
+        write_series(tmp_path / str(index), voxels(index), uid=f"1.2.{index}")
+    export(tmp_path / "export", list(tmp_path.rglob("*.dcm")))
+    files = [path for path in (tmp_path / "export").rglob("*") if path.is_file()]
+    assert len(files) == 13
+    assert {path.suffix for path in files} == {""}
+    scans = find_scans(tmp_path / "export")
+    assert scans == find_scans(tmp_path / "export" / "DICOMDIR")
+    assert [scan.relative.parts[:2] for scan in scans] == [("PT000000", "ST000000")] * 2
+    for index, scan in enumerate(scans):
+        np.testing.assert_array_equal(slab_of(scan.series)[0], voxels(index))
+
+
+def test_a_file_without_the_prefix_is_no_dicom_file(tmp_path):
+    for path in write_series(tmp_path):
+        path.write_bytes(path.read_bytes()[132:])
+    with pytest.raises(ValueError, match=r"or DICOM series in .*, found none"):
+        find_scans(tmp_path)
 
 
 def test_damaged_files(tmp_path):
@@ -204,12 +225,6 @@ def test_names_of_scans(tmp_path, caplog):
     assert scan.relative.as_posix() == "1.2.1"
 
 
-def test_commands_without_dicom_say_so(tmp_path, capsys):
-    write_series(tmp_path / "in" / "chest")
-    assert main(["simulate", str(tmp_path / "in"), str(tmp_path / "out"), "--ratio", "5"]) == 2
-    assert "Expected NIfTI files (.nii, .nii.gz) in" in capsys.readouterr().err
-
-
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
 def test_a_damaged_uid_stays_in_the_folder(tmp_path):
     write_series(tmp_path / "s", change=set_to("SeriesInstanceUID", "../../1.2"))
@@ -222,20 +237,6 @@ def test_without_pydicom(tmp_path):
     code = f"import sys; sys.modules['pydicom'] = None; from mpunet.io.scans import find_scans; find_scans({str(tmp_path)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "pip install 'mpunet[dicom]'" in done.stderr
-
-
-def test_random_bytes_are_one_line_errors(tmp_path):
-    original = write_series(tmp_path / "s")[0].read_bytes()
-    rng = np.random.default_rng(0)
-    path = tmp_path / "damaged.dcm"
-    for _ in range(300):
-        raw = bytearray(original)
-        for at in rng.integers(132, len(raw) - 200, 5):
-            raw[at] = rng.integers(256)
-        path.write_bytes(raw[: rng.integers(140, len(raw) + 1)])
-        series, rejected = find_series([path])
-        assert not series  # a single slice at best
-        assert all("\n" not in item.reason for item in rejected)
 
 
 def test_predict_reads_series(tmp_path, untrained, caplog):
