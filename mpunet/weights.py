@@ -8,16 +8,13 @@ class and arguments of the network, the SHA-256 of the tensors, and the record o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -26,6 +23,14 @@ from mpunet.config import from_config
 from mpunet.io.content import file_sha256
 from mpunet.io.partial_file import whole_file
 from mpunet.models.base import geometry_of
+from mpunet.pretrained import (
+    FORMAT,
+    PACKAGED,
+    load_tensors,
+    packaged,
+    read_stored,
+    tensors_sha256,
+)
 
 __all__ = [
     "PACKAGED",
@@ -39,11 +44,7 @@ __all__ = [
     "write_weights",
 ]
 
-FORMAT = "mpunet-weights-1"
 SUFFIX = ".safetensors"
-
-PACKAGED = Path(__file__).with_name("packaged") / "mpunet_r5.safetensors"
-"""Default weights file, also named "packaged": the network of ratio 5 that is part of mpunet."""
 
 
 class Record(TypedDict, total=False):
@@ -56,6 +57,8 @@ class Record(TypedDict, total=False):
         objective: losses, as ``{"class_path": ..., "init_args": ...}``.
         consistency: consistency range of the last validation, see
             :class:`mpunet.metrics.consistency.ConsistencyRange`.
+        error: model that estimates the error of each voxel, see
+            :class:`mpunet.inference.errors.ErrorModel`.
         notes: notes of the authors, such as title, data sources with licences, commands, results
             and limits.
     """
@@ -65,6 +68,7 @@ class Record(TypedDict, total=False):
     training: dict[str, Any]
     objective: dict[str, Any]
     consistency: dict[str, Any]
+    error: dict[str, Any]
     notes: dict[str, Any]
 
 
@@ -93,13 +97,7 @@ class Weights:
         """
         network = from_config(self.net)
         geometry_of(network)  # raises if the module is not a thick-to-thin network
-        try:
-            network.load_state_dict(self.tensors)
-        except RuntimeError as error:
-            raise ValueError(
-                f"The weights in {self.source} do not fit the network described there: {error}"
-            ) from error
-        return network.eval().to(memory_format=torch.channels_last_3d)
+        return load_tensors(network, self.tensors, self.source)
 
     @property
     def flips(self) -> bool:
@@ -109,21 +107,16 @@ class Weights:
     @property
     def sha256(self) -> str:
         """SHA-256 of names, types, shapes and bytes of the tensors, ordered by name."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.tensors.items()):
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(
-                tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            )
-        return digest.hexdigest()
+        return tensors_sha256(self.tensors)
 
 
 def read_weights(path: str | Path | None = None) -> Weights:
     """Read the network of a checkpoint of ``mpunet fit`` or of a weights file.
 
     Args:
-        path: checkpoint or weights file (``.safetensors``), or a name from :func:`packaged`, such
-            as "packaged_r3". Default: "packaged".
+        path: checkpoint, weights file (``.safetensors``), folder of
+            :meth:`mpunet.MPUNet.save_pretrained`, or a name from :func:`packaged`, such as
+            "packaged_r3". Default: "packaged".
 
     Raises:
         ValueError: if the file does not exist, is damaged, contains more than tensors and plain
@@ -136,8 +129,14 @@ def read_weights(path: str | Path | None = None) -> Weights:
             "Expected a file or the name of weights that come with mpunet "
             f"({', '.join(packaged())}), got {name}."
         )
-    if path.suffix == SUFFIX:
-        return _read_safetensors(path)
+    if path.suffix == SUFFIX or path.is_dir():
+        stored = read_stored(path)
+        if "class_path" not in stored.net:
+            raise ValueError(
+                f"config.json in {path} does not name the class of the network: load it by "
+                "from_pretrained of that class, and save it by its save_pretrained."
+            )
+        return Weights(stored.source, stored.net, stored.tensors, cast(Record, stored.record))
     checkpoint = read_checkpoint(path)
     prefix = "net."
     hparams = checkpoint["hyper_parameters"]
@@ -154,18 +153,6 @@ def read_weights(path: str | Path | None = None) -> Weights:
         if key.startswith(prefix)
     }
     return Weights(path, hparams["net"], tensors, record)
-
-
-def packaged() -> dict[str, Path]:
-    """Return names and files of the weights that are part of mpunet.
-
-    The names are "packaged" for the default, and "packaged_r3" and "packaged_r5" for the ratios.
-    """
-    files = sorted(PACKAGED.parent.glob(f"mpunet_r*{SUFFIX}"))
-    return {
-        "packaged": PACKAGED,
-        **{file.stem.replace("mpunet", "packaged"): file for file in files},
-    }
 
 
 def write_weights(
@@ -198,7 +185,7 @@ def write_weights(
     table = {
         "format": FORMAT,
         "net": json.dumps(weights.net),
-        "sha256": Weights(path, weights.net, tensors, {}).sha256,
+        "sha256": tensors_sha256(tensors),
         "record": json.dumps({**weights.record, "version": __version__}),
     }
     with whole_file(path) as unfinished:
@@ -248,32 +235,3 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"state_dict, got {found}."
         )
     return dict(checkpoint)
-
-
-def _read_safetensors(path: Path) -> Weights:
-    if not path.is_file():
-        raise ValueError(f"No weights at {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            table: Mapping[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be read as safetensors ({error}): it is damaged or has another format."
-        ) from error
-    if table.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} is no weights file of mpunet: expected the format {FORMAT!r}, got "
-            f"{table.get('format')!r}. `mpunet export CHECKPOINT FILE.safetensors` creates one."
-        )
-    try:
-        net, record = json.loads(table["net"]), json.loads(table["record"])
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: its description cannot be read ({error}).") from error
-    weights = Weights(path, net, tensors, record)
-    if weights.sha256 != table.get("sha256"):
-        raise ValueError(
-            f"{path} is damaged: its weights have the SHA-256 {weights.sha256}, but it was written "
-            f"with {table.get('sha256')}."
-        )
-    return weights

@@ -15,12 +15,13 @@ import mpunet
 ROOT = Path(mpunet.__file__).parent
 # From the lowest up. A room imports itself and lower floors, but no other room on its own floor.
 FLOORS = [
-    {"geometry", "intensity", "config", "memory", "progress"},
+    {"geometry", "intensity", "config", "pretrained", "memory", "progress"},
     {"losses", "models", "slices", "phantom"},
     {"io", "metrics"},
     {"lungs"},
     {"data"},
     {"weights", "evaluation"},
+    {"export"},
     {"inference", "report"},
     {"training", "reader_study"},
     {"benchmark"},

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +18,7 @@ from mpunet.data.case import Case
 from mpunet.data.checks import Finding, examine, verdict
 from mpunet.data.layouts import find_cases
 from mpunet.io.rplhr import Intensity
+from mpunet.memory import available_cores
 from mpunet.progress import Progress
 
 __all__ = ["check", "run"]
@@ -59,10 +59,7 @@ def check(
         raise ValueError(f"Expected at least 1 worker, got {workers}.")
     cases = find_cases(data, intensity=intensity)
     look = partial(examine, ratio=ratio, slice_axis=slice_axis)
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    number = min(workers or min(8, cores), len(cases))
+    number = min(workers or min(8, available_cores()), len(cases))
     progress = Progress(len(cases), "case")
     findings = progress.each(_each(look, cases, number), [case.name for case in cases])
     found = list(zip(cases, findings, strict=True))

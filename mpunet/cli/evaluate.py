@@ -29,6 +29,7 @@ def evaluate(
     lungs: str = "auto",
     baselines: str | None = None,
     fidelity: bool = True,
+    error_maps: str | None = None,
     profile: Profile = "gaussian",
     fwhm: float | None = None,
     intensity: Intensity = "auto",
@@ -37,8 +38,8 @@ def evaluate(
 ) -> int:
     """Measure predicted thin volumes against true ones, case by case.
 
-    Files are matched by name. Writes scores.csv, summary.csv, differences.csv, problems.csv,
-    evaluation.json and report.html.
+    Files are matched by name. Writes scores.csv, summary.csv, agreement.csv, differences.csv,
+    problems.csv, evaluation.json and report.html.
 
     Args:
         predictions: folder of predicted thin volumes, or one file.
@@ -57,6 +58,8 @@ def evaluate(
         baselines: interpolations of the thick scans to measure as well: "linear", "cubic" or
             "linear,cubic"; they are written to output/baselines.
         fidelity: also measure bias, lung density, noise, sharpness and consistency.
+        error_maps: folder of the error maps that `mpunet predict --error_map` wrote, usually that
+            of the predictions, to measure how well they tell the errors.
         profile: slice profile that thickens the predictions to measure consistency.
         fwhm: full width at half maximum of the slice profile in thick spacings; default 0.9 for the
             Gaussian, else 1.
@@ -79,6 +82,7 @@ def evaluate(
         baselines=_words(baselines),
         baselines_dir=folder / "baselines",
         fidelity=fidelity,
+        error_maps=error_maps,
         profile=profile,
         fwhm=fwhm,
         intensity=intensity,

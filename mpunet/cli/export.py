@@ -1,4 +1,4 @@
-"""The command ``mpunet export``: writes the network of a checkpoint as a weights file."""
+"""The command ``mpunet export``: writes a network as a weights file, ONNX file or folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from mpunet.cli.info import describe
-from mpunet.weights import Record, read_weights, write_weights
+from mpunet.export import write_bundle, write_onnx
+from mpunet.models.base import geometry_of
+from mpunet.pretrained import Pretrained
+from mpunet.slices.sampled_profile import read_profile
+from mpunet.weights import SUFFIX, Record, Weights, read_weights, write_weights
 
-__all__ = ["export", "run"]
+__all__ = ["Format", "export", "run"]
+
+Format = Literal["auto", "weights", "onnx", "bundle", "pretrained"]
 
 
 def export(
@@ -22,27 +28,50 @@ def export(
     output: str,
     *,
     net: dict[str, Any] | None = None,
+    profile: str | None = None,
+    spacing: float | None = None,
     notes: str | None = None,
     dtype: Literal["float16", "float32"] = "float16",
+    format: Format = "auto",  # noqa: A002 - the usual word
+    size: int | None = None,
 ) -> None:
-    """Write the network of a checkpoint as a weights file, without optimiser state or pickle.
+    """Write a network as a weights file, an ONNX file, a MONAI bundle or a folder for the Hub.
 
-    The file is meant for other users and for later versions of mpunet.
+    None of them contains optimiser state. docs/export.md describes the formats.
 
     Args:
-        checkpoint: checkpoint of `mpunet fit`, or a weights file.
-        output: file to write; its name must end in .safetensors.
+        checkpoint: checkpoint of `mpunet fit`, weights file, folder of ``save_pretrained``, or the
+            name of weights that come with mpunet, such as packaged_r3.
+        output: file or folder to write.
         net: arguments of the network to change, such as ``{consistency: 0.9}``; only arguments that
             do not change the shapes of the weights.
+        profile: CSV file with a scanner's slice profile, as `mpunet fit-profile` writes it, for the
+            network's data consistency (its argument ``consistency``).
+        spacing: slice spacing in mm of the thick scans that the network is for; required with
+            profile.
         notes: YAML file with text to add to the record: title, sources and licences, commands,
             figures, limits.
-        dtype: type of the weights in the file; float16 halves its size and changes results by
-            hundredths of a HU.
+        dtype: type of the weights in a weights file; float16 halves its size and changes results by
+            hundredths of a HU. The other formats have float32.
+        format: "weights" (file ending in .safetensors), "onnx" (file ending in .onnx), "bundle"
+            (folder, MONAI bundle) or "pretrained" (folder with config.json and model.safetensors,
+            as on the Hugging Face Hub). Default: by the ending of the file.
+        size: only in-plane size in pixels that the ONNX file accepts. Default: any multiple of the
+            network's, if torch can export that.
 
     Raises:
-        ValueError: if the network does not accept ``net``, or ``notes`` is not a YAML mapping.
+        ValueError: if the format is unknown, the network does not accept ``net`` or cannot be
+            written in this format, ``profile`` comes without ``spacing`` or does not fit, or
+            ``notes`` is not a YAML mapping.
     """
     weights = read_weights(checkpoint)
+    if profile is not None:
+        if spacing is None:
+            raise ValueError(
+                "Expected --spacing MM, the slice spacing of the scans, with --profile."
+            )
+        thin_spacing = spacing / geometry_of(weights.network()).ratio
+        net = {**(net or {}), "consistency": read_profile(profile).weights(thin_spacing).tolist()}
     if net:
         init_args = {**(weights.net.get("init_args") or {}), **net}
         weights = replace(weights, net={**weights.net, "init_args": init_args})
@@ -60,8 +89,20 @@ def export(
                 f"Expected names and texts (a YAML mapping) in {notes}, got {type(added).__name__}."
             )
         record["notes"] = added
-    write_weights(output, replace(weights, record=record), dtype=getattr(torch, dtype))
-    print("\n".join(describe(read_weights(output))))
+    weights = replace(weights, record=record)
+    chosen = _by_name(output) if format == "auto" else format
+    if size is not None and chosen != "onnx":
+        raise ValueError(f"--size is for ONNX files only, got it with the format {chosen}.")
+    if chosen == "onnx":
+        _onnx(output, weights, size)
+    elif chosen == "bundle":
+        write_bundle(output, weights)
+        print(f"{output}: MONAI bundle; docs/README.md in it says how to run it")
+    elif chosen == "pretrained":
+        _pretrained(output, weights)
+    else:
+        write_weights(output, weights, dtype=getattr(torch, dtype))
+        print("\n".join(describe(read_weights(output))))
 
 
 def run(args: Sequence[str]) -> int:
@@ -72,3 +113,36 @@ def run(args: Sequence[str]) -> int:
     parser.add_function_arguments(export, as_positional=True)
     export(**vars(parser.parse_args(list(args))))
     return 0
+
+
+def _by_name(output: str) -> Format:
+    """Return the format that the ending of a file means."""
+    formats: dict[str, Format] = {SUFFIX: "weights", ".onnx": "onnx"}
+    if (suffix := Path(output).suffix) not in formats:
+        raise ValueError(
+            f"Expected a file ending in {SUFFIX} or .onnx, or --format bundle or pretrained for a "
+            f"folder, got {output}."
+        )
+    return formats[suffix]
+
+
+def _onnx(output: str, weights: Weights, size: int | None) -> None:
+    written = write_onnx(output, weights, size=size)
+    if written.size is None:
+        planes = f"any batch, planes of multiples of {geometry_of(weights.network()).multiple}"
+    else:
+        planes = f"one window at a time, planes of {written.size} x {written.size} pixels"
+    print(f"{output}: {planes}; largest difference from torch {written.difference:.4f} HU")
+    if written.reason is not None:
+        print(f"The in-plane size is fixed: {written.reason}.")
+
+
+def _pretrained(output: str, weights: Weights) -> None:
+    network = weights.network()
+    if not isinstance(network, Pretrained):
+        raise ValueError(
+            f"Expected a network derived from mpunet.models.ThickToThin for --format pretrained, "
+            f"got {weights.net['class_path']}; use the format weights."
+        )
+    network.save_pretrained(output, record=weights.record)
+    print(f"{output}: config.json and model.safetensors, for from_pretrained of its class")

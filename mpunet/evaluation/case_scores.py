@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mpunet.data.pairs import align_pair
+from mpunet.evaluation.densitometry import densities
 from mpunet.evaluation.scores import Measure
 from mpunet.intensity import HU_MAX, HU_MIN
 from mpunet.io.volume import Volume
 from mpunet.metrics.consistency import consistency
-from mpunet.metrics.fidelity import hu_bias, lung_density
+from mpunet.metrics.fidelity import hu_bias
 from mpunet.metrics.quality import Protocol, quality
 from mpunet.metrics.texture import BAND, noise, sharpness
 from mpunet.slices.simulate import Profile
@@ -27,9 +28,8 @@ Slab = npt.NDArray[Any]
 Measured = Iterator[tuple[Measure, float]]
 
 CLIPPED = (HU_MIN, HU_MAX)  # window of the fidelity measures, independent of the protocol
-SSIM_KIND = (
-    "2D axial, Gaussian 11 x 11, sigma 1.5, K1 0.01, K2 0.03, of HU minus the window's lower end, "
-)
+SSIM_KIND = "Gaussian 11 x 11, sigma 1.5, K1 0.01, K2 0.03, of HU minus the window's lower end, "
+PLANES_KIND = {"axial": "2D axial, ", "all": "2D, mean of axial, coronal and sagittal slices, "}
 BORDER_KIND = {
     "exclude": "without the 5 voxels at each slice's border in the whole volume",
     "zeros": "padded with zeros",
@@ -42,6 +42,7 @@ def against_reference(
     """Yield MAE, RMSE, PSNR and SSIM by region; without a lung mask only for the whole volume."""
     window, full = (protocol.low, protocol.high), protocol.high - protocol.low
     trimmed = f", {protocol.trim} slices left out at each end" if protocol.trim else ""
+    ssim_kind = PLANES_KIND[protocol.planes] + SSIM_KIND + BORDER_KIND[protocol.border] + trimmed
     for region, found in quality(prediction, reference, lung, protocol=protocol).items():
         yield Measure("mae", region, "HU", window, None, "mean absolute error" + trimmed), found.mae
         yield (
@@ -52,12 +53,7 @@ def against_reference(
             Measure("psnr", region, "dB", window, full, "20 log10(range / RMSE)" + trimmed),
             found.psnr,
         )
-        yield (
-            Measure(
-                "ssim", region, "", window, full, SSIM_KIND + BORDER_KIND[protocol.border] + trimmed
-            ),
-            found.ssim,
-        )
+        yield Measure("ssim", region, "", window, full, ssim_kind), found.ssim
 
 
 def bias(prediction: Slab, reference: Slab, lung: Slab | None) -> Measured:
@@ -94,9 +90,7 @@ def alone(volume: Slab, lung: Slab | None, spacing: npt.NDArray[np.float64]) -> 
     Lung density and noise require a lung mask. ``spacing`` is in mm, along depth, height and width.
     """
     if lung is not None:
-        density = lung_density(volume, lung)
-        yield Measure("laa950", "lungs", "%", CLIPPED, None, "voxels below -950 HU"), density.laa950
-        yield Measure("perc15", "lungs", "HU", CLIPPED, None, "15th percentile"), density.perc15
+        yield from densities(volume, lung)
         found = noise(volume, lung, spacing)
         yield (
             Measure(

@@ -12,11 +12,12 @@ from mpunet.data.case import Case
 from mpunet.data.layouts import files_by_name, find_cases, is_one_scan
 from mpunet.io.volume import VolumeInfo
 
-__all__ = ["Matched", "common_slices", "match_cases", "misplaced"]
+__all__ = ["ERROR_SUFFIX", "Matched", "common_slices", "match_cases", "misplaced"]
 
 MAX_SHIFT = 3  # slices
 CLEARLY = 0.9  # a position fits clearly better if it reduces the error to less than this share
 COARSE = 64  # voxels along each axis in plane
+ERROR_SUFFIX = "_error"  # of the error maps that predict writes beside its results
 
 
 class Matched(NamedTuple):
@@ -63,7 +64,11 @@ def match_cases(predictions: str | Path, references: str | Path) -> Matched:
     return Matched(
         pairs,
         [name for name in cases if name not in files],
-        [name for name in files if name not in cases],
+        [
+            name
+            for name in files
+            if name not in cases and name.removesuffix(ERROR_SUFFIX) not in files.keys() - {name}
+        ],
     )
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,18 @@ import numpy.typing as npt
 from mpunet import __version__
 from mpunet.data.case import Case
 from mpunet.data.layouts import files_by_name, find_cases, is_one_scan
-from mpunet.evaluation.aggregate import paired_differences, scores_by_case, summaries
+from mpunet.evaluation.aggregate import (
+    agreements,
+    paired_differences,
+    scores_by_case,
+    summaries,
+)
 from mpunet.evaluation.case_inputs import reference_lung, write_baseline
 from mpunet.evaluation.case_scores import Measured, against_reference, against_thick, alone, bias
 from mpunet.evaluation.cases import common_slices, match_cases, misplaced
-from mpunet.evaluation.scores import Evaluation, Measure, Problem, Score
+from mpunet.evaluation.densitometry import DENSITIES, thick_densities
+from mpunet.evaluation.error_maps import against_error_map, error_map_of, read_error_map
+from mpunet.evaluation.scores import THICK, TRUTH, Evaluation, Measure, Problem, Score
 from mpunet.geometry import grid_spacing
 from mpunet.io.rplhr import Intensity
 from mpunet.io.scan_file import read_volume
@@ -29,8 +36,6 @@ from mpunet.slices.interpolate import Interpolation
 from mpunet.slices.simulate import Profile
 
 __all__ = ["Evaluator"]
-
-TRUTH = "truth"
 
 
 class _Method(NamedTuple):
@@ -62,6 +67,8 @@ class Evaluator:
         baselines_dir: folder to which the baselines are written, in a subfolder for each; required
             with ``baselines``.
         fidelity: also measure bias, lung density, noise, sharpness and consistency.
+        error_maps: folder of the error maps of the first method, NAME_error or NAME, to measure how
+            well they tell its errors.
         profile: slice profile with which predictions are thickened for the consistency.
         fwhm: full width at half maximum of the profile in thick spacings; by default 0.9 for the
             Gaussian, else 1.
@@ -85,6 +92,7 @@ class Evaluator:
         baselines: Sequence[str] = (),
         baselines_dir: str | Path | None = None,
         fidelity: bool = True,
+        error_maps: str | Path | None = None,
         profile: Profile = "gaussian",
         fwhm: float | None = None,
         intensity: Intensity = "auto",
@@ -94,9 +102,9 @@ class Evaluator:
         if isinstance(protocol, str) and protocol not in PROTOCOLS:
             raise ValueError(f"Expected a protocol among {', '.join(PROTOCOLS)}, got {protocol!r}.")
         names = [*predictions, *baselines]
-        if not predictions or len(set(names)) < len(names) or TRUTH in names:
+        if not predictions or len(set(names)) < len(names) or {TRUTH, THICK} & set(names):
             raise ValueError(
-                f"Expected methods with distinct names other than {TRUTH!r}, "
+                f"Expected methods with distinct names other than {TRUTH!r} and {THICK!r}, "
                 f"got {', '.join(names) or 'none'}."
             )
         unknown = sorted(set(baselines) - set(get_args(Interpolation)))
@@ -124,6 +132,7 @@ class Evaluator:
         self.baselines = cast(list[Interpolation], list(baselines))
         self.baselines_dir = Path(baselines_dir or ".")
         self.fidelity = fidelity
+        self.error_maps = {} if error_maps is None else self._files(error_maps)
         self.profile: Profile = profile
         self.fwhm = fwhm
         self._read = partial(read_volume, intensity=intensity, check_hu=check_hu)
@@ -153,6 +162,7 @@ class Evaluator:
             methods=methods,
             scores=self.scores,
             summaries=summaries(values),
+            agreements=agreements(values, DENSITIES, TRUTH),
             differences=paired_differences(values, methods),
             problems=self.problems,
             files=self.files,
@@ -197,9 +207,9 @@ class Evaluator:
         }
         shown: dict[str, Path] = {}
         if case.name in self.inputs:
-            shown["thick"] = self.inputs[case.name]
+            shown[THICK] = self.inputs[case.name]
             try:
-                thick = self._read(shown["thick"]) if self.fidelity or self.baselines else None
+                thick = self._read(shown[THICK]) if self.fidelity or self.baselines else None
                 files |= {
                     kind: write_baseline(
                         self.baselines_dir / kind / f"{case.name}.nii.gz", kind, thick, reference
@@ -209,7 +219,7 @@ class Evaluator:
                 }
             except (ValueError, OSError) as error:
                 self.problems.append(
-                    Problem("thick", case.name, f"no consistency and no baselines: {error}", False)
+                    Problem(THICK, case.name, f"no consistency and no baselines: {error}", False)
                 )
         for method, path in files.items():
             try:
@@ -218,6 +228,12 @@ class Evaluator:
                 self.problems.append(Problem(method, case.name, str(error), False))
             else:
                 shown[method] = path
+        # Only where the truth was measured too, so that both means are over the same cases.
+        if (TRUTH, case.name) in self._done and thick is not None and lung is not None:
+            try:
+                self._add(THICK, case.name, list(thick_densities(thick, reference, lung)))
+            except ValueError as error:
+                self.problems.append(Problem(THICK, case.name, f"no lung density: {error}", True))
         self.files[case.name] = {**shown, TRUTH: case.thin}
 
     def _measure_one(
@@ -253,6 +269,8 @@ class Evaluator:
         for (name, _), part in zip(work, measured, strict=True):
             self._add(name, case, part)
             self._done.add((name, case))
+        if self.error_maps and method == self.methods[0].name:
+            self._measure_errors(case, volume, mine, truth, mask)
         if len(prediction) < len(reference.slab) and (used.start > 0 or mine.start > 0):
             note = (
                 f"slice offset of {used.start or -mine.start} from the reference: "
@@ -277,6 +295,24 @@ class Evaluator:
                 )
             except ValueError as error:
                 self.problems.append(Problem(method, case, f"no consistency: {error}", True))
+
+    def _measure_errors(
+        self,
+        case: str,
+        volume: Volume,
+        mine: slice,
+        truth: npt.NDArray[Any],
+        mask: npt.NDArray[np.bool_] | None,
+    ) -> None:
+        method, files = self.methods[0]
+        try:
+            path = error_map_of(case, self.error_maps, files[case])
+            estimate = read_error_map(path, volume)[mine]
+            self._add(
+                method, case, list(against_error_map(estimate, volume.slab[mine], truth, mask))
+            )
+        except (ValueError, OSError) as error:
+            self.problems.append(Problem(method, case, f"no error map: {error}", True))
 
     def _add(self, method: str, case: str, measured: Iterable[tuple[Measure, float]]) -> None:
         self.scores += [Score(method, case, measure, float(value)) for measure, value in measured]

@@ -9,7 +9,20 @@ from typing import NamedTuple
 
 from mpunet.metrics.quality import Protocol
 
-__all__ = ["Evaluation", "Measure", "PairedDifference", "Problem", "Score", "Summary"]
+__all__ = [
+    "THICK",
+    "TRUTH",
+    "Agreement",
+    "Evaluation",
+    "Measure",
+    "PairedDifference",
+    "Problem",
+    "Score",
+    "Summary",
+]
+
+# Names of the thick scan and of the reference beside those of the methods.
+THICK, TRUTH = "thick", "truth"
 
 
 class Measure(NamedTuple):
@@ -69,6 +82,23 @@ class PairedDifference(NamedTuple):
     p: float
 
 
+class Agreement(NamedTuple):
+    """Agreement of ``method`` with the truth in one measure, over the cases that both have.
+
+    ``mean`` is the mean of method - truth. ``low`` and ``high`` are the 95 % limits of agreement
+    (Bland and Altman), ``concordance`` is Lin's coefficient. These three are NaN for fewer than 3
+    cases.
+    """
+
+    method: str
+    measure: Measure
+    cases: int
+    mean: float
+    low: float
+    high: float
+    concordance: float
+
+
 class Problem(NamedTuple):
     """Problem with a case. ``measured`` is True if the case was measured despite the problem."""
 
@@ -88,6 +118,7 @@ class Evaluation:
         methods: names of the methods; the first one is compared with each of the others.
         scores: value of each measure for each case and method.
         summaries: means over cases.
+        agreements: agreement of each method's lung density with that of the truth.
         differences: paired differences between the first method and each other one.
         problems: cases that were not measured, or were measured despite a problem.
         files: for each case, the file of "thick" (if given), of each method and of "truth", in
@@ -101,6 +132,7 @@ class Evaluation:
     methods: list[str]
     scores: list[Score]
     summaries: list[Summary]
+    agreements: list[Agreement]
     differences: list[PairedDifference]
     problems: list[Problem]
     files: Mapping[str, Mapping[str, Path]]

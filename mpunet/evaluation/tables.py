@@ -10,12 +10,23 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mpunet.evaluation.scores import Evaluation, Measure, PairedDifference, Score, Summary
+from mpunet.evaluation.densitometry import DENSITIES, density_rows
+from mpunet.evaluation.error_maps import CURVES
+from mpunet.evaluation.scores import (
+    Agreement,
+    Evaluation,
+    Measure,
+    PairedDifference,
+    Score,
+    Summary,
+)
 from mpunet.io.partial_file import whole_file
+from mpunet.metrics.agreement import LEAST_CASES
 
 __all__ = ["screen", "write_tables", "write_whole"]
 
 MEASURE = ["metric", "region", "unit", "window_low", "window_high", "range", "kind"]
+DENSITY = {"laa950": "LAA-950, %", "laa910": "LAA-910, %", "perc15": "Perc15, HU"}
 QUALITY = {"mae": ("MAE", 2), "rmse": ("RMSE", 2), "psnr": ("PSNR", 2), "ssim": ("SSIM", 4)}
 DIGITS = {"ssim": 4, "sharpness": 3}
 
@@ -24,9 +35,9 @@ def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:
     """Write the evaluation to CSV files and to ``evaluation.json``.
 
     The CSV files are ``scores.csv`` (one row for each number of each case), ``summary.csv``,
-    ``differences.csv`` and ``problems.csv``. The row of a number also contains its unit, region,
-    window, range and kind. NaN is written as an empty field in CSV files. NaN and infinity are
-    written as null in the JSON file.
+    ``agreement.csv``, ``differences.csv`` and ``problems.csv``. The row of a number also contains
+    its unit, region, window, range and kind. NaN is written as an empty field in CSV files. NaN and
+    infinity are written as null in the JSON file.
 
     Returns:
         Paths of the files.
@@ -39,6 +50,10 @@ def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:
         "summary": (
             ["method", *MEASURE, "cases", "mean", "low", "high"],
             ((s.method, *_flat(s.measure), *s[2:]) for s in evaluation.summaries),
+        ),
+        "agreement": (
+            ["method", *MEASURE, "cases", "mean", "low", "high", "concordance"],
+            ((a.method, *_flat(a.measure), *a[2:]) for a in evaluation.agreements),
         ),
         "differences": (
             ["method", "minus", *MEASURE, "cases", "mean", "low", "high", "p"],
@@ -70,7 +85,10 @@ def write_whole(path: Path, text: str) -> Path:
 
 
 def screen(evaluation: Evaluation) -> str:
-    """Format means and intervals by region, fidelity, paired differences and problems as text."""
+    """Format an evaluation as text.
+
+    Means and intervals by region, lung density, fidelity, paired differences, problems.
+    """
     protocol = evaluation.protocol
     trim = f", {protocol.trim} slices left out at each end" if protocol.trim else ""
     parts = [
@@ -86,17 +104,17 @@ def screen(evaluation: Evaluation) -> str:
         ]
         if lines:
             parts.append(_table([region, "MAE, HU", "RMSE, HU", "PSNR, dB", "SSIM"], lines))
-    methods = list(dict.fromkeys(s.method for s in evaluation.summaries))
-    others = dict.fromkeys(
-        (s.measure.metric, s.measure.region, s.measure.unit) for s in evaluation.summaries
-    )
+    parts += _density(evaluation)
+    shown_elsewhere = {*QUALITY, *DENSITIES, *CURVES}  # curves: in the CSV files and the report
+    rest = [s for s in evaluation.summaries if s.measure.metric not in shown_elsewhere]
+    methods = list(dict.fromkeys(s.method for s in rest))
+    others = dict.fromkeys((s.measure.metric, s.measure.region, s.measure.unit) for s in rest)
     lines = [
         [
             f"{metric}, {region}" + (f", {unit}" if unit else ""),
             *(_cell(found.get((m, metric, region))) for m in methods),
         ]
         for metric, region, unit in others
-        if metric not in QUALITY
     ]
     if lines:
         parts.append(_table(["fidelity", *methods], lines))
@@ -133,6 +151,36 @@ def screen(evaluation: Evaluation) -> str:
             )
         )
     return "\n\n".join(parts)
+
+
+def _density(evaluation: Evaluation) -> list[str]:
+    """Format a table for each measure of lung density, and a note on its columns."""
+    parts = [
+        _table(
+            [DENSITY[measure.metric], "mean", "- truth", "limits of agreement", "Lin", "cases"],
+            [
+                [s.method, _cell(s), *([""] * 3 if a is None else _agreement(a)), str(s.cases)]
+                for s, a in rows
+            ],
+        )
+        for measure, rows in density_rows(evaluation).items()
+    ]
+    note = (
+        "Lung density: mean difference to the truth, 95 % limits of agreement of single cases "
+        "(Bland-Altman), Lin's concordance."
+    )
+    if any(_is_nan(a.concordance) for a in evaluation.agreements):
+        note += f' "-": undefined, for fewer than {LEAST_CASES} cases or if all values are equal.'
+    return [*parts, note] if parts else []
+
+
+def _agreement(found: Agreement) -> list[str]:
+    limits = "-" if _is_nan(found.low) else f"{found.low:.2f} to {found.high:.2f}"
+    return [
+        "-" if _is_nan(found.mean) else f"{found.mean:+.2f}",
+        limits,
+        "-" if _is_nan(found.concordance) else f"{found.concordance:.3f}",
+    ]
 
 
 def _flat(measure: Measure) -> tuple[Any, ...]:

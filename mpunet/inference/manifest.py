@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
 from mpunet import __version__
+from mpunet.inference.errors.file import ErrorRecord
 from mpunet.io.scans import Scan
 from mpunet.memory import is_out_of_memory
 
@@ -63,6 +64,7 @@ class Written(NamedTuple):
     spacing: list[float] | None = None
     series: str | None = None
     consistency: ConsistencyRecord | None = None
+    error: ErrorRecord | None = None
 
 
 class Record(TypedDict):
@@ -90,6 +92,7 @@ class Record(TypedDict):
         series: SeriesInstanceUID of a result in DICOM. Missing in older manifests.
         tile: height and width of tiles in pixels, if planes were cut into tiles.
         consistency: agreement with the scan, if it was checked. Missing in older manifests.
+        error: summary of the error map, if there is one. Missing in older manifests.
         time: time of writing in UTC (ISO 8601).
     """
 
@@ -108,6 +111,7 @@ class Record(TypedDict):
     series: str | None
     tile: list[int] | None
     consistency: ConsistencyRecord | None
+    error: ErrorRecord | None
     time: str
 
 
@@ -214,6 +218,7 @@ def new_record(
         series=written.series,
         tile=None if tile is None else list(tile),
         consistency=written.consistency,
+        error=written.error,
         time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 

@@ -56,6 +56,8 @@ class InferenceOptions:
         flips: flip overlapping windows along different axes so that their errors average out, at no
             extra cost. Default: true for networks that were trained on flipped crops according to
             their record, such as those of ``mpunet fit``.
+        error_map: write the expected absolute error of each voxel beside each result, as
+            NAME_error.nii.gz. The weights file must have an error model (docs/error_map.md).
     """
 
     stride: Stride = "best"
@@ -68,6 +70,7 @@ class InferenceOptions:
     any_spacing: bool = False
     flips: bool | None = None
     profile: str | None = None
+    error_map: bool = False
 
 
 def window_stride(stride: Stride, n_thick: int) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mpunet.inference.engine import StreamingEngine
+from mpunet.inference.errors.file import ErrorFile
 from mpunet.inference.errors.model import ErrorModel
 from mpunet.inference.errors.stream import Strangeness, known_slices, with_errors
 from mpunet.inference.options import Precision, Stride, autocast_dtype, first_device, window_stride
@@ -155,7 +156,9 @@ class Reconstructor:
         weights = read_weights(path)
         if error:
             given = isinstance(error, ErrorModel)
-            options["error"] = error if given else ErrorModel.from_weights(weights)
+            options["error"] = (
+                error if given else ErrorModel.from_record(weights.record.get("error"))
+            )
         known = {
             "spacing": SliceSpacing.from_record(weights.record.get("training")),
             "flips": weights.flips,
@@ -171,6 +174,29 @@ class Reconstructor:
             **options: other arguments of :class:`Reconstructor`.
         """
         return cls(network, **geometry_of(network)._asdict(), **options)
+
+    @classmethod
+    def from_onnx(cls, path: str | Path, **options: Any) -> Reconstructor:
+        """Create a reconstructor that runs a file of ``mpunet export`` with ONNX Runtime.
+
+        Args:
+            path: the ONNX file.
+            **options: arguments of :class:`Reconstructor`. ``spacing`` and ``flips`` default to the
+                file's training record. The network runs on the CPU in float32; a file of fixed
+                in-plane size is applied in tiles of that size.
+        """
+        from mpunet.export.onnx_network import OnnxNetwork
+
+        network = OnnxNetwork(path)
+        training = network.record.get("training") or {}
+        known = {
+            "spacing": SliceSpacing.from_record(training),
+            "flips": bool(training.get("flips")),
+            "tile": network.size,
+            "device": "cpu",
+            "precision": "float32",
+        }
+        return cls.from_network(network, **{**known, **options})
 
     def __call__(self, image: Image) -> Image:
         """Reconstruct the thin volume of a thick one; the result has the type of the input.
@@ -258,7 +284,8 @@ class Reconstructor:
         """Reconstruct a NIfTI file and write the result to another file.
 
         Slices are streamed, so memory does not depend on their number. ``target`` is replaced only
-        when the result is complete.
+        when the result is complete. With an error model, the error map is written beside it, see
+        :func:`mpunet.inference.errors.file.error_path`.
 
         Args:
             source: the thick scan.
@@ -273,14 +300,18 @@ class Reconstructor:
         scan = open_scan(source, slice_axis=slice_axis, check_hu=self.check_hu)
         self._warn(scan)
         slices = self.stream(scan)
-        write_slices(
-            target,
-            slices.chunks(dtype),
-            scan,
-            slices.ratio,
-            dtype=dtype,
-            last_first=slices.last_first,
-        )
+        errors, chunks, last_first = None, slices.chunks(dtype), slices.last_first
+        if slices.estimated:
+            errors = ErrorFile(Path(target), scan, slices.ratio, last_first=last_first)
+            chunks = errors.images(slices.chunks_with_error(dtype))
+        try:
+            write_slices(target, chunks, scan, slices.ratio, dtype=dtype, last_first=last_first)
+        except BaseException:
+            if errors is not None:
+                errors.discard()
+            raise
+        if (text := slices.strangeness()) is not None:
+            warnings.warn(f"{scan.path}: {text}", stacklevel=2)
 
     def spacing_warning(self, volume: VolumeInfo) -> str | None:
         """Return the warning about a scan's slice spacing; None if the spacing fits.

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from lightning.pytorch.callbacks import Callback
 
 from mpunet.inference.check import ConsistencyCheck, data_profile, gather, summary_lines
+from mpunet.inference.errors.file import ErrorFile
 from mpunet.inference.manifest import (
     NAME,
     Failure,
@@ -198,6 +199,8 @@ class ThinVolumeWriter(Callback):
                 raise outputs
             origin = origin_of(pl_module, self._hash(trainer, pl_module), batch.volume)
             written = self._write(batch.scan, batch.volume, outputs, origin)
+            if isinstance(outputs, ThinSlices) and (text := outputs.strangeness()) is not None:
+                warning = f"{warning}; {text}" if warning else text
         except Exception as error:  # other volumes may succeed, whatever the error is
             reason = one_line(error)
         record = new_record(  # now, as tiles may have become smaller
@@ -259,6 +262,7 @@ class ThinVolumeWriter(Callback):
         file_format: Format = self.format if self.dicom_from is None else "dicom"
         as_dicom = writes_dicom(scan, file_format)
         path = output_path(Path(str(self.output_dir)), scan, file_format)
+        errors: ErrorFile | None = None
         if self._disk_full:
             # Compute nothing until there is room for this volume without compression.
             voxels = int(np.prod((len(prediction), *volume.shape[1:])))
@@ -266,8 +270,13 @@ class ThinVolumeWriter(Callback):
             if shutil.disk_usage(str(self.output_dir)).free < needed:
                 raise OSError(errno.ENOSPC, f"not tried: the disk of {self.output_dir} is full")
         if isinstance(prediction, ThinSlices):
-            chunks = prediction.chunks("int16" if as_dicom else self.dtype)
+            dtype: Dtype = "int16" if as_dicom else self.dtype
             last_first = prediction.last_first
+            if prediction.estimated:
+                errors = ErrorFile(path, volume, ratio, last_first=last_first)
+                chunks = errors.images(prediction.chunks_with_error(dtype))
+            else:
+                chunks = prediction.chunks(dtype)
         else:
             chunks, last_first = iter([np.asarray(prediction)]), False
         meter = self._check.meter(volume, ratio, last_first=last_first) if self._check else None
@@ -283,7 +292,11 @@ class ThinVolumeWriter(Callback):
                 dtype=self.dtype,
                 last_first=last_first,
             )
-        except OSError as error:
+        except BaseException as error:
+            if errors is not None:
+                errors.discard()
+            if not isinstance(error, OSError):
+                raise
             self._disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             hint = (
                 "; free space and start again, finished volumes are skipped"
@@ -292,6 +305,8 @@ class ThinVolumeWriter(Callback):
             )
             raise OSError(f"cannot write {path}: {error.strerror or error}{hint}") from error
         self._disk_full = False
+        if errors is not None:
+            written = written._replace(error=errors.record())
         if self._check is None or meter is None:
             return written
         name = scan.relative.as_posix()

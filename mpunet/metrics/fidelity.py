@@ -58,11 +58,13 @@ class LungDensity(NamedTuple):
 
     Attributes:
         laa950: low attenuation area, % of lung voxels below -950 HU; NaN without voxels.
+        laa910: % of lung voxels below -910 HU; NaN without voxels.
         perc15: 15th percentile of lung voxels in HU; NaN without voxels.
         voxels: number of lung voxels.
     """
 
     laa950: float
+    laa910: float
     perc15: float
     voxels: int
 
@@ -111,20 +113,21 @@ def hu_bias(
 
 
 def lung_density(volume: Slab, lung: Slab) -> LungDensity:
-    """Measure LAA-950 and Perc15, the two CT measures of emphysema.
+    """Measure LAA-950, LAA-910 and Perc15, the CT measures of emphysema.
 
-    Reviewed by Mascalchi et al. 2017, doi 10.21037/jtd.2017.08.17. Both are computed from a
+    Reviewed by Mascalchi et al. 2017, doi 10.21037/jtd.2017.08.17. They are computed from a
     histogram of HU from -1024 to 3071, slice by slice. The histogram is exact for whole HU, for
     which ``perc15`` equals :func:`numpy.percentile`; other values are assumed to be spread evenly
-    over their bin of 1 HU. Both measures depend on noise, and therefore on slice thickness: compare
-    only volumes of the same slice thickness.
+    over their bin of 1 HU. Some trials report Perc15 + 1000 as a density in g/L (Parr et al. 2009,
+    doi 10.1186/1465-9921-10-75); here it is in HU. All three depend on noise, and therefore on
+    slice thickness: the tail of a noisy histogram reaches below the threshold without emphysema.
 
     Args:
         volume: (D, H, W) in HU.
         lung: lung mask (D, H, W), lung where not 0.
 
     >>> lung_density(np.arange(-1000, -899).reshape(1, 1, -1), np.ones((1, 1, 101)))
-    LungDensity(laa950=49.504950495049506, perc15=-985.0, voxels=101)
+    LungDensity(laa950=49.504950495049506, laa910=89.10891089108911, perc15=-985.0, voxels=101)
     """
     _check(volume, lung)
     counts = np.zeros(int(HU_MAX - HU_MIN) + 1, np.int64)
@@ -133,12 +136,13 @@ def lung_density(volume: Slab, lung: Slab) -> LungDensity:
         counts += np.bincount(np.floor(hu).astype(np.intp), minlength=len(counts))
     voxels = int(counts.sum())
     if voxels == 0:
-        return LungDensity(math.nan, math.nan, 0)
-    below = int(counts[: int(-950 - HU_MIN)].sum())
-    at = _order_statistics if np.issubdtype(volume.dtype, np.integer) else _spread
-    return LungDensity(
-        100 * below / voxels, HU_MIN + at(np.cumsum(counts), 0.15 * (voxels - 1)), voxels
+        return LungDensity(math.nan, math.nan, math.nan, 0)
+    laa950, laa910 = (
+        100 * int(counts[: int(limit - HU_MIN)].sum()) / voxels for limit in (-950, -910)
     )
+    at = _order_statistics if np.issubdtype(volume.dtype, np.integer) else _spread
+    perc15 = HU_MIN + at(np.cumsum(counts), 0.15 * (voxels - 1))
+    return LungDensity(laa950, laa910, perc15, voxels)
 
 
 def _order_statistics(cumulative: npt.NDArray[np.int64], rank: float) -> float:

@@ -2,9 +2,9 @@
 
 Regions are the whole volume, inside the lungs and outside the lungs. Values are comparable only
 under the same protocol. A protocol defines the window in HU to which both volumes are clipped and
-whose width is the range of PSNR and SSIM, the slices that count, and what SSIM does at the border
-of a slice. SSIM (:mod:`mpunet.metrics.ssim`) is computed on axial slices, of HU minus the lower end
-of the window, so that intensities are at least 0.
+whose width is the range of PSNR and SSIM, the slices that count, the planes of SSIM, and what it
+does at the border of a slice. SSIM (:mod:`mpunet.metrics.ssim`) is computed of HU minus the lower
+end of the window, so that intensities are at least 0.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class Protocol(NamedTuple):
             count in the whole volume, as in Wang et al. and scikit-image; in the other regions they
             count, and the SSIM window sees the slice reflected beyond its border. "zeros": they
             count, and the SSIM window sees intensity 0 beyond the border.
+        planes: slices on which SSIM is computed: "axial", or "all" for the mean over axial,
+            coronal and sagittal slices.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Protocol(NamedTuple):
     trim: int
     note: str
     border: Literal["exclude", "zeros"] = "exclude"
+    planes: Literal["axial", "all"] = "axial"
 
 
 PROTOCOLS = {
@@ -74,6 +77,21 @@ PROTOCOLS = {
             "over cases; SSIM pads with zeros"
         ),
         border="zeros",
+    ),
+    # We have not seen the code of this benchmark. SSIM is that of github.com/eeeric-code/I3Net,
+    # test.py and util_evaluation.py, which measures the same two numbers; it reports SSIM for each
+    # kind of plane.
+    "mss-ct": Protocol(
+        name="mss-ct",
+        low=HU_MIN,
+        high=2048.0,
+        trim=0,
+        note=(
+            "npj Digital Medicine 2026, doi 10.1038/s41746-026-03253-6: PSNR of each whole volume, "
+            "SSIM in three planes, here their mean; SSIM pads with zeros"
+        ),
+        border="zeros",
+        planes="all",
     ),
 }
 
@@ -105,11 +123,12 @@ def quality(
     """Compute MAE, RMSE, PSNR and SSIM of one case, by region.
 
     Args:
-        prediction: (D, H, W) in HU, H and W at least 11; depth comes first, so that slices are
-            axial. NumPy array (also memory-mapped) or torch tensor; computed on its device.
+        prediction: (D, H, W) in HU, H and W at least 11, and D too if SSIM is computed in all
+            planes; depth comes first, so that slices are axial. NumPy array (also memory-mapped) or
+            torch tensor; computed on its device.
         reference: (D, H, W) in HU.
         lung: lung mask (D, H, W), lung where not 0.
-        protocol: window, trim and border.
+        protocol: window, trim, border and planes.
         chunk: number of slices computed at a time, which limits the memory. Default: 1 on CPUs,
             whose cache holds few slices, and 16 on GPUs.
 
@@ -147,22 +166,31 @@ def quality(
             f"leaves out {protocol.trim} at each end, got {shape[0]}; "
             "the protocol paper leaves out none."
         )
+    if protocol.planes == "all" and shape[0] - 2 * protocol.trim < SSIM_WINDOW:
+        raise ValueError(
+            f"Expected at least {SSIM_WINDOW + 2 * protocol.trim} slices, as the protocol "
+            f"{protocol.name} computes SSIM in all planes, got {shape[0]}; "
+            "the protocol paper does so in axial slices only."
+        )
     device = prediction.device if isinstance(prediction, Tensor) else torch.device("cpu")
     if chunk is None:
         chunk = 1 if device.type == "cpu" else 16
     if chunk < 1:
         raise ValueError(f"Expected a chunk of at least 1 slice, got {chunk}.")
     sums = {region: _Sums() for region in (REGIONS if lung is not None else REGIONS[:1])}
-    end = shape[0] - protocol.trim
+    kept = slice(protocol.trim, shape[0] - protocol.trim)
     with torch.no_grad():
-        for start in range(protocol.trim, end, chunk):
-            part = slice(start, min(start + chunk, end))
-            predicted, wanted = (
-                _slices(volume[part], device).clamp(protocol.low, protocol.high)
-                for volume in (prediction, reference)
-            )
-            inside = None if lung is None else torch.as_tensor(lung[part] != 0, device=device)
-            _add(sums, predicted, wanted, inside, protocol)
+        for axis in range(3 if protocol.planes == "all" else 1):
+            volumes = [volume[kept].swapaxes(0, axis) for volume in (prediction, reference)]
+            mask = None if lung is None else lung[kept].swapaxes(0, axis)
+            for start in range(0, volumes[0].shape[0], chunk):
+                part = slice(start, start + chunk)
+                predicted, wanted = (
+                    _slices(volume[part], device).clamp(protocol.low, protocol.high)
+                    for volume in volumes
+                )
+                inside = None if mask is None else torch.as_tensor(mask[part] != 0, device=device)
+                _add(sums, predicted, wanted, inside, protocol)
     return {region: found.quality(protocol.high - protocol.low) for region, found in sums.items()}
 
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from mpunet.config import Configurable
 from mpunet.geometry import thin_depth
+from mpunet.pretrained import Pretrained
 
 __all__ = ["Geometry", "ThickToThin", "ThickToThinOutput", "as_output", "geometry_of"]
 
@@ -62,7 +62,7 @@ def as_output(output: Any) -> Any:
     return ThickToThinOutput(output) if isinstance(output, Tensor) else output
 
 
-class ThickToThin(Configurable, nn.Module):
+class ThickToThin(Pretrained, nn.Module):
     """Base class of the networks: maps (B, 1, n, H, W) in [0, 1] to a :class:`ThickToThinOutput`.
 
     The constructor of a subclass must accept plain values only, so that its arguments can be stored

@@ -16,13 +16,14 @@ __all__ = [
     "description",
     "interval_html",
     "json_number",
+    "number_text",
     "region_name",
     "row_name_html",
     "title",
 ]
 
 QUALITY_NAMES = {"mae": "MAE", "rmse": "RMSE", "psnr": "PSNR", "ssim": "SSIM"}
-_NAMES = {**QUALITY_NAMES, "laa950": "LAA-950", "perc15": "Perc15"}
+_NAMES = {**QUALITY_NAMES, "laa950": "LAA-950", "laa910": "LAA-910", "perc15": "Perc15"}
 
 
 def count_text(cases: int) -> str:
@@ -81,9 +82,9 @@ def interval_html(
     found: Summary | PairedDifference, measure: Measure, *, sign: bool = False, count: bool = True
 ) -> str:
     """Return the mean, its interval and optionally the number of cases as HTML."""
-    text = f"<b>{_number(found.mean, measure, sign=sign)}</b>"
+    text = f"<b>{number_text(found.mean, measure, sign=sign)}</b>"
     if not math.isnan(found.low):
-        low, high = (_number(value, measure, sign=sign) for value in (found.low, found.high))
+        low, high = (number_text(value, measure, sign=sign) for value in (found.low, found.high))
         text += f" <small>[{low}, {high}]</small>"
     return f"{text} <small>n = {found.cases}</small>" if count else text
 
@@ -103,7 +104,12 @@ def json_number(value: float) -> float | str | None:
     )
 
 
-def _number(value: float, measure: Measure, *, sign: bool = False) -> str:
+def number_text(value: float, measure: Measure, *, sign: bool = False) -> str:
+    """Return a value with the decimals of its measure, "–" for NaN, and optionally a plus sign.
+
+    >>> number_text(-0.5, Measure("laa950", "lungs", "%", None, None, ""))
+    '−0.50'
+    """
     if not np.isfinite(value):
         return "–" if math.isnan(value) else "∞" if value > 0 else "−∞"
     return f"{value:{'+' if sign else ''}.{decimals(measure)}f}".replace("-", "−")

@@ -1,7 +1,7 @@
 """HTML report of an evaluation.
 
-The sections are: problems, summary, viewer with selected cases, distribution over cases, paired
-differences, fidelity, and a table of all cases.
+The sections are: problems, summary, lung density, viewer with selected cases, distribution over
+cases, paired differences, fidelity, and a table of all cases.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ from mpunet.report.measure_text import (
 )
 from mpunet.report.page import PageCase, viewer_html, write_page
 from mpunet.report.report_plot import strip_plot
-from mpunet.report.summary_tables import difference_table, fidelity_table, quality_table
+from mpunet.report.summary_tables import (
+    density_table,
+    difference_table,
+    fidelity_table,
+    quality_table,
+)
 from mpunet.report.viewer import PAGE_BYTES, encode_case
 
 __all__ = ["choose_cases", "write_report"]
@@ -75,6 +80,7 @@ def write_report(
         f"{count_text(len(evaluation.files))}. {escape(about)}</p></section>",
         _problems(evaluation, lines),
         quality_table(evaluation),
+        density_table(evaluation),
         f'<section id="viewer"><h2>Cases to look at</h2></section>{viewer_html()}' if shown else "",
         _distribution(evaluation, values, shown),
         difference_table(evaluation),

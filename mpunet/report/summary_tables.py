@@ -1,4 +1,4 @@
-"""Summary tables of a report as HTML: quality, fidelity and paired differences of methods."""
+"""Summary tables of a report as HTML: quality, lung density, fidelity, paired differences."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import math
 from collections import defaultdict
 from html import escape
 
+from mpunet.evaluation.densitometry import DENSITIES, DensityRow, density_rows
 from mpunet.evaluation.scores import Evaluation, Measure, PairedDifference, Summary
+from mpunet.metrics.agreement import LEAST_CASES
 from mpunet.report.measure_text import (
     QUALITY_NAMES,
     count_text,
     description,
     interval_html,
+    number_text,
     region_name,
     row_name_html,
     title,
 )
 
-__all__ = ["difference_table", "fidelity_table", "quality_table"]
+__all__ = ["density_table", "difference_table", "fidelity_table", "quality_table"]
 
 HIGHER_IS_BETTER = {"mae": False, "rmse": False, "psnr": True, "ssim": True}
 
@@ -69,15 +72,56 @@ def quality_table(evaluation: Evaluation) -> str:
     )
 
 
+def density_table(evaluation: Evaluation) -> str:
+    """Return the table of lung density and its agreement with the truth, or "" if there is none."""
+    tables = density_rows(evaluation)
+    if not tables:
+        return ""
+    heads = "".join(
+        f'<th scope="col">{head}</th>'
+        for head in ("mean", "− truth", "limits of agreement", "concordance", "cases")
+    )
+    parts = []
+    for measure, rows in tables.items():
+        name = f"{escape(title(measure))}<small>{escape(description(measure))}</small>"
+        parts.append(f'<tbody><tr class="region"><th scope="col">{name}</th>{heads}</tr>')
+        parts += map(_density_row, rows)
+        parts.append("</tbody>")
+    return (
+        "<section><h2>Lung density</h2><p>The thick scan on its own slices, each method, and the "
+        "truth. Mean difference to the truth; limits of agreement, which hold 95 % of the "
+        "differences of single cases (Bland and Altman); Lin's concordance. Limits and concordance "
+        f"need at least {LEAST_CASES} cases.</p>"
+        f'<div class="wide"><table>{"".join(parts)}</table></div></section>'
+    )
+
+
+def _density_row(row: DensityRow) -> str:
+    summary, found = row
+    cells = [interval_html(summary, summary.measure, count=False), "", "", ""]
+    if found is not None:
+        low, high = (number_text(v, found.measure, sign=True) for v in (found.low, found.high))
+        lin = "–" if math.isnan(found.concordance) else f"{found.concordance:.3f}"
+        cells[1:] = [
+            number_text(found.mean, found.measure, sign=True),
+            "–" if math.isnan(found.low) else f"{low} to {high}",
+            lin.replace("-", "−"),
+        ]
+    body = "".join(f"<td>{cell}</td>" for cell in (*cells, summary.cases))
+    return f'<tr><th scope="row">{escape(summary.method)}</th>{body}</tr>'
+
+
 def fidelity_table(evaluation: Evaluation) -> str:
     """Return the table of all other measures by method, or "" if there are none."""
     cells: dict[Measure, dict[str, Summary]] = defaultdict(dict)
     for summary in evaluation.summaries:
-        if summary.measure.metric not in QUALITY_NAMES:
+        if summary.measure.metric not in {*QUALITY_NAMES, *DENSITIES}:
             cells[summary.measure][summary.method] = summary
     if not cells:
         return ""
-    columns = list(dict.fromkeys([*evaluation.methods, *(s.method for s in evaluation.summaries)]))
+    columns = list(
+        dict.fromkeys([*evaluation.methods, *(m for row in cells.values() for m in row)])
+    )
     counts = {s.cases for row in cells.values() for s in row.values()}
     rows = []
     for measure, row in cells.items():

@@ -16,6 +16,7 @@ from mpunet.config import Configurable, from_config, to_config
 from mpunet.data.crops import CropBatch
 from mpunet.data.volumes import VolumeCase
 from mpunet.inference.check import data_profile, gather
+from mpunet.inference.errors import ErrorModel
 from mpunet.inference.options import InferenceOptions, window_stride
 from mpunet.inference.reconstruct import Reconstructor, ThinSlices
 from mpunet.inference.spacing import SliceSpacing
@@ -157,6 +158,8 @@ class MPUNetModule(RecordedModule):
                 if options.pop("any_spacing")
                 else SliceSpacing.from_record(self.training_record)
             )
+            if options.pop("error_map"):
+                options["error"] = ErrorModel.from_record(self.error_record)
             if options["flips"] is None:
                 options["flips"] = bool(self._current_record().get("flips"))
             self._reconstructor = Reconstructor.from_network(
@@ -213,6 +216,10 @@ class MPUNetModule(RecordedModule):
     def on_test_epoch_end(self) -> None:
         """Log the means over cases."""
         self._log_metrics("test", self.test_metrics)
+
+    def on_predict_start(self) -> None:
+        """Raise an error for invalid options before the first scan."""
+        _ = self.reconstructor
 
     def predict_step(self, batch: PredictCase, batch_idx: int) -> ThinSlices | ValueError | None:
         """Return the thin slices of a scan, which are computed while they are read.

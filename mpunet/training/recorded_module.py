@@ -23,6 +23,9 @@ class RecordedModule(L.LightningModule):
             validation, used by ``predict --check``; None before the first validation.
         training_record: what the network was trained on, from the checkpoint, see
             :meth:`mpunet.ThickThinDataModule.training_record`; None if unknown.
+        error_record: error model of the weights file, see
+            :class:`mpunet.inference.errors.ErrorModel`; None if there is none. Checkpoints do not
+            store it, because more training makes it invalid.
         weights_file: file from which :meth:`load_weights` loaded the network, else None.
     """
 
@@ -32,6 +35,7 @@ class RecordedModule(L.LightningModule):
         super().__init__()
         self.consistency_range: ConsistencyRange | None = None
         self.training_record: dict[str, Any] | None = None
+        self.error_record: dict[str, Any] | None = None
         self.weights_file: Path | None = None
 
     def load_weights(self, weights: Weights) -> None:
@@ -44,6 +48,7 @@ class RecordedModule(L.LightningModule):
         self.training_record = weights.record.get("training")
         known = weights.record.get("consistency")
         self.consistency_range = None if known is None else ConsistencyRange(**known)
+        self.error_record = weights.record.get("error")
         self.weights_file = weights.source
 
     def initialize_from(self, weights: Weights) -> list[str]:

@@ -16,7 +16,9 @@ from mpunet.__main__ import main
 from mpunet.config import from_config
 from mpunet.inference import spacing
 from mpunet.io.thick_file import write_thick
+from mpunet.models import DepthConsistency
 from mpunet.phantom.chest import phantom_image
+from mpunet.slices.sampled_profile import SampledProfile, write_profile
 from mpunet.weights import Weights, read_weights, write_weights
 
 QUIET = [
@@ -281,6 +283,27 @@ def test_a_network_for_another_ratio_begins_with_what_fits(
     before, after = read_weights(file).tensors, read_weights(tmp_path / "last.ckpt").tensors
     same = [name for name in after if name in before and torch.equal(before[name], after[name])]
     assert 0.8 * len(after) < len(same) < len(after)
+
+
+def test_a_network_is_exported_for_a_scanner(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The data consistency of the file has the weights of the slice profile at a spacing."""
+    profile = SampledProfile(np.array([-6.0, 0.0, 6.0]), np.array([0.0, 1.0, 0.0]))
+    write_profile(tmp_path / "scanner.csv", profile)
+    new = tmp_path / "new.safetensors"
+    words = ["export", str(file), str(new), "--profile", str(tmp_path / "scanner.csv")]
+    assert main(words) == 2
+    assert "Expected --spacing MM" in capsys.readouterr().err
+    assert main([*words, "--spacing", "5"]) == 0
+    network = read_weights(new).network()
+    assert isinstance(network.consistency, DepthConsistency)
+    row = network.consistency.thicken[2]  # of thick slice 3, thin slice 15
+    expected = torch.tensor([0, 1, 2, 3, 4, 5, 6, 5, 4, 3, 2, 1, 0]) / 36
+    torch.testing.assert_close(row[9:22], expected)
+    assert row.sum() == pytest.approx(1)
+    assert main([*words, "--spacing", "2"]) == 2
+    assert "too wide for data consistency" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -269,9 +269,12 @@ class TestFaults:
         evaluation = evaluated(
             {"good": folders / "good"}, folders / "truth", inputs=folders / "thick"
         )
-        (problem,) = evaluation.problems
-        assert (problem.case, problem.measured) == ("b", True)
-        assert "no consistency: " in problem.reason
+        assert [(p.method, p.case, p.measured) for p in evaluation.problems] == [
+            ("good", "b", True),
+            ("thick", "b", True),
+        ]
+        reasons = [p.reason.split(": ")[0] for p in evaluation.problems]
+        assert reasons == ["no consistency", "no lung density"]
         assert value(evaluation, "good", "b", "mae") > 0
 
     def test_a_broken_reference(self, folders):
@@ -376,9 +379,10 @@ def test_refused(folders, options, reason):
         Evaluator({"good": folders / "good"}, folders / "truth", **given)
 
 
-def test_names_must_differ(folders):
-    with pytest.raises(ValueError, match="distinct names other than 'truth', got truth"):
-        Evaluator({"truth": folders / "good"}, folders / "truth")
+@pytest.mark.parametrize("name", ["truth", "thick"])
+def test_names_must_differ(folders, name):
+    with pytest.raises(ValueError, match=f"other than 'truth' and 'thick', got {name}"):
+        Evaluator({name: folders / "good"}, folders / "truth")
 
 
 class TestCommand:
@@ -492,3 +496,47 @@ def test_single_files(tmp_path, chests):
     assert evaluation.problems == []
     assert {s.case for s in evaluation.scores} == {"its_truth"}
     assert value(evaluation, "mine", "its_truth", "consistency", "lungs") < 1
+
+
+def test_error_maps(folders, chests, tmp_path, capsys):
+    """A perfect map, one of chance, and a missing one; maps beside predictions are no volumes."""
+    good = folders / "good"
+    for index, (name, slab) in enumerate(list(chests.items())[:2]):
+        error = np.abs(off(slab, 20, index).astype(np.int32) - slab)
+        shuffled = np.random.default_rng(0).permutation(error.ravel()).reshape(error.shape)
+        save(
+            good / f"{name}_error.nii.gz",
+            (error, shuffled)[index].astype(np.int16),
+            spacing=SPACING,
+        )
+    args = ["evaluate", str(good), str(folders / "truth"), "--error_maps", str(good)]
+    assert main([*args, "--fidelity", "false", "--report", "false", "--output", str(tmp_path)]) == 1
+    found = {
+        (line["case"], line["metric"].removeprefix("error_map_"), line["region"]): line["value"]
+        for line in lines_of(tmp_path / "scores.csv")
+    }
+    assert float(found["a", "rank_correlation", "lungs"]) == pytest.approx(1)
+    assert float(found["a", "auc_50", "lungs"]) == pytest.approx(1)
+    assert float(found["a", "calibration_error", "whole"]) == pytest.approx(0)
+    assert float(found["a", "sparsification", "lungs"]) == pytest.approx(0)
+    assert float(found["a", "reliability", "10 to 15 HU"]) == pytest.approx(12, abs=0.2)
+    assert float(found["a", "sparsified", "0% removed, oracle"]) == pytest.approx(1)
+    assert float(found["b", "rank_correlation", "whole"]) == pytest.approx(0, abs=0.02)
+    assert float(found["b", "auc_50", "whole"]) == pytest.approx(0.5, abs=0.1)
+    assert float(found["b", "bias", "whole"]) == pytest.approx(0, abs=0.01)
+    assert ("c", "rank_correlation", "whole") not in found
+    problems = lines_of(tmp_path / "problems.csv")
+    assert [(line["case"], line["reason"]) for line in problems] == [
+        ("c", "no error map: none of the name c_error or c")
+    ]
+
+
+def test_error_map_of_another_grid(folders, chests):
+    save(folders / "maps" / "a.nii.gz", np.abs(chests["a"][:-1]), spacing=SPACING)
+    save(folders / "maps" / "b.nii.gz", chests["b"], spacing=SPACING)
+    found = evaluated(
+        {"good": folders / "good"}, folders / "truth", fidelity=False, error_maps=folders / "maps"
+    )
+    reasons = {problem.case: problem.reason for problem in found.problems}
+    assert "a.nii.gz has 45 slices, its prediction 46" in reasons["a"]
+    assert "b.nii.gz has values down to -1" in reasons["b"]

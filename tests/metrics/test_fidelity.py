@@ -74,6 +74,7 @@ class TestDensity:
             lung = rng.random(volume.shape) < 0.4
             found = lung_density(volume, lung)
             assert found.laa950 == pytest.approx(100 * (volume[lung] < -950).mean(), rel=1e-12)
+            assert found.laa910 == pytest.approx(100 * (volume[lung] < -910).mean(), rel=1e-12)
             assert found.perc15 == pytest.approx(np.percentile(volume[lung], 15), rel=1e-12)
             assert found.voxels == lung.sum()
 
@@ -84,14 +85,16 @@ class TestDensity:
         assert found.perc15 == pytest.approx(np.percentile(volume, 15), abs=0.1)
 
     def test_literals(self):
-        volume = np.array([-951, -950, -949, -900]).reshape(1, 1, 4)
-        assert lung_density(volume, np.ones(volume.shape)).laa950 == 25
+        volume = np.array([-951, -950, -949, -911, -910]).reshape(1, 1, 5)
+        found = lung_density(volume, np.ones(volume.shape))
+        assert (found.laa950, found.laa910) == (20, 80)
         one = lung_density(volume, volume == -949)
         assert (one.perc15, one.voxels) == (-949, 1)
 
     def test_no_lung(self):
         found = lung_density(REFERENCE, np.zeros(REFERENCE.shape))
         assert math.isnan(found.laa950)
+        assert math.isnan(found.laa910)
         assert math.isnan(found.perc15)
         assert found.voxels == 0
 

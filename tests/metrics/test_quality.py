@@ -70,6 +70,12 @@ def padded(volume: Floats, protocol: Protocol) -> Floats:
     )
 
 
+def planes(volume: Any, protocol: Protocol) -> list[Any]:
+    """The volume with each kind of slice that the protocol looks at first."""
+    axes = range(3 if protocol.planes == "all" else 1)
+    return [np.swapaxes(volume, 0, axis) for axis in axes]
+
+
 def skimage_map(prediction: Floats, reference: Floats, data_range: float) -> Floats:
     options: dict[str, Any] = {
         "gaussian_weights": True,
@@ -90,16 +96,19 @@ def test_regions_agree_with_numpy_and_scikit_image(protocol: Protocol, region: s
     prediction, reference = intensities(protocol)
     mask, width = regions(protocol)[region], protocol.high - protocol.low
     error = (prediction - reference)[mask]
-    full = skimage_map(padded(prediction, protocol), padded(reference, protocol), width)[
-        :, 5:-5, 5:-5
-    ]
-    if region == "whole" and protocol.border == "exclude":
-        full, mask = full[:, 5:-5, 5:-5], mask[:, 5:-5, 5:-5]
+    similarity = []
+    for p, r, inside in zip(
+        *(planes(v, protocol) for v in (prediction, reference, mask)), strict=True
+    ):
+        full = skimage_map(padded(p, protocol), padded(r, protocol), width)[:, 5:-5, 5:-5]
+        if region == "whole" and protocol.border == "exclude":
+            full, inside = full[:, 5:-5, 5:-5], inside[:, 5:-5, 5:-5]
+        similarity.append(full[inside].mean())
     rmse = np.sqrt(np.mean(error**2))
     assert found.mae == pytest.approx(np.abs(error).mean(), rel=1e-6)
     assert found.rmse == pytest.approx(rmse, rel=1e-6)
     assert found.psnr == pytest.approx(20 * np.log10(width / rmse), rel=1e-6)
-    assert found.ssim == pytest.approx(full[mask].mean(), abs=1e-6)
+    assert found.ssim == pytest.approx(np.mean(similarity), abs=1e-6)
     assert found.ssim < 0.995  # so that agreement says something
 
 
@@ -107,19 +116,18 @@ def test_regions_agree_with_numpy_and_scikit_image(protocol: Protocol, region: s
 def test_whole_volumes_agree_with_torchmetrics(protocol: Protocol) -> None:
     prediction, reference = (torch.from_numpy(volume) for volume in intensities(protocol))
     width = protocol.high - protocol.low
-    pads = [
-        torch.from_numpy(padded(volume.numpy(), protocol))[:, None]
-        for volume in (prediction, reference)
-    ]
-    _, full = structural_similarity_index_measure(
-        *pads, sigma=1.5, data_range=width, return_full_image=True
-    )
-    border = 5 if protocol.border == "zeros" else 10
+    border, similarity = 5 if protocol.border == "zeros" else 10, []
+    for turned in zip(*(planes(v.numpy(), protocol) for v in (prediction, reference)), strict=True):
+        pads = [torch.from_numpy(padded(volume, protocol))[:, None] for volume in turned]
+        _, full = structural_similarity_index_measure(
+            *pads, sigma=1.5, data_range=width, return_full_image=True
+        )
+        similarity.append(full[:, 0, border:-border, border:-border].mean().item())
     expected = Quality(
         mean_absolute_error(prediction, reference).item(),
         mean_squared_error(prediction, reference, squared=False).item(),
         peak_signal_noise_ratio(prediction, reference, data_range=width).item(),
-        full[:, 0, border:-border, border:-border].mean().item(),
+        float(np.mean(similarity)),
     )
     assert quality(*volumes(), protocol=protocol)["whole"] == pytest.approx(expected, rel=1e-6)
 
@@ -129,18 +137,17 @@ def test_whole_volumes_agree_with_monai(protocol: Protocol) -> None:
     pair = [torch.from_numpy(volume)[None, None] for volume in intensities(protocol)]
     width = protocol.high - protocol.low
     # MONAI takes the map where the window lies inside, in single precision.
-    slices = [
-        padded(volume[0, 0].numpy(), protocol)
-        if protocol.border == "zeros"
-        else volume[0, 0].numpy()
-        for volume in pair
-    ]
+    similarity = []
     ssim = monai.metrics.SSIMMetric(spatial_dims=2, data_range=1.0)
+    for turned in zip(*(planes(v[0, 0].numpy(), protocol) for v in pair), strict=True):
+        slices = [padded(v, protocol) if protocol.border == "zeros" else v for v in turned]
+        maps = ssim(*(torch.from_numpy(volume)[:, None] / width for volume in slices))
+        similarity.append(maps.mean().item())
     expected = Quality(
         monai.metrics.MAEMetric()(*pair).item(),
         monai.metrics.RMSEMetric()(*pair).item(),
         monai.metrics.PSNRMetric(max_val=width)(*pair).item(),
-        ssim(*(torch.from_numpy(volume)[:, None] / width for volume in slices)).mean().item(),
+        float(np.mean(similarity)),
     )
     assert quality(*volumes(), protocol=protocol)["whole"] == pytest.approx(expected, rel=1e-6)
 
@@ -148,10 +155,28 @@ def test_whole_volumes_agree_with_monai(protocol: Protocol) -> None:
 def test_protocols() -> None:
     assert PROTOCOLS["paper"][:4] == ("paper", -1024, 3071, 0)
     assert PROTOCOLS["rplhr"][:4] == ("rplhr", -1024, 2048, 5)
+    assert PROTOCOLS["mss-ct"][:4] == ("mss-ct", -1024, 2048, 0)
     assert all(name == protocol.name for name, protocol in PROTOCOLS.items())
 
 
-@pytest.mark.parametrize(("name", "width"), [("paper", 4095), ("rplhr", 3072)])
+@pytest.mark.parametrize(
+    ("name", "psnr", "ssim"),
+    [
+        # cal_psnr and cal_ssim of github.com/smilenaxx/RPLHR-CT, code/utils/non_model.py, used as
+        # in code/test.py
+        ("rplhr", 35.5097392, 0.9772082),
+        # calc_psnr and calc_ssim of github.com/eeeric-code/I3Net, util_evaluation.py, used as in
+        # test.py but without trim: SSIM is 0.9798607, 0.9846608 and 0.9925108 in the three planes
+        ("mss-ct", 35.6832962, 0.9856775),
+    ],
+)
+def test_the_same_numbers_as_published_code(name: str, psnr: float, ssim: float) -> None:
+    found = quality(*volumes(), protocol=PROTOCOLS[name])["whole"]
+    assert found.psnr == pytest.approx(psnr, abs=1e-5)
+    assert found.ssim == pytest.approx(ssim, abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "width"), [("paper", 4095), ("rplhr", 3072), ("mss-ct", 3072)])
 def test_constant_volumes_have_a_closed_form(name: str, width: int) -> None:
     prediction, reference = np.full(SHAPE, 100, np.int16), np.full(SHAPE, -900, np.int16)
     found = quality(prediction, reference, protocol=PROTOCOLS[name])["whole"]
@@ -233,6 +258,8 @@ def test_unfit_depth_and_protocol() -> None:
     ):
         quality(prediction[:10], reference[:10], protocol=PROTOCOLS["rplhr"])
     assert quality(prediction[:11], reference[:11], protocol=PROTOCOLS["rplhr"])["whole"].mae > 0
+    with pytest.raises(ValueError, match=r"at least 11 slices, as the protocol mss-ct .* got 10"):
+        quality(prediction[:10], reference[:10], protocol=PROTOCOLS["mss-ct"])
     with pytest.raises(ValueError, match=r"low < high"):
         quality(prediction, reference, protocol=SOFT_TISSUE._replace(high=-160.0))
     with pytest.raises(ValueError, match=r"trim of at least 0"):

@@ -50,6 +50,7 @@ def evaluation(cases, files=None, problems=()):
         titles,
         scores,
         summaries,
+        [],
         differences,
         list(problems),
         files,

@@ -1,0 +1,126 @@
+"""Fit the error estimate of a network to thin scans and store it in a weights file.
+
+    python examples/calibrate.py A.nii.gz B.nii.gz --output network.safetensors
+
+Thick slices are simulated from each scan, reconstructed, and compared with the scan. A scan that is
+thinner than what the network was trained on is first interpolated to the spacings at both ends of
+that range, which gives two cases. At least two patients are needed, better many; the name of a file
+is that of its patient. They must not be scans that the network was trained on, on which its errors
+are smaller. docs/error_map.md says what the figures mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mpunet.inference.errors.fit import COVERAGE, STEPS, Samples, draw, fit_error_model
+from mpunet.inference.errors.stream import known_slices
+from mpunet.inference.reconstruct import Reconstructor
+from mpunet.io.scan_file import read_volume
+from mpunet.lungs.threshold import lung_mask
+from mpunet.metrics.error_estimate import error_quality
+from mpunet.models.interpolation import interpolation_weights
+from mpunet.slices.simulate import thicken
+from mpunet.weights import Record, Weights, read_weights, write_weights
+
+Slab = npt.NDArray[np.float32]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Fit the error model and write the weights file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("scans", type=Path, nargs="+", help="thin chest CTs (.nii.gz)")
+    parser.add_argument("--checkpoint", default="packaged", help="network (default: packaged)")
+    parser.add_argument("--output", type=Path, required=True, help="weights file to write")
+    parser.add_argument(
+        "--slices", type=int, default=20, help="thick slices of each scan, from its middle"
+    )
+    parser.add_argument(
+        "--plane", type=int, default=256, help="largest height and width, around the lungs' centre"
+    )
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps of each fit")
+    args = parser.parse_args(words)
+
+    weights = read_weights(args.checkpoint)
+    reconstructor = Reconstructor.from_checkpoint(args.checkpoint)
+    samples: list[Samples] = []
+    for path in args.scans:
+        for case, slab, spacing in cases(path, weights, reconstructor.ratio):
+            start = time.perf_counter()
+            samples.append(measured(case, path.name, slab, spacing, reconstructor, args))
+            print(f"{case}: {time.perf_counter() - start:.0f} s", flush=True)
+    model, left_out = fit_error_model(samples, steps=args.steps)
+    print("\nIn the lungs, by a model that was fitted without the patient:")
+    print("case                              AUC > 100 HU  calibration error, HU  90 % factor")
+    for one, factor in zip(samples, model.factors, strict=True):
+        found = error_quality(left_out[one.case][one.lung].numpy(), one.error[one.lung].numpy())
+        print(f"{one.case:34s}{found.auc_100:12.3f} {found.calibration_error:22.1f} {factor:12.2f}")
+    patients = len({one.patient for one in samples})
+    print(
+        f"\nA new scan, if it is like these {patients} patients, has {COVERAGE:.0%} of its lung voxels "
+        f"within {max(model.factors):.2f} times the estimate\nwith a probability of at least "
+        f"{patients / (patients + 1):.0%} (split conformal, by patient)."
+    )
+    record = Record(**{**weights.record, "error": model.to_record()})
+    half = all(t.dtype == torch.float16 for t in weights.tensors.values() if t.is_floating_point())
+    dtype = torch.float16 if half else torch.float32
+    write_weights(args.output, replace(weights, record=record), dtype=dtype)
+    print(f"Weights with the error model: {args.output}")
+    return 0
+
+
+def cases(path: Path, weights: Weights, ratio: int) -> Iterator[tuple[str, Slab, Any]]:
+    """Yield name, thin slices and spacing (mm) of a scan, at spacings that the network knows."""
+    scan = read_volume(path)
+    name = path.name.removesuffix(".gz").removesuffix(".nii")
+    own, *in_plane = map(float, scan.spacing)
+    low, high = weights.record.get("training", {}).get("thick_spacing", (0, np.inf))
+    slab = scan.slab.astype(np.float32)
+    if own * ratio > 0.95 * low:
+        yield name, slab, (own, *in_plane)
+        return
+    for wanted in sorted({low / ratio, high / ratio}):
+        positions = np.arange(0, (len(slab) - 1) * own / wanted + 1e-6) * wanted / own
+        matrix = interpolation_weights(len(slab), positions.clip(max=len(slab) - 1), "cubic")
+        yield (
+            f"{name} at {wanted:g} mm",
+            np.tensordot(matrix.astype(np.float32), slab, 1),
+            (wanted, *in_plane),
+        )
+
+
+def measured(
+    case: str, patient: str, slab: Slab, spacing: Any, reconstructor: Reconstructor, args: Any
+) -> Samples:
+    """Simulate, reconstruct and compare the middle of a scan; return voxels of it."""
+    ratio = reconstructor.ratio
+    lung = lung_mask(slab, np.asarray(spacing))
+    depth = min((len(slab) - 1) // ratio + 1, args.slices)
+    count = (depth - 1) * ratio + 1
+    first = (len(slab) - count) // 2
+    box = [slice(first, first + count)]
+    for axis, size in ((1, slab.shape[1]), (2, slab.shape[2])):
+        places = np.flatnonzero(lung.any(axis=tuple({0, 1, 2} - {axis})))
+        middle = int(places.mean()) if len(places) else size // 2
+        start = max(0, min(middle - args.plane // 2, size - args.plane))
+        box.append(slice(start, start + args.plane))
+    thin, lung = slab[tuple(box)], lung[tuple(box)]
+    thick = np.round(thicken(thin, ratio))
+    known = known_slices(reconstructor.engine, thick, thick.shape)
+    return draw(known, thin, lung, case=case, patient=patient)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

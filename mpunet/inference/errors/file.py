@@ -1,0 +1,113 @@
+"""The error map of a result, written beside it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from mpunet.intensity import HU_MAX, round_hu
+from mpunet.io.thin_file import write_slices
+from mpunet.io.volume import VolumeInfo, nifti_suffix
+
+__all__ = ["LUNG_HU", "ErrorFile", "ErrorRecord", "error_path"]
+
+LUNG_HU = (-950.0, -500.0)
+"""Voxels of the result that count as lung in the manifest; our choice, as no mask is computed."""
+
+
+class ErrorRecord(TypedDict):
+    """Summary of an error map, in HU.
+
+    Attributes:
+        mean: mean over the volume.
+        p95: 95th percentile over the volume.
+        lung_mean: mean over the voxels of -950 to -500 HU in the result; null if there are none.
+        lung_p95: 95th percentile over the same voxels.
+    """
+
+    mean: float
+    p95: float
+    lung_mean: float | None
+    lung_p95: float | None
+
+
+def error_path(result: Path) -> Path:
+    """Return the path of the error map of a result, a NIfTI file or the folder of a DICOM series.
+
+    >>> error_path(Path("thin/a.nii")).as_posix()
+    'thin/a_error.nii.gz'
+    """
+    name = result.name.removesuffix(nifti_suffix(result) or "")
+    return result.with_name(f"{name}_error.nii.gz")
+
+
+class ErrorFile:
+    """Writes the error map of a result while the result is written.
+
+    The estimates wait in an unnamed temporary file until the result has all its slices: then the
+    map is written, and only then the result gets its name. So there is no result without its map.
+
+    Args:
+        result: path of the result.
+        like: the thick scan.
+        ratio: thick spacing / thin spacing.
+        last_first: whether slices come in order from last to first.
+    """
+
+    def __init__(self, result: Path, like: VolumeInfo, ratio: float, *, last_first: bool) -> None:
+        self.path = error_path(result)
+        self._like = like
+        self._ratio = ratio
+        self._last_first = last_first
+        # Voxels by HU of the estimate: all, and those of the lung's density.
+        self._counts = np.zeros((2, int(HU_MAX) + 1), np.int64)
+
+    def images(
+        self, pairs: Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
+    ) -> Iterator[npt.NDArray[Any]]:
+        """Yield the images of ``pairs`` (image, error), each (k, H, W), and write the errors."""
+        with tempfile.TemporaryFile(dir=self.path.parent) as waiting:
+            sizes = []
+            for image, error in pairs:
+                rounded = error if error.dtype == np.int16 else round_hu(error)
+                self._count(rounded, image)
+                waiting.write(np.ascontiguousarray(rounded).data)
+                sizes.append(len(rounded))
+                yield image
+            waiting.seek(0)
+            plane = self._like.shape[1:]
+            chunks = (_read(waiting, (size, *plane)) for size in sizes)
+            write_slices(self.path, chunks, self._like, self._ratio, last_first=self._last_first)
+
+    def discard(self) -> None:
+        """Remove the map of a result that could not be written."""
+        self.path.unlink(missing_ok=True)
+
+    def record(self) -> ErrorRecord:
+        """Return the summary of all errors so far."""
+        (mean, p95), (lung_mean, lung_p95) = map(_summary, self._counts)
+        assert mean is not None
+        assert p95 is not None
+        return ErrorRecord(mean=mean, p95=p95, lung_mean=lung_mean, lung_p95=lung_p95)
+
+    def _count(self, error: npt.NDArray[np.int16], image: npt.NDArray[Any]) -> None:
+        lung = (image >= LUNG_HU[0]) & (image <= LUNG_HU[1])
+        for counts, values in zip(self._counts, (error.ravel(), error[lung]), strict=True):
+            counts += np.bincount(values, minlength=len(counts))
+
+
+def _read(file: IO[bytes], shape: tuple[int, ...]) -> npt.NDArray[np.int16]:
+    return np.frombuffer(file.read(2 * int(np.prod(shape))), np.int16).reshape(shape)
+
+
+def _summary(counts: npt.NDArray[np.int64]) -> tuple[float, float] | tuple[None, None]:
+    total = int(counts.sum())
+    if not total:
+        return None, None
+    mean = float(counts @ np.arange(len(counts))) / total
+    return round(mean, 2), float(np.searchsorted(np.cumsum(counts), 0.95 * total))

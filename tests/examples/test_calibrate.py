@@ -1,0 +1,66 @@
+"""examples/calibrate.py on phantoms, and what its weights file gives."""
+
+import importlib.util
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mpunet.__main__ import main
+from mpunet.inference import Reconstructor
+from mpunet.phantom.chest import phantom_image
+from mpunet.weights import read_weights
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "calibrate.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("calibrate", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("thin")
+    for seed, spacing in enumerate((1.25, 0.8)):  # the second is too thin for the network
+        image = phantom_image(seed, shape=(61, 48, 64), spacing=(spacing, 5.0, 5.0))
+        nib.save(image, folder / f"p{seed}.nii.gz")
+    return folder
+
+
+def test_a_weights_file_with_an_error_model(script, scans, tmp_path, capsys):
+    output = tmp_path / "network.safetensors"
+    files = [str(path) for path in sorted(scans.iterdir())]
+    options = ["--slices", "8", "--plane", "32", "--steps", "20"]
+    assert script.main([*files, "--output", str(output), *options]) == 0
+    out = capsys.readouterr().out
+    assert "p0 " in out
+    assert "p1 at 1 mm" in out
+    assert "p1 at 1.25 mm" in out
+    assert "with a probability of at least 67%" in out
+    before, after = read_weights(), read_weights(output)
+    assert after.sha256 == before.sha256
+    assert after.record["error"]["cases"] == ["p0", "p1 at 1 mm", "p1 at 1.25 mm"]
+    thick = np.random.default_rng(0).normal(-800, 50, (8, 16, 16)).astype(np.float32)
+    reconstructor = Reconstructor.from_checkpoint(output, error=True, device="cpu")
+    found = reconstructor.with_error(thick)
+    assert found.error.shape == (36, 16, 16)
+    assert found.error.min() > 0
+
+
+def test_predict_needs_a_network_with_an_error_model(scans, tmp_path, capsys):
+    from mpunet.io.thick_file import write_thick
+    from mpunet.weights import write_weights
+
+    (tmp_path / "thick").mkdir()
+    write_thick(tmp_path / "thick" / "p0.nii.gz", scans / "p0.nii.gz", 5)
+    weights = read_weights()
+    weights.record.pop("error", None)
+    write_weights(tmp_path / "without.safetensors", weights)
+    words = ["predict", str(tmp_path / "thick"), str(tmp_path / "thin"), "--error_map"]
+    assert main([*words, "--checkpoint", str(tmp_path / "without.safetensors")]) == 2
+    assert "no error model, which estimates how far off" in capsys.readouterr().err
