@@ -147,7 +147,8 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], source: Path
 def packaged() -> dict[str, Path]:
     """Return names and files of the weights that are part of mpunet.
 
-    The names are "packaged" for the default, and "packaged_r3" and "packaged_r5" for the ratios.
+    The names are "packaged" for the default, "packaged_r3" and "packaged_r5" for the ratios, and
+    "packaged_r5_wide" for slice profiles wider than the thick spacing.
     """
     files = sorted(PACKAGED.parent.glob("mpunet_r*.safetensors"))
     return {

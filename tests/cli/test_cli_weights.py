@@ -244,7 +244,7 @@ def test_networks_that_come_with_mpunet_go_by_name(
     spacing._packaged.cache_clear()
     with pytest.raises(
         ValueError,
-        match=r"come with mpunet \(packaged, packaged_r3, packaged_r5\), got packaged_r4",
+        match=r"come with mpunet \(packaged, packaged_r3, packaged_r5, packaged_r5_wide\), got packaged_r4",
     ):
         read_weights("packaged_r4")
 
