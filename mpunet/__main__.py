@@ -28,7 +28,7 @@ Thin-slice CT from thick-slice CT. Research software, not a medical device.
   validate      metrics, validation data:   mpunet validate DATA --checkpoint FILE
   test          metrics, test data:         mpunet test DATA --checkpoint FILE
   info          describe a network:         mpunet info [CKPT]
-  export        write a weights file:       mpunet export CKPT FILE.safetensors
+  export        write weights, ONNX, MONAI: mpunet export CKPT FILE.safetensors
   evaluate      measure predictions:        mpunet evaluate THIN TRUTH --inputs SCANS --output OUT
   view          show volumes on a page:     mpunet view a.nii.gz b.nii.gz --output page.html
   reader-study  sensitivity and precision:  mpunet reader-study FINDINGS.csv STANDARD.csv

@@ -202,6 +202,7 @@ def _metadata(weights: Weights, network: ImageNetwork) -> dict[str, Any]:
             "Reconstruction', MICCAI 2020"
         ],
         "weights_sha256": weights.sha256,
+        "mpunet_record": dict(weights.record),
         "network_data_format": {
             "inputs": {"image": windows(network.n_thick, [0, 1], f"thick slices, {unit}")},
             "outputs": {"pred": windows(n_thin, [], f"thin slices, {unit}, not clipped")},

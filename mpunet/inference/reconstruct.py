@@ -269,9 +269,10 @@ class Reconstructor:
         correct = self._correction(volume)
         if self.thin_spacing is not None:
             return self._stream_regridded(volume, self.thin_spacing, correct)
+        options: Any = {"correct": correct, "spacing": float(volume.spacing[0])}
         if isinstance(volume, Volume):
-            return self._stream(volume.slab, volume.shape, correct=correct)
-        return self._stream(volume, volume.shape, last_first=volume.last_first, correct=correct)
+            return self._stream(volume.slab, volume.shape, **options)
+        return self._stream(volume, volume.shape, last_first=volume.last_first, **options)
 
     def file(
         self,
@@ -343,6 +344,7 @@ class Reconstructor:
         shape: tuple[int, ...],
         *,
         last_first: bool = False,
+        spacing: float = math.nan,
         ratio: float | None = None,
         correct: DepthConsistency | None = None,
     ) -> ThinSlices:
@@ -358,7 +360,7 @@ class Reconstructor:
             finished, warning = map(to_hu, self.engine.stream(source, **options)), None
         else:
             strangeness = Strangeness(self.error)
-            known = known_slices(self.engine, source, **options)
+            known = known_slices(self.engine, source, spacing=spacing, **options)
             finished, warning = with_errors(known, self.error, strangeness), strangeness.warning
         return ThinSlices(
             finished,
@@ -398,5 +400,10 @@ class Reconstructor:
         if last_first and not getattr(volume, "last_first", False):
             planes = list(planes)[::-1]
         return self._stream(
-            planes, volume.shape, last_first=last_first, ratio=ratio, correct=correct
+            planes,
+            volume.shape,
+            last_first=last_first,
+            spacing=float(volume.spacing[0]),
+            ratio=ratio,
+            correct=correct,
         )

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(arbitrary|untrusted|_target_)
 
 RECORD: Any = {
     "training": {"flips": True, "thick_spacing": [4.0, 6.0], "thin_spacing": [1.3, 2.0]},
-    "notes": {"title": "A test's network", "licence": "CC0", "data": ["one", "two"]},
+    # Some of these characters begin expressions in MONAI's configurations.
+    "notes": {"title": "$A", "authors": "@b <a@b.org>", "licence": "CC0", "data": ["one", "two"]},
 }
 
 
@@ -57,7 +58,7 @@ def test_layout(bundle: Path, weights: Weights) -> None:
         "models/model.pt",
     }
     readme = (bundle / "docs" / "README.md").read_text()
-    for part in ("A test's network", "CC0", "  - two", weights.sha256, "monai.bundle run"):
+    for part in ("# $A", "a@b.org", "CC0", "  - two", weights.sha256, "monai.bundle run"):
         assert part in readme
 
 
@@ -108,6 +109,7 @@ def test_metadata(bundle: Path) -> None:
         assert isinstance(metadata[name], str), name
     assert metadata["required_packages_version"]["mpunet"] == mpunet.__version__
     assert metadata["data_source"] == "one; two"
+    assert metadata["mpunet_record"] == RECORD
     windows = metadata["network_data_format"]
     for which, name, depth in (("inputs", "image", 4), ("outputs", "pred", 10)):
         tensor = windows[which][name]

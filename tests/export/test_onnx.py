@@ -64,7 +64,7 @@ def weights_of(net: nn.Module, record: Any = RECORD) -> Weights:
 def weights() -> Weights:
     """A small network with data consistency and random weights."""
     torch.manual_seed(0)
-    net = mpunet.MPUNet(4, 2, widths=(2, 2), depth_halvings=0, consistency=0.8)
+    net = mpunet.MPUNet(4, 2, widths=(2, 2), layers=1, depth_halvings=0, consistency=0.8)
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.2)
     return weights_of(net)
