@@ -2,11 +2,12 @@
 
     python examples/calibrate.py A.nii.gz B.nii.gz --output network.safetensors
 
-Thick slices are simulated from each scan, reconstructed, and compared with the scan. A scan that is
-thinner than what the network was trained on is first interpolated to the spacings at both ends of
-that range, which gives two cases. At least two patients are needed, better many; the name of a file
-is that of its patient. They must not be scans that the network was trained on, on which its errors
-are smaller. docs/error_map.md says what the figures mean.
+Thick slices are simulated from each scan, reconstructed, and compared with the scan. Scans are also
+interpolated to the ends of the range of spacings that the network was trained on, where these are
+wider than their own: from a scan at two spacings the estimate learns what the spacing does. At
+least two patients are needed, better many; the name of a file is that of its patient. They must not
+be scans that the network was trained on, on which its errors are smaller. docs/error_map.md says
+what the figures mean.
 """
 
 from __future__ import annotations
@@ -88,10 +89,13 @@ def cases(path: Path, weights: Weights, ratio: int) -> Iterator[tuple[str, Slab,
     own, *in_plane = map(float, scan.spacing)
     low, high = weights.record.get("training", {}).get("thick_spacing", (0, np.inf))
     slab = scan.slab.astype(np.float32)
-    if own * ratio > 0.95 * low:
+    within = own * ratio > 0.95 * low
+    if within:
         yield name, slab, (own, *in_plane)
-        return
+    # The estimate learns from scans at two spacings what the spacing does.
     for wanted in sorted({low / ratio, high / ratio}):
+        if within and not 1.05 * own < wanted < np.inf:
+            continue
         positions = np.arange(0, (len(slab) - 1) * own / wanted + 1e-6) * wanted / own
         matrix = interpolation_weights(len(slab), positions.clip(max=len(slab) - 1), "cubic")
         yield (
@@ -118,7 +122,8 @@ def measured(
         box.append(slice(start, start + args.plane))
     thin, lung = slab[tuple(box)], lung[tuple(box)]
     thick = np.round(thicken(thin, ratio))
-    known = known_slices(reconstructor.engine, thick, thick.shape)
+    spacing = float(spacing[0]) * ratio
+    known = known_slices(reconstructor.engine, thick, thick.shape, spacing=spacing)
     return draw(known, thin, lung, case=case, patient=patient)
 
 

@@ -57,7 +57,8 @@ class InferenceOptions:
             extra cost. Default: true for networks that were trained on flipped crops according to
             their record, such as those of ``mpunet fit``.
         error_map: write the expected absolute error of each voxel beside each result, as
-            NAME_error.nii.gz. The weights file must have an error model (docs/error_map.md).
+            NAME_error.nii.gz or a DICOM series NAME_error. The weights file must have an error
+            model (docs/error_map.md).
     """
 
     stride: Stride = "best"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from mpunet.inference.errors.file import error_path
 from mpunet.io.dicom.template import find_templates
 from mpunet.io.partial_file import remove_partials
 from mpunet.io.scans import Scan
@@ -38,6 +39,8 @@ def plan_output(
     existing: Existing,
     file_format: Format = "auto",
     dicom_from: str | None = None,
+    *,
+    error_maps: bool = False,
 ) -> tuple[list[Scan], str | None]:
     """Create the output folder, remove partial files of killed runs, and select the scans.
 
@@ -49,6 +52,7 @@ def plan_output(
         file_format: format of the results.
         dicom_from: folder of the DICOM series that are the templates of NIfTI scans; with it the
             results are in DICOM.
+        error_maps: each result has an error map; a result without one counts as missing.
 
     Returns:
         The scans to process, each NIfTI scan with its template or the problem that it has none; and
@@ -72,8 +76,14 @@ def plan_output(
             "use --format nifti for it, or --dicom_from FOLDER with the series that it was made of."
         )
     targets = {scan.relative: output_path(output, scan, file_format) for scan in scans}
-    problem = _overlap(output, scans, targets) or _template_overlap(
-        output, scans, targets, dicom_from
+    maps = {
+        scan.relative: error_path(targets[scan.relative], as_dicom=writes_dicom(scan, file_format))
+        for scan in (scans if error_maps else ())
+    }
+    problem = (
+        _overlap(output, scans, targets)
+        or _template_overlap(output, scans, targets, dicom_from)
+        or _error_overlap(scans, targets, maps)
     )
     if problem is not None:
         return [], problem
@@ -84,11 +94,15 @@ def plan_output(
     except OSError as error:
         return [], f"Cannot write to the output folder {output}: {error}"
     remove_partials(output)
-    todo = [scan for scan in scans if not targets[scan.relative].exists()]
-    if existing == "error" and len(todo) < len(scans):
-        done = next(path for path in targets.values() if path.exists())
+    todo = [
+        scan
+        for scan in scans
+        if not all(one[scan.relative].exists() for one in (targets, maps or targets))
+    ]
+    done = [path for path in targets.values() if path.exists()]
+    if existing == "error" and done:
         return [], (
-            f"{len(scans) - len(todo)} of {len(scans)} outputs already exist, such as {done}; "
+            f"{len(done)} of {len(scans)} outputs already exist, such as {done[0]}; "
             "use --writer.existing skip or overwrite, or another folder."
         )
     return (list(scans) if existing == "overwrite" else todo), None
@@ -130,6 +144,20 @@ def _overlap(output: Path, scans: Sequence[Scan], targets: Mapping[Path, Path]) 
             return (
                 f"The output folder {output} is in the input folder {source}, where a later run "
                 "would read results as scans."
+            )
+    return None
+
+
+def _error_overlap(
+    scans: Sequence[Scan], targets: Mapping[Path, Path], maps: Mapping[Path, Path]
+) -> str | None:
+    """Return why error maps would replace scans or results; None if they would not."""
+    taken = {scan.path.resolve() for scan in scans} | {path.resolve() for path in targets.values()}
+    for name, path in maps.items():
+        if path.resolve() in taken:
+            return (
+                f"The error map of {name} would have the path {path}, which is that of another "
+                "scan or result; rename that scan."
             )
     return None
 

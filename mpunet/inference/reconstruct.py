@@ -28,6 +28,7 @@ from mpunet.io.read_ahead import read_ahead
 from mpunet.io.scan_file import ScanFile, open_scan
 from mpunet.io.thin_file import Dtype, thin_image, write_slices
 from mpunet.io.volume import Volume, VolumeInfo, volume_from_image
+from mpunet.memory import channels_last
 from mpunet.models.base import geometry_of
 from mpunet.models.consistency import DepthConsistency
 from mpunet.slices.sampled_profile import SampledProfile, read_profile
@@ -116,11 +117,7 @@ class Reconstructor:
             output_ratio(math.inf, thin_spacing)  # raises here if invalid, not at the first volume
         self.spacing = None if spacing is None else SliceSpacing(*spacing)
         if isinstance(network, nn.Module):
-            network = network.eval().to(self.device)
-            for parameter in network.parameters():
-                # 3D convolutions are fastest in this memory layout, on CPUs and GPUs.
-                if parameter.ndim == 5:
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+            network = channels_last(network.eval().to(self.device))
         self.engine = StreamingEngine(
             torch.compile(network) if compile else network,
             n_thick=n_thick,

@@ -40,6 +40,7 @@ from mpunet.inference.output_folder import (
 from mpunet.inference.reconstruct import Reconstructor, ThinSlices
 from mpunet.inference.result import origin_of, write_result
 from mpunet.io.base import ScanFile
+from mpunet.io.dicom.scan import DicomScan
 from mpunet.io.dicom.writer import Origin
 from mpunet.io.scans import PredictCase, Scan
 from mpunet.io.thin_file import Dtype
@@ -126,7 +127,14 @@ class ThinVolumeWriter(Callback):
             )
         # Only rank 0 looks at the folder: a later rank might already find results of this run.
         todo, problem = trainer.strategy.broadcast(
-            plan_output(self.output_dir, scans, self.existing, self.format, self.dicom_from)
+            plan_output(
+                self.output_dir,
+                scans,
+                self.existing,
+                self.format,
+                self.dicom_from,
+                error_maps=getattr(getattr(pl_module, "inference", None), "error_map", False),
+            )
             if trainer.is_global_zero
             else ([], None)
         )
@@ -273,7 +281,13 @@ class ThinVolumeWriter(Callback):
             dtype: Dtype = "int16" if as_dicom else self.dtype
             last_first = prediction.last_first
             if prediction.estimated:
-                errors = ErrorFile(path, volume, ratio, last_first=last_first)
+                errors = ErrorFile(
+                    path,
+                    volume,
+                    ratio,
+                    last_first=last_first,
+                    origin=origin if as_dicom and isinstance(volume, DicomScan) else None,
+                )
                 chunks = errors.images(prediction.chunks_with_error(dtype))
             else:
                 chunks = prediction.chunks(dtype)

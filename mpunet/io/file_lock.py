@@ -1,29 +1,28 @@
 """Locks between processes, on one machine or on several that share a file system.
 
-The locks are kernel locks (``flock``, which Linux forwards to an NFS server). They end with their
-process, even if it is killed. Some file systems do not support locks, so correct results must not
-depend on them: without locks, work may be done twice, and leased names count as in use forever.
+The locks are kernel locks (``flock``, which Linux forwards to an NFS server; on Windows, those of
+filelock). They end with their process, even if it is killed. Some file systems do not support
+locks, so correct results must not depend on them: without locks, work may be done twice, and leased
+names and temporary files count as in use forever.
 """
 
 from __future__ import annotations
 
-import os
+import sys
 import uuid
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-fcntl: Any
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
-__all__ = ["Lease", "leased", "locked"]
+__all__ = ["Lease", "extend_lease", "held_file", "leased", "locked", "remove_unless_held"]
 
 # Leases of this process and, after a fork, of its parent. If locks belong to the process (NFS), the
 # lock would end when the process opens and closes its own lock file.
@@ -57,6 +56,47 @@ def locked(path: Path) -> Iterator[bool]:
         lock.release()
 
 
+def held_file(path: Path) -> BufferedWriter:
+    """Create a file that :func:`remove_unless_held` keeps until it is closed.
+
+    Windows needs no lock for that: it does not remove a file that is open.
+
+    Raises:
+        FileExistsError: if there is such a file.
+    """
+    while True:
+        file = path.open("xb")
+        if sys.platform != "win32":
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():
+            return file
+        file.close()  # another process removed it before it was locked
+
+
+def remove_unless_held(path: Path) -> bool:
+    """Remove a file if no process holds it, and return whether it was removed.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "file"
+    >>> with held_file(path):
+    ...     remove_unless_held(path)
+    False
+    >>> remove_unless_held(path)
+    True
+    """
+    try:
+        with path.open("rb+") as file:  # an exclusive lock over NFS needs write access
+            if sys.platform != "win32":
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        if sys.platform == "win32":
+            path.unlink()
+    except OSError:
+        return False
+    return True
+
+
 class Lease:
     """Names that this process uses, published for :func:`leased` in other processes.
 
@@ -70,10 +110,9 @@ class Lease:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / uuid.uuid4().hex
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        _try_lock(descriptor)
+        file = held_file(self.path)
         _OWN.add(self.path)
-        weakref.finalize(self, _end, descriptor, self.path)
+        weakref.finalize(self, _end, file, self.path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # the lease belongs to this process: others unpickle None
@@ -99,35 +138,11 @@ def leased(folder: Path) -> set[str]:
     """
     names: set[str] = set()
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path in _OWN or _is_held(path):
+        if path in _OWN or not remove_unless_held(path):
             names.update(path.read_text().split())
-        else:
-            path.unlink(missing_ok=True)
     return names
 
 
-def _is_held(path: Path) -> bool:
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        return not _try_lock(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _end(descriptor: int, path: Path) -> None:
+def _end(file: BufferedWriter, path: Path) -> None:
     _OWN.discard(path)
-    os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    """Return whether the lock was acquired.
-
-    False also if the file system does not support locks.
-    """
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    file.close()

@@ -11,14 +11,12 @@ import shutil
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from io import BufferedIOBase, BufferedWriter
+from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
 
+from mpunet.io.file_lock import held_file, remove_unless_held
 from mpunet.io.volume import nifti_suffix
-
-if sys.platform != "win32":
-    import fcntl
 
 __all__ = ["partial_file", "partial_folder", "remove_partials", "whole_file"]
 
@@ -63,7 +61,7 @@ def partial_file(path: Path) -> Iterator[BufferedIOBase]:
         raise ValueError(f"Expected a file name ending in .nii or .nii.gz, got {path.name}.")
     partial = path.with_name(f".{path.name[: -len(suffix)]}.{uuid.uuid4().hex[:8]}.partial{suffix}")
     try:
-        with _open_locked(partial) as file:
+        with held_file(partial) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -84,7 +82,7 @@ def partial_folder(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     lock = _lock_of(partial)
     try:
-        with _open_locked(lock):
+        with held_file(lock):
             partial.mkdir()
             yield partial
             if path.exists():
@@ -121,18 +119,6 @@ def _lock_of(partial: Path) -> Path:
     return partial.with_name(f"{partial.name}.lock")
 
 
-def _open_locked(path: Path) -> BufferedWriter:
-    """Create a file and lock it if the system supports locks."""
-    while True:
-        file = path.open("xb")
-        if sys.platform != "win32":
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
-        if path.exists():
-            return file
-        file.close()  # remove_partials removed it before it was locked
-
-
 def _remove_if_left(path: Path) -> bool:
     if path.is_dir():
         lock = _lock_of(path)
@@ -140,13 +126,4 @@ def _remove_if_left(path: Path) -> bool:
             return False
         shutil.rmtree(path, ignore_errors=True)
         return not path.exists()
-    try:
-        with path.open("rb+") as file:  # an exclusive lock over NFS needs write access
-            if sys.platform != "win32":
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
-        if sys.platform == "win32":  # Windows cannot remove an open file
-            path.unlink()
-    except OSError:
-        return False
-    return True
+    return remove_unless_held(path)

@@ -18,7 +18,9 @@ from mpunet.io.partial_file import whole_file
 from mpunet.report.hu_codec import HU_STEPS
 from mpunet.report.shown_case import ShownCase
 
-__all__ = ["PageCase", "viewer_html", "write_page"]
+__all__ = ["PageCase", "Start", "viewer_html", "write_page"]
+
+Start = Literal["grey", "weights", "expected"]
 
 
 class PageCase(NamedTuple):
@@ -73,8 +75,11 @@ def write_page(
         file.write(after)
 
 
-def viewer_html(*, start: Literal["grey", "weights"] = "grey") -> str:
-    """Return the HTML of the viewer. ``start`` selects what it shows first: images or weights."""
+def viewer_html(*, start: Start = "grey") -> str:
+    """Return the HTML of the viewer.
+
+    ``start`` selects what it shows first: images, weights or expected errors.
+    """
     parts = [
         f"{low:g} to {high - step:g} HU by at most {step / 2:g}" for low, high, step in HU_STEPS
     ]

@@ -26,11 +26,11 @@ class ShownPlane(TypedDict):
 
 
 class ShownVolume(TypedDict):
-    """One panel of the viewer.
+    """One panel of the viewer, or an error map that is painted over one.
 
     ``levels`` are the values of the codes 0 to 255. ``compared`` is True if the voxels are aligned
     with those of the reference. ``window`` (centre, width) is set if this volume is not in HU but
-    others are.
+    others are. ``error_of`` is the volume of an error map, on whose grid it is.
     """
 
     name: str
@@ -41,6 +41,7 @@ class ShownVolume(TypedDict):
     levels: list[float]
     window: tuple[float, float] | None
     compared: bool
+    error_of: str | None
     planes: dict[Plane, ShownPlane]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpunet.io.volume import nifti_suffix
-from mpunet.report.page import PageCase, viewer_html, write_page
+from mpunet.report.page import PageCase, Start, viewer_html, write_page
 from mpunet.report.viewer import encode_case
 
 __all__ = ["view"]
@@ -18,6 +18,7 @@ def view(
     output: Path = Path("view.html"),
     names: str | None = None,
     reference: str | None = None,
+    error_map: Path | None = None,
     slices: int | None = None,
     weights: bool = False,
 ) -> None:
@@ -33,6 +34,8 @@ def view(
         names: names of the volumes, separated by commas; by default their file names.
         reference: name of the reference volume. Volumes on the same grid are compared with it in
             error maps and weight maps.
+        error_map: expected errors of the first volume, as `mpunet predict --error_map` writes them,
+            to be painted over it; if there is a reference, of the first volume beside it.
         slices: number of slices in each plane; by default as many as fit in a page of 40 MB.
         weights: start with the weights of the contrast-aware loss (Eq. 2), with sliders for alpha,
             gamma and beta.
@@ -49,8 +52,13 @@ def view(
     if reference is not None and reference not in titles:
         raise ValueError(f"Expected a reference among {', '.join(titles)}, got {reference}.")
     title = " · ".join(titles)
+    estimated = next((name for name in titles if name != reference), titles[0])
     case = encode_case(
-        title, dict(zip(titles, volumes, strict=True)), reference=reference, slices=slices
+        title,
+        dict(zip(titles, volumes, strict=True)),
+        reference=reference,
+        error_maps=None if error_map is None else {estimated: error_map},
+        slices=slices,
     )
     compared = [v["name"] for v in case["volumes"] if v["compared"] and v["name"] != reference]
     if weights and not compared:
@@ -58,7 +66,8 @@ def view(
             "Weights compare a volume with a reference voxel by voxel: give --reference, "
             "and a volume on its grid."
         )
-    body = viewer_html(start="weights" if weights else "grey")
+    start: Start = "weights" if weights else "grey" if error_map is None else "expected"
+    body = viewer_html(start=start)
     write_page(output, title, body, [PageCase(title, case)], kind="whole-page")
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from mpunet.io.intensity_range import check_voxels
 from mpunet.io.scan_file import read_info, read_volume
+from mpunet.io.volume import VolumeInfo
 from mpunet.report.hu_codec import HU_LEVELS, encode_slice, to_codes, uniform_levels
 from mpunet.report.patient_grid import (
     OBLIQUE_DEGREES,
@@ -51,6 +52,7 @@ def encode_case(
     files: Mapping[str, Path],
     *,
     reference: str | None = None,
+    error_maps: Mapping[str, Path] | None = None,
     slices: int | None = None,
     size: float = PAGE_BYTES,
 ) -> ShownCase:
@@ -65,11 +67,13 @@ def encode_case(
         name: name of the case.
         files: name and file of each volume, in display order.
         reference: name of the reference; volumes whose voxels are aligned with it are compared.
+        error_maps: file of the error map of volumes, by their names; on the grid of its volume.
         slices: number of slices in each of the three planes; by default as many as ``size`` allows.
         size: size of the case in the page, in bytes.
 
     Raises:
-        ValueError: if a file cannot be read, or the reference is not among the volumes.
+        ValueError: if a file cannot be read, the reference is not among the volumes, or an error
+            map is not on the grid of its volume.
     """
     if not files or (reference is not None and reference not in files):
         raise ValueError(
@@ -82,10 +86,14 @@ def encode_case(
     directions = directions_of(next(iter(infos.values())))
     grids = {key: patient_grid(info, directions) for key, info in infos.items()}
     main = reference or min(grids, key=lambda key: float(grids[key].spacing.prod()))
+    maps = {key: (path, infos[key]) for key, path in (error_maps or {}).items()}
+    for key, (path, info) in maps.items():
+        _check_error_map(key, path, info)
 
     voxels, is_hu = _read_lpi(files[main])
     box = _box(voxels if is_hu else None, grids[main])
-    count = slices or max(1, int(size / _bytes_per_slice(grids, box)))
+    bytes_per_slice = sum(_bytes_per_slice(grids[key], box) for key in (*files, *maps))
+    count = slices or max(1, int(size / bytes_per_slice))
     positions = {
         plane: _positions(grids[main], axes[0], box, count) for plane, axes in PLANES.items()
     }
@@ -97,10 +105,16 @@ def encode_case(
         compared = reference is not None and grids[key].aligned(grids[reference])
         shown[key] = _show(key, voxels, is_hu, grids[key], box, positions, compared)
     volumes = [shown[key] for key in files]
+    windows = _common_windows(volumes)
+    for key, (path, _) in maps.items():
+        errors = patient_voxels(read_volume(path, check_hu=False))
+        found = _show(f"Error map of {key}", errors, False, grids[key], box, positions, False)
+        found["unit"], found["error_of"] = "HU", key
+        volumes.append(found)
     return {
         "name": name,
         "notes": _notes(grids),
-        "windows": _common_windows(volumes),
+        "windows": windows,
         "directions": directions.round(6).tolist(),
         "positions": positions,
         "reference": reference,
@@ -157,6 +171,7 @@ def _show(
         "levels": levels.tolist(),
         "window": None if is_hu else _percentile_window(voxels),
         "compared": compared,
+        "error_of": None,
         "planes": planes,
     }
 
@@ -201,16 +216,25 @@ def _positions(grid: PatientGrid, axis: int, box: Box, count: int) -> list[float
     return [round(float(mm), 4) for mm in grid.mm(axis, indices)]
 
 
-def _bytes_per_slice(grids: dict[str, PatientGrid], box: Box) -> float:
-    """Size of one slice in each plane of each volume."""
-    pixels = 0.0
-    for grid in grids.values():
-        counts = [
-            len(grid.indices(axis, low - _MARGIN_MM, high + _MARGIN_MM))
-            for axis, (low, high) in enumerate(box)
-        ]
-        pixels += sum(counts[down] * counts[across] for _, down, across in PLANES.values())
+def _bytes_per_slice(grid: PatientGrid, box: Box) -> float:
+    """Size of one slice in each plane of a volume."""
+    counts = [
+        len(grid.indices(axis, low - _MARGIN_MM, high + _MARGIN_MM))
+        for axis, (low, high) in enumerate(box)
+    ]
+    pixels = sum(counts[down] * counts[across] for _, down, across in PLANES.values())
     return pixels * _BYTES_PER_PIXEL
+
+
+def _check_error_map(name: str, path: Path, volume: VolumeInfo) -> None:
+    """Raise ValueError if the error map of a volume has another grid."""
+    info = read_info(path)
+    same = info.stored_shape == volume.stored_shape
+    if not same or not np.allclose(info.affine, volume.affine, atol=1e-3):
+        raise ValueError(
+            f"Expected an error map on the grid of {name}, got {path.name} of {info.shape} voxels "
+            "at other positions; mpunet predict --error_map writes one beside each result."
+        )
 
 
 def _percentile_window(voxels: npt.NDArray[Any]) -> tuple[float, float]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from helpers import nifti, position_slab
 
-from mpunet.io import partial_file
+from mpunet.io import file_lock
 from mpunet.io.partial_file import remove_partials
 from mpunet.io.scan_file import read_volume
 from mpunet.io.thin_file import thin_image, write_slices, write_volume
@@ -397,7 +397,7 @@ class TestRemovePartials:
         def flock(file, operation):
             raise OSError(errno.ENOLCK, "No locks available")
 
-        monkeypatch.setattr(partial_file.fcntl, "flock", flock)
+        monkeypatch.setattr(file_lock.fcntl, "flock", flock)
         write_volume(tmp_path / "a.nii.gz", thin(volume), volume, RATIO)
         np.testing.assert_array_equal(read_volume(tmp_path / "a.nii.gz").slab[::RATIO], volume.slab)
         (tmp_path / ".a.0123abcd.partial.nii.gz").write_bytes(b"")  # perhaps another computer's
@@ -405,7 +405,7 @@ class TestRemovePartials:
 
     @pytest.mark.skipif(sys.platform == "win32", reason="Windows needs no locks")
     def test_file_removed_before_it_is_locked(self, tmp_path, monkeypatch, volume):
-        original = partial_file.fcntl.flock
+        original = file_lock.fcntl.flock
         removed = []
 
         def flock(file, operation):
@@ -414,7 +414,7 @@ class TestRemovePartials:
                 removed.extend(remove_partials(tmp_path))
             original(file, operation)
 
-        monkeypatch.setattr(partial_file.fcntl, "flock", flock)
+        monkeypatch.setattr(file_lock.fcntl, "flock", flock)
         write_volume(tmp_path / "a.nii.gz", thin(volume), volume, RATIO)
         assert len(removed) == 2
         np.testing.assert_array_equal(read_volume(tmp_path / "a.nii.gz").slab[::RATIO], volume.slab)

@@ -269,6 +269,44 @@ def test_volumes_of_other_extent_stand_where_they_are(browser, tmp_path, chest):
     assert browser.run(f"{COLOUR}(0, 15, 9)")[0] == grey(shown_hu(thin[5, 11, 9]), -600, 1500)
 
 
+def test_an_error_map_is_painted_over_its_volume(browser, tmp_path, chest):
+    thin = chest[0]
+    errors = np.full(SHAPE, 0, np.int16)
+    errors[3, 11, 9], errors[3, 11, 10], errors[3, 11, 11] = 50, 100, 255
+    files = [save(tmp_path / f"{name}.nii.gz", s) for name, s in (("thin", thin), ("truth", thin))]
+    map_ = save(tmp_path / "thin_error.nii.gz", errors)
+    output = tmp_path / "page.html"
+    options = ["--reference", "truth", "--error_map", str(map_), "--output", str(output)]
+    assert run([str(files[1]), str(files[0]), *options]) == 0
+    browser.open(output)
+    assert browser.run("viewer.panels.length") == 2
+    assert browser.run("viewer.map") == "expected"
+    index(browser, "axial", -3)
+    grey_of = [grey(shown_hu(thin[3, 11, column]), -600, 1500) for column in range(30)]
+    # The volume beside the reference has the map: opaque from 100 HU on, half at 50 HU.
+    assert browser.run(f"{COLOUR}(1, 11, 8)")[:3] == [grey_of[8]] * 3
+    middle = np.add([0xBC, 0x37, 0x54], [0xF9, 0x8E, 0x09]) / 2  # of the colours, at 50 HU
+    half = (grey_of[9] + middle) / 2
+    np.testing.assert_allclose(browser.run(f"{COLOUR}(1, 11, 9)")[:3], half, atol=3)
+    for column in (10, 11):
+        assert browser.run(f"{COLOUR}(1, 11, {column})") == [0xFC, 0xFF, 0xA4, 255]
+        assert browser.run(f"{COLOUR}(0, 11, {column})")[:3] == [grey_of[column]] * 3
+    assert browser.run("viewer.panels[0].where.textContent").startswith("no error map; ")
+    browser.run(
+        "(({ first, spacing }) => { viewer.pointer = [first[0] + 9 * spacing[0], first[1] + 11 * "
+        "spacing[1]]; viewer.point(); })(viewer.volumes[1].planes.axial)"
+    )
+    shown = browser.run("viewer.panels.map((panel) => panel.value.textContent)")
+    assert shown[1] == f"{shown[0]}, error 50 HU"
+    assert browser.run("document.querySelector('.legend').hidden") is False
+    assert browser.run("document.querySelector('.legend .high').textContent") == "100 HU"
+    browser.press("e")
+    assert browser.run("viewer.map") == "grey"
+    assert browser.run(f"{COLOUR}(1, 11, 11)")[:3] == [grey_of[11]] * 3
+    # Chromium has advice for pages that read their canvas as often as this test does.
+    assert [text for text in browser.problems if "willReadFrequently" not in text] == []
+
+
 def test_two_fingers_zoom_and_one_pans(browser, page):
     browser.open(page, width=375, height=812, mobile=True)
     x, y = browser.run(

@@ -184,6 +184,34 @@ def test_errors(tmp_path):
         encode_case("a", {"a": tmp_path / "text.nii"})
 
 
+@pytest.mark.parametrize("codes", ["LPS", "RAS"])
+def test_an_error_map_is_shown_on_the_grid_of_its_volume(tmp_path, codes):
+    errors = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE) % 256
+    path = save(tmp_path / "a.nii.gz", marked(), codes=codes)
+    image, shown = encode_case(
+        "a", {"a": path}, error_maps={"a": save(tmp_path / "e.nii.gz", errors, codes=codes)}
+    )["volumes"]
+    assert (image["error_of"], shown["error_of"], shown["unit"]) == (None, "a", "HU")
+    plane = "axial"
+    assert {**shown["planes"][plane], "slices": 0} == {**image["planes"][plane], "slices": 0}
+    found = pictures(shown, plane)  # from the head down, rows towards the back
+    np.testing.assert_allclose(np.sort(found.ravel()), np.sort(errors.ravel()), atol=0.5)
+    assert pictures(image, plane).argmax() == np.ravel_multi_index((0, 0, 0), found.shape)
+    corner = errors[RIGHT_FRONT_TOP]
+    assert found[0, 0, 0] == pytest.approx(corner, abs=0.5)
+
+
+def test_an_error_map_on_another_grid(tmp_path):
+    path = save(tmp_path / "a.nii.gz", marked())
+    for name, other in (
+        ("cut", {"slab": marked()[1:]}),
+        ("moved", {"slab": marked(), "start": 1.0}),
+    ):
+        errors = save(tmp_path / f"{name}.nii.gz", other.pop("slab"), **other)
+        with pytest.raises(ValueError, match=f"on the grid of a, got {name}.nii.gz"):
+            encode_case("a", {"a": path}, error_maps={"a": errors})
+
+
 def test_real_ct_is_right_side_up(shared_ct):
     (path,) = (shared_ct / "val").glob("*.nii.gz")
     (volume,) = encode_case("a", {"a": path}, slices=1)["volumes"]

@@ -6,6 +6,7 @@ streamed in either direction. Their choice is ours; docs/error_map.md has what e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -33,10 +34,12 @@ NAMES = (
     "smallest HU around",
     "distance",
     "windows",
+    "spacing",
 )
 """Names of the features in their order. "Change" is what the network adds to cubic interpolation,
 "texture" the high frequencies of the interpolation in plane, "distance" that to the nearest thick
-slice in thick spacings, "around" a cube of 5 voxels."""
+slice in thick spacings, "around" a cube of 5 voxels, "spacing" the logarithm of the thick one; NaN
+if unknown."""
 
 REACH = 2  # slices on each side that a feature sees
 _REGION = 32  # pixels
@@ -51,6 +54,7 @@ class Slice(NamedTuple):
         interpolated: (H, W), cubic interpolation of the thick slices in HU.
         distance: distance to the nearest thick slice, in thick spacings.
         windows: number of windows that computed the slice.
+        spacing: thick spacing in mm; NaN if unknown, as that of an array is.
     """
 
     mean: Tensor
@@ -58,6 +62,7 @@ class Slice(NamedTuple):
     interpolated: Tensor
     distance: float
     windows: int
+    spacing: float = math.nan
 
 
 class _Prepared(NamedTuple):
@@ -134,12 +139,14 @@ def _combine(held: list[_Prepared], at: int) -> Tensor:
             torch.stack([one.smallest for one in near]).amin(0),
         ]
     )
-    constant = torch.tensor([item.distance, 1 / item.windows], device=mean.device)
+    constant = torch.tensor(
+        [item.distance, 1 / item.windows, math.log(item.spacing)], device=mean.device
+    )
     return torch.cat(
         [
             torch.stack([large, small, signed, absolute, around, *rest]),
             scaled / 1000,
-            constant[:, None, None].expand(2, *mean.shape),
+            constant[:, None, None].expand(-1, *mean.shape),
         ]
     )
 

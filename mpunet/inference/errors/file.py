@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mpunet.intensity import HU_MAX, round_hu
+from mpunet.io.dicom.scan import DicomScan
+from mpunet.io.dicom.writer import Origin, write_error_series
 from mpunet.io.thin_file import write_slices
 from mpunet.io.volume import VolumeInfo, nifti_suffix
 
@@ -36,14 +39,17 @@ class ErrorRecord(TypedDict):
     lung_p95: float | None
 
 
-def error_path(result: Path) -> Path:
-    """Return the path of the error map of a result, a NIfTI file or the folder of a DICOM series.
+def error_path(result: Path, *, as_dicom: bool = False) -> Path:
+    """Return the path of the error map of a result: a NIfTI file, or the folder of a DICOM series.
 
     >>> error_path(Path("thin/a.nii")).as_posix()
     'thin/a_error.nii.gz'
+    >>> error_path(Path("thin/a"), as_dicom=True).as_posix()
+    'thin/a_error'
     """
-    name = result.name.removesuffix(nifti_suffix(result) or "")
-    return result.with_name(f"{name}_error.nii.gz")
+    suffix = None if as_dicom else nifti_suffix(result)
+    name = result.name.removesuffix(suffix or "")
+    return result.with_name(f"{name}_error{'' if as_dicom else '.nii.gz'}")
 
 
 class ErrorFile:
@@ -57,10 +63,21 @@ class ErrorFile:
         like: the thick scan.
         ratio: thick spacing / thin spacing.
         last_first: whether slices come in order from last to first.
+        origin: what made the result; the map is then a DICOM series, as its result is. Default: a
+            NIfTI file.
     """
 
-    def __init__(self, result: Path, like: VolumeInfo, ratio: float, *, last_first: bool) -> None:
-        self.path = error_path(result)
+    def __init__(
+        self,
+        result: Path,
+        like: VolumeInfo,
+        ratio: float,
+        *,
+        last_first: bool,
+        origin: Origin | None = None,
+    ) -> None:
+        self.path = error_path(result, as_dicom=origin is not None)
+        self._origin = origin
         self._like = like
         self._ratio = ratio
         self._last_first = last_first
@@ -82,11 +99,24 @@ class ErrorFile:
             waiting.seek(0)
             plane = self._like.shape[1:]
             chunks = (_read(waiting, (size, *plane)) for size in sizes)
-            write_slices(self.path, chunks, self._like, self._ratio, last_first=self._last_first)
+            self._write(chunks)
+
+    def _write(self, chunks: Iterator[npt.NDArray[np.int16]]) -> None:
+        order = self._last_first
+        if self._origin is None:
+            write_slices(self.path, chunks, self._like, self._ratio, last_first=order)
+        else:
+            assert isinstance(self._like, DicomScan)
+            write_error_series(
+                self.path, chunks, self._like, self._ratio, origin=self._origin, last_first=order
+            )
 
     def discard(self) -> None:
         """Remove the map of a result that could not be written."""
-        self.path.unlink(missing_ok=True)
+        if self._origin is None:
+            self.path.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def record(self) -> ErrorRecord:
         """Return the summary of all errors so far."""

@@ -3,9 +3,9 @@
 1. Voxels are drawn from each scan, half of them from the lungs.
 2. The perceptron minimises e / m + log m for an absolute error e and its estimate m, the deviance
    of a gamma distribution, whose minimum is the mean of e.
-3. Calibration looks at each patient through a model that was fitted without them: their raw
-   estimates and errors give the monotone table, the factor that covers 90 % of their errors, and
-   the share of their voxels that looks strange.
+3. A monotone table from its estimates to the errors that were found is the last step.
+4. Each patient is looked at by a model, with a table, that was fitted without them: this gives the
+   factor that covers 90 % of their errors, and the share of their voxels that looks strange.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ COVERAGE = 0.9
 STRANGE = 0.99  # quantile of the calibration voxels beyond which a voxel is strange
 MARGIN = 1.5  # times the largest share of strange voxels of a calibration scan, as for consistency
 BINS = 200
+CONSTANT = 1e6  # scale of features that do not vary
 STEPS, BATCH, RATE = 800, 2048, 5e-3
 
 
@@ -55,8 +56,8 @@ class Fit(NamedTuple):
 
     Attributes:
         model: the model.
-        left_out: for each case, the calibrated estimates in HU of its voxels by a model that was
-            fitted without its patient. The table is common to all.
+        left_out: for each case, the estimates in HU of its voxels by a model that was fitted
+            without its patient.
     """
 
     model: ErrorModel
@@ -118,15 +119,13 @@ def fit_error_model(samples: Sequence[Samples], *, steps: int = STEPS, seed: int
             "estimate is calibrated on patients that it was not fitted to."
         )
     model = _fit(samples, steps, seed)
-    raw, shares = {}, []
+    left_out, shares = {}, []
     for patient in patients:
         others = _fit([one for one in samples if one.patient != patient], steps, seed)
         for one in samples:
             if one.patient == patient:
-                raw[one.case] = others.log_error(one.features).exp()
+                left_out[one.case] = others.calibrate(others.log_error(one.features).exp())
                 shares.append(float(others.strange(one.features).float().mean()))
-    model.raw, model.calibrated = _table(raw, samples)
-    left_out = {case: model.calibrate(estimate) for case, estimate in raw.items()}
     for one in samples:
         ratio = one.error / left_out[one.case].clamp(min=0.1)
         model.factors.append(float(np.quantile(ratio[one.lung].numpy(), COVERAGE)))
@@ -136,7 +135,7 @@ def fit_error_model(samples: Sequence[Samples], *, steps: int = STEPS, seed: int
 
 
 def _fit(samples: Sequence[Samples], steps: int, seed: int) -> ErrorModel:
-    """Fit the perceptron; every scan weighs the same."""
+    """Fit the perceptron and the table; every scan weighs the same."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -147,7 +146,9 @@ def _fit(samples: Sequence[Samples], steps: int, seed: int) -> ErrorModel:
         torch.cat([part[rows] for part, rows in zip(parts, chosen, strict=True)])
         for parts in ([one.features for one in samples], [one.error for one in samples])
     )
-    model.center, model.scale = inputs.mean(0), inputs.std(0).clamp(min=1e-3)
+    model.center, spread = inputs.mean(0), inputs.std(0)
+    # What was the same everywhere, as the spacing may be, teaches nothing and is left out.
+    model.scale = torch.where(spread < 1e-3, CONSTANT, spread)
     model.whiten = _whitening((inputs - model.center) / model.scale)
     optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps)
@@ -161,7 +162,9 @@ def _fit(samples: Sequence[Samples], steps: int, seed: int) -> ErrorModel:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-    return model.requires_grad_(False)
+    model.requires_grad_(False)
+    model.raw, model.calibrated = _table(model.log_error(inputs).exp(), errors)
+    return model
 
 
 def _whitening(inputs: Tensor) -> Tensor:
@@ -174,17 +177,14 @@ def _whitening(inputs: Tensor) -> Tensor:
     return whiten / math.sqrt(limit)
 
 
-def _table(raw: dict[str, Tensor], samples: Sequence[Samples]) -> tuple[Tensor, Tensor]:
-    """Return the monotone table from raw to calibrated estimates in HU; scans weigh the same."""
-    estimate = np.concatenate([raw[one.case].numpy() for one in samples]).astype(np.float64)
-    error = np.concatenate([one.error.numpy() for one in samples]).astype(np.float64)
-    weight = np.concatenate([np.full(len(one.error), 1 / len(one.error)) for one in samples])
+def _table(raw: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the monotone table from raw to calibrated estimates in HU."""
+    estimate, error = (values.numpy().astype(np.float64) for values in (raw, errors))
     # Even bins of the logarithm, so that the few voxels with large errors have bins, too.
     edges = np.geomspace(max(0.1, estimate.min()), estimate.max() + 1e-6, BINS + 1)
     place = np.digitize(estimate, edges[1:-1])
     total, low, high = (
-        np.bincount(place, weight * values, BINS)
-        for values in (np.ones_like(weight), estimate, error)
+        np.bincount(place, values, BINS) for values in (np.ones_like(error), estimate, error)
     )
     enough = total > 1e-4 * total.sum()
     fitted = isotonic_regression(high[enough] / total[enough], weights=total[enough]).x

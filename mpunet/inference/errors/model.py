@@ -60,8 +60,15 @@ class ErrorModel(nn.Module):
         self.strange_limit = 1.0
 
     def standardized(self, features: Tensor) -> Tensor:
-        """Return features (..., len(NAMES)) in standard deviations of the calibration scans."""
-        return ((features - self.center) / self.scale).clamp(-BOUND, BOUND)
+        """Return features (..., len(NAMES)) in standard deviations of the calibration scans.
+
+        Features that are not known count as the mean of these scans.
+        """
+        return self._moved(features).clamp(-BOUND, BOUND)
+
+    def _moved(self, features: Tensor) -> Tensor:
+        moved = (features - self.center) / self.scale
+        return torch.where(moved.isnan(), 0.0, moved)
 
     def log_error(self, features: Tensor) -> Tensor:
         """Return the logarithm of the raw estimate in HU, (...), of features (..., len(NAMES))."""
@@ -87,8 +94,7 @@ class ErrorModel(nn.Module):
         They are those whose squared Mahalanobis distance, for features (..., len(NAMES)), is above
         the 99th percentile of the calibration scans, to which ``whiten`` is scaled.
         """
-        moved = (features - self.center) / self.scale
-        return F.linear(moved, self.whiten).square().sum(-1) > 1
+        return F.linear(self._moved(features), self.whiten).square().sum(-1) > 1
 
     def to_record(self) -> dict[str, Any]:
         """Return the model as plain values for the record of a weights file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -60,6 +61,7 @@ def known_slices(
     planes: Planes,
     shape: tuple[int, int, int],
     *,
+    spacing: float = math.nan,
     last_first: bool = False,
     **options: Any,
 ) -> Iterator[Slice]:
@@ -69,6 +71,7 @@ def known_slices(
         engine: the engine, for intensities in [0, 1].
         planes: thick slices (H, W) in HU, in the order of the stream.
         shape: (D, H, W) of the thick volume.
+        spacing: slice spacing of the thick volume in mm; NaN if unknown.
         last_first: whether the slices come in reverse order.
         **options: of :meth:`StreamingEngine.stream_with_spread`.
     """
@@ -94,6 +97,7 @@ def known_slices(
                 torch.from_numpy(next(interpolated)).to(engine.device, non_blocking=True),
                 min(after, engine.ratio - after) / engine.ratio,
                 int(windows),
+                spacing,
             )
 
 

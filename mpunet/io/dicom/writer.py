@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from mpunet.io.partial_file import partial_folder
 from mpunet.io.thick_file import simulated_slices, thick_count
 from mpunet.io.thin_file import checked_chunks, in_file_order
 
-__all__ = ["Origin", "series_uid", "write_series", "write_thick_series"]
+__all__ = ["Origin", "series_uid", "write_error_series", "write_series", "write_thick_series"]
 
 # Elements that describe the voxels, the file or the frames of the source, not of the result.
 DROPPED = (
@@ -30,6 +30,7 @@ DROPPED = (
     "DimensionOrganizationSequence", "DimensionIndexSequence", "DimensionOrganizationType",
     "ReferencedImageSequence", "ReferencedRawDataSequence", "DigitalSignaturesSequence",
     "MACParametersSequence", "ConcatenationUID", "InConcatenationNumber",
+    "RealWorldValueMappingSequence",
 )  # fmt: skip
 
 
@@ -57,13 +58,13 @@ class _Derivation(NamedTuple):
     """What a series says of itself.
 
     Attributes:
-        kind: "synthetic" or "simulated", in the description of the series.
+        kind: what the voxels are, in the description of the series.
         text: how slices were made.
         reach: a slice is made from the source's slices nearer than this, in slices.
         entropy: what UIDs are derived from, besides the source and the grid.
     """
 
-    kind: str
+    kind: Literal["synthetic", "simulated", "error estimate"]
     text: str
     reach: float
     entropy: tuple[str, ...]
@@ -103,6 +104,32 @@ def write_series(
     return _write(Path(folder), checked_chunks(chunks, scan, ratio), templates, last_first)
 
 
+def write_error_series(
+    folder: str | Path,
+    chunks: Iterable[npt.NDArray[Any]],
+    scan: DicomScan,
+    ratio: float,
+    *,
+    origin: Origin,
+    last_first: bool = False,
+) -> str:
+    """Write error estimates of thin slices as :func:`write_series` writes the slices.
+
+    Values are expected absolute errors in HU, with a real-world value mapping that says so. The
+    series is another one than that of the slices, on the same grid.
+
+    Arguments and result are those of :func:`write_series`.
+    """
+    grid, thin = _thin(scan, ratio, origin)
+    text = (
+        "Expected absolute error in HU of each voxel of a series that a neural network made: "
+        f"mpunet {__version__}{_network(origin)}. Not an image of the patient. Not for diagnosis."
+    )
+    derivation = _Derivation("error estimate", text, thin.reach, (*origin, "error"))
+    templates = _Templates(scan, grid, derivation)
+    return _write(Path(folder), checked_chunks(chunks, scan, ratio), templates, last_first)
+
+
 def write_thick_series(
     folder: str | Path,
     scan: DicomScan,
@@ -136,13 +163,16 @@ def write_thick_series(
 
 def _thin(scan: DicomScan, ratio: float, origin: Origin) -> tuple[_Grid, _Derivation]:
     thick = float(scan.spacing[0])
-    network = f", network SHA-256 {origin.network}" if origin.network else ""
     text = (
         f"Thin slices ({thick / ratio:.4g} mm) estimated from slices {thick:.4g} mm apart by a "
-        f"neural network: mpunet {__version__}{network}. Not for diagnosis."
+        f"neural network: mpunet {__version__}{_network(origin)}. Not for diagnosis."
     )
     grid = _Grid(0, 1 / ratio, thin_depth(len(scan), ratio))
     return grid, _Derivation("synthetic", text, 1, tuple(origin))
+
+
+def _network(origin: Origin) -> str:
+    return f", network SHA-256 {origin.network}" if origin.network else ""
 
 
 def _write(
@@ -173,6 +203,9 @@ class _Templates:
         same = {(header.slope, header.intercept) for header in slices}
         whole = len(same) == 1 and slices[0].slope == 1 and slices[0].intercept.is_integer()
         self.intercept = int(slices[0].intercept) if whole else int(HU_MIN)
+        self.errors = derivation.kind == "error estimate"
+        if self.errors:
+            self.intercept = 0
         self.now = datetime.now(timezone.utc).astimezone()
         self._read: tuple[int, Any] = (-1, None)
 
@@ -185,10 +218,14 @@ class _Templates:
         dataset.SOPClassUID = pydicom().uid.CTImageStorage
         dataset.SOPInstanceUID = self._uid(str(index))
         dataset.SeriesInstanceUID = self.uid
-        dataset.SeriesNumber = 100 * int(dataset.get("SeriesNumber") or 0) + 1
+        number = 100 * int(dataset.get("SeriesNumber") or 0) + 1
+        dataset.SeriesNumber = number + 1 if self.errors else number
         dataset.InstanceNumber = index + 1
         dataset.ImageType = ["DERIVED", "SECONDARY", *(header.image_type[2:3] or ["AXIAL"])]
         name = f"mpunet {self.spacing:.4g} mm ({self.derivation.kind})"
+        if self.errors:
+            name = "mpunet error estimate"
+            _show_errors(dataset)
         dataset.SeriesDescription = (
             f"{str(dataset.get('SeriesDescription') or '')[: 63 - len(name)]} {name}".strip()
         )
@@ -219,6 +256,8 @@ class _Templates:
     def _derive(self, dataset: Any, place: float) -> None:
         dataset.DerivationDescription = self.derivation.text
         dataset.DerivationCodeSequence = [_code("113085", "Spatial resampling")]
+        if self.errors:  # for which there is no code
+            del dataset.DerivationCodeSequence
         sources = []
         for index, header in enumerate(self.scan.series.slices):
             if abs(index - place) >= self.derivation.reach:
@@ -283,7 +322,20 @@ class _Templates:
         return meta
 
 
-def _code(value: str, meaning: str) -> Any:
+def _show_errors(dataset: Any) -> None:
+    """Set a window for errors instead of the source's, and what values mean (PS3.3 C.7.6.16.2.11)."""
+    for keyword in ("VOILUTSequence", "VOILUTFunction", "WindowCenterWidthExplanation"):
+        dataset.pop(keyword, None)
+    dataset.WindowCenter, dataset.WindowWidth = 100, 200
     item = pydicom().Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
+    item.LUTExplanation, item.LUTLabel = "Expected absolute error", "HU"
+    item.RealWorldValueFirstValueMapped, item.RealWorldValueLastValueMapped = 0, int(HU_MAX)
+    item.RealWorldValueIntercept, item.RealWorldValueSlope = 0.0, 1.0
+    item.MeasurementUnitsCodeSequence = [_code("[hnsf'U]", "Hounsfield unit", "UCUM")]
+    dataset.RealWorldValueMappingSequence = [item]
+
+
+def _code(value: str, meaning: str, scheme: str = "DCM") -> Any:
+    item = pydicom().Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
     return item

@@ -10,6 +10,7 @@ const LETTERS = [["R", "L"], ["A", "P"], ["S", "I"]];
 const MAPS = {
   signed: { colours: ["#b9e6ff", "#2f7fe6", "#101214", "#d9482b", "#ffe3a3"], from: -1, scale: 200, meaning: "volume − reference" },
   absolute: { colours: ["#000004", "#57106e", "#bc3754", "#f98e09", "#fcffa4"], from: 0, scale: 200, meaning: "|volume − reference|" },
+  expected: { colours: ["#57106e", "#bc3754", "#f98e09", "#fcffa4"], from: 0, scale: 100, meaning: "expected |error|, over the image" },
   weights: { colours: ["#000004", "#57106e", "#bc3754", "#f98e09", "#fcffa4"], from: 0, scale: 3, meaning: "contrast-aware weight w" },
 };
 const CACHED_SLICES = 120;
@@ -39,7 +40,8 @@ class Viewer {
     this.cache.clear();
     this.field("case").value = name;
     this.alone = null;
-    this.volumes = this.case.volumes;
+    this.volumes = this.case.volumes.filter((volume) => !volume.error_of);
+    this.errors = new Map(this.case.volumes.filter((volume) => volume.error_of).map((errors) => [errors.error_of, errors]));
     this.reference = this.volumes.find((volume) => volume.name === this.case.reference);
     for (const [plane, positions] of Object.entries(this.case.positions)) this.index[plane] = Math.floor(positions.length / 2);
     this.root.querySelector(".windows").replaceChildren(...this.case.windows.map(([title, centre, width]) => {
@@ -48,9 +50,10 @@ class Viewer {
       return button;
     }));
     const compared = this.volumes.some((volume) => this.comparable(volume));
-    this.root.querySelector(".maps").hidden = !compared;
-    this.root.querySelector('[data-map="weights"]').hidden = !this.weighable();
-    if (!compared || (this.map === "weights" && !this.weighable())) this.map = "grey";
+    const usable = { grey: true, signed: compared, absolute: compared, weights: this.weighable(), expected: this.errors.size > 0 };
+    this.root.querySelector(".maps").hidden = !compared && !usable.expected;
+    for (const [map, use] of Object.entries(usable)) this.root.querySelector(`[data-map="${map}"]`).hidden = !use;
+    if (!usable[this.map]) this.map = "grey";
     const notes = this.root.querySelector(".notes");
     notes.hidden = !this.case.notes.length;
     notes.textContent = this.case.notes.join(" ");
@@ -196,11 +199,14 @@ class Viewer {
     const turn = (this.turn = (this.turn ?? 0) + 1);
     this.controls();
     const codes = await Promise.all(this.volumes.map((volume) => this.codes(volume)));
+    const expected = this.map === "expected";
+    const errors = await Promise.all(this.volumes.map(({ name }) => expected && this.errors.has(name) && this.codes(this.errors.get(name))));
     if (turn !== this.turn) return; // a newer render has started
     const reference = codes[this.volumes.indexOf(this.reference)];
     this.panels.forEach((panel, i) => {
       panel.codes = codes[i];
-      panel.reference = this.map !== "grey" && this.comparable(panel.volume) && this.sameSlice(panel.volume) ? reference : null;
+      panel.errors = errors[i];
+      panel.reference = this.map !== "grey" && !expected && this.comparable(panel.volume) && this.sameSlice(panel.volume) ? reference : null;
       this.paint(panel);
       this.draw(panel);
     });
@@ -218,13 +224,18 @@ class Viewer {
     const greys = volume.levels.map((value) => Math.round(255 * Math.min(Math.max((value - centre) / width + 0.5, 0), 1)));
     const value = panel.reference && this.mapped(panel), partner = value && this.partners(volume);
     const { colours, from } = MAPS[this.map] ?? {};
-    const table = value && colourTable(colours), scale = this.scales[this.map] || 1;
+    const table = (value || panel.errors) && colourTable(colours), scale = this.scales[this.map] || 1;
+    const shares = panel.errors && this.errors.get(volume.name).levels.map((hu) => Math.min(hu / scale, 1));
     for (let i = 0, o = 0; i < codes.length; i++, o += 4) {
       if (value) {
         if (partner[i] < 0) continue; // outside the reference, nothing is painted
         const share = (value(i, partner[i]) / scale - from) / (1 - from);
         [out[o], out[o + 1], out[o + 2]] = table[Math.round(255 * Math.min(Math.max(share, 0), 1))];
       } else out[o] = out[o + 1] = out[o + 2] = greys[codes[i]];
+      if (shares) {
+        const share = shares[panel.errors[i]], colour = table[Math.round(255 * share)];
+        for (let c = 0; c < 3; c++) out[o + c] += share * (colour[c] - out[o + c]);
+      }
       out[o + 3] = 255;
     }
     context.putImageData(image, 0, 0);
@@ -268,8 +279,8 @@ class Viewer {
     const { off, covered } = this.offset(volume);
     if (covered) context.drawImage(pixels, x, y, plane.columns * plane.spacing[0], plane.rows * plane.spacing[1]);
     const { through } = PLANES[this.plane], mm = plane.at[this.nearest(volume)];
-    const other = this.map !== "grey" && volume !== this.reference;
-    const why = other && !this.comparable(volume) ? "other grid, no map; " : other && !this.sameSlice(volume) ? "other slice, no map; " : "";
+    const expected = this.map === "expected", other = this.map !== "grey" && !expected && volume !== this.reference;
+    const why = expected && !this.errors.has(volume.name) ? "no error map; " : other && !this.comparable(volume) ? "other grid, no map; " : other && !this.sameSlice(volume) ? "other slice, no map; " : "";
     where.textContent = !covered ? "outside this volume" : `${why}${off > 0.05 ? `slice ${place(through, mm)}, ${off.toFixed(1)} mm off; ` : ""}${volume.caption}`;
     canvas.setAttribute("aria-label", `${volume.name}, ${this.plane} slice at ${place(through, mm)} mm`);
   }
@@ -292,7 +303,7 @@ class Viewer {
     const map = MAPS[this.map], find = (selector) => this.root.querySelector(selector);
     find(".legend").hidden = !map;
     if (!map) return;
-    const unit = this.map === "weights" ? "" : this.reference.unit, scale = this.scales[this.map];
+    const unit = { weights: "", expected: "HU" }[this.map] ?? this.reference.unit, scale = this.scales[this.map];
     find(".low").textContent = map.from < 0 ? `−${scale}` : "0";
     find(".high").textContent = `${map.from < 0 ? "+" : ""}${scale} ${unit}`;
     find(".colours").style.background = `linear-gradient(90deg, ${map.colours.join(", ")})`;
@@ -314,7 +325,7 @@ class Viewer {
   /** Show the values at the pointer in all panels, and its position in the patient. */
   point() {
     const { through, down, across } = PLANES[this.plane];
-    for (const { volume, canvas, codes, cross, value } of this.panels) {
+    for (const { volume, canvas, codes, errors, cross, value } of this.panels) {
       cross.style.display = this.pointer ? "block" : "none";
       value.textContent = "";
       if (!this.pointer || !codes || !this.offset(volume).covered) continue;
@@ -323,7 +334,9 @@ class Viewer {
       cross.style.left = `calc(50% + ${(this.pointer[0] - this.centre[0]) * scale}px)`;
       cross.style.top = `calc(50% + ${(this.pointer[1] - this.centre[1]) * scale}px)`;
       if (at[0] < 0 || at[1] < 0 || at[0] >= plane.columns || at[1] >= plane.rows) continue;
-      value.textContent = `${+volume.levels[codes[at[1] * plane.columns + at[0]]].toPrecision(5)} ${volume.unit}`.replace("-", "−");
+      const pixel = at[1] * plane.columns + at[0], expected = errors && this.errors.get(volume.name).levels[errors[pixel]];
+      value.textContent = `${+volume.levels[codes[pixel]].toPrecision(5)} ${volume.unit}`.replace("-", "−");
+      if (errors) value.textContent += `, error ${expected.toFixed()} HU`;
     }
     if (!this.pointer) return;
     const own = [];

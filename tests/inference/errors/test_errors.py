@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -24,7 +25,7 @@ def random_slices(depth, size=(9, 12), seed=0):
     rng = torch.Generator().manual_seed(seed)
     for t in range(depth):
         mean, spread, interpolated = 300 * torch.rand(3, *size, generator=rng) - 900
-        yield Slice(mean, spread + 900, interpolated, (t % 5) / 5, 1 + t % 3)
+        yield Slice(mean, spread + 900, interpolated, (t % 5) / 5, 1 + t % 3, 5.0)
 
 
 def test_features_equal_explicit_sums():
@@ -55,6 +56,7 @@ def test_features_equal_explicit_sums():
         assert got["deviation around"][y, x] == pytest.approx(np.log1p(flat.std()), rel=1e-3)
         assert (got["distance"] == np.float32(slices[t].distance)).all()
         assert (got["windows"] == np.float32(1 / slices[t].windows)).all()
+        assert (got["spacing"] == np.float32(np.log(5))).all()
 
 
 def test_features_do_not_depend_on_the_direction():
@@ -103,6 +105,27 @@ def test_known_slices():
         np.testing.assert_allclose(item.interpolated, expected, atol=1e-3)
     assert [item.distance for item in slices] == [0, 0.5] * 5 + [0]
     assert [item.windows for item in slices] == [1, 1, 2, 2, 3, 2, 3, 2, 2, 1, 1]
+
+
+def test_the_spacing_of_a_scan_is_seen_and_that_of_an_array_counts_as_usual(monkeypatch):
+    seen = []
+    monkeypatch.setattr(ErrorModel, "forward", lambda self, found: seen.append(found) or found[0])
+    both = Reconstructor(network, **OPTIONS, error=made_model())
+    image = nib.Nifti1Image(THICK.T.astype(np.int16), np.diag([1, 1, 4.0, 1]))
+    both.with_error(image)
+    assert [float(found[at("spacing")].mean()) for found in seen] == pytest.approx([np.log(4)] * 11)
+    seen.clear()
+    both.with_error(THICK)
+    assert all(found[at("spacing")].isnan().all() for found in seen)
+    monkeypatch.undo()
+    model = made_model()
+    model.center[at("spacing")] = float(np.log(5))
+    known, unknown = seen[0].clone(), seen[0]
+    known[at("spacing")] = float(np.log(5))
+    assert torch.equal(model(unknown), model(known))
+    assert torch.equal(*(model.strange(part.movedim(0, -1)) for part in (unknown, known)))
+    known[at("spacing")] = float(np.log(6))
+    assert not torch.equal(model(unknown), model(known))
 
 
 @pytest.mark.parametrize("last_first", [False, True])
@@ -174,6 +197,26 @@ def test_fit_finds_the_expected_error_and_its_coverage():
     usual = Strangeness(fit.model)
     usual.add(torch.zeros(len(NAMES), 8, 8))
     assert usual.warning() is None
+
+
+def test_fit_learns_the_spacing_if_it_varies():
+    rows = at("spacing")
+    samples = []
+    for k, (patient, spacing) in enumerate([("a", 5.0), ("a", 6.0), ("b", 5.0), ("b", 6.0)]):
+        one = made_samples(patient, k, scale=spacing - 4)
+        one.features[:, rows] = float(np.log(spacing))
+        samples.append(one._replace(case=f"{patient}{k}"))
+    inputs = torch.zeros(len(NAMES), 1, 3)
+    inputs[0] = -1.5
+    inputs[rows, 0] = torch.tensor([5.0, 6.0, torch.nan]).log()
+    at_5, at_6, unknown = fit_error_model(samples, steps=100).model(inputs)[0].tolist()
+    assert (at_5, at_6) == pytest.approx((10, 20), rel=0.4)
+    assert at_6 > 1.5 * at_5
+    assert at_5 < unknown < at_6
+    for one in samples:
+        one.features[:, rows] = float(np.log(5))
+    same = fit_error_model(samples, steps=20).model(inputs)[0].tolist()
+    assert same == pytest.approx([same[0]] * 3, rel=1e-4)
 
 
 def test_calibration_is_of_patients_that_were_left_out():

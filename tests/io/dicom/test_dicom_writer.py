@@ -1,18 +1,22 @@
 """Derived DICOM series: what they hold, what they say of themselves, and that they are whole."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from made import SERIES, voxels, write_enhanced, write_series
 
 from mpunet.__main__ import main
+from mpunet.inference.errors import ErrorModel
 from mpunet.io.dicom.scan import open_series
 from mpunet.io.dicom.series import find_series
-from mpunet.io.dicom.writer import Origin, series_uid
+from mpunet.io.dicom.writer import Origin, series_uid, write_error_series
 from mpunet.io.dicom.writer import write_series as write_thin
 from mpunet.io.partial_file import remove_partials
 from mpunet.phantom import chest_phantom
+from mpunet.weights import read_weights, write_weights
 
 pydicom = pytest.importorskip("pydicom")
 ORIGIN = Origin("ab" * 32, "stride 1")
@@ -177,3 +181,83 @@ def test_predict_writes_series(tmp_path, untrained, capsys):
     again = ["predict", str(tmp_path / "nifti"), str(tmp_path / "x"), *words[3:]]
     assert main([*again, "--format", "dicom"]) == 2
     assert "Expected DICOM series for results in DICOM, got" in capsys.readouterr().err
+
+
+def test_error_estimates_are_another_series(tmp_path):
+    def more(index, dataset):
+        dataset.WindowCenter, dataset.WindowWidth = -600, 1500
+        dataset.WindowCenterWidthExplanation = "Lung"
+        dataset.SeriesDescription, dataset.SeriesNumber = "Thorax 5.0 " * 5, 3
+        dataset.FrameOfReferenceUID = "1.2.9"
+        dataset.DerivationCodeSequence = [pydicom.Dataset()]
+
+    write_series(tmp_path / "a", change=more)
+    scan, _ = opened(tmp_path / "a")
+    image = write_thin(tmp_path / "thin", [THIN], scan, 5, origin=ORIGIN)
+    errors = np.abs(THIN)
+    errors[0, 0, :2] = 0, 3071
+    uid = write_error_series(tmp_path / "thin_error", [errors], scan, 5, origin=ORIGIN)
+    assert uid not in (image, SERIES)
+    (series,), _ = find_series(sorted((tmp_path / "thin_error").iterdir()))
+    series = open_series(series, check_hu=False)
+    found = np.stack(list(series)[:: -1 if series.last_first else 1])
+    np.testing.assert_array_equal(found, errors)
+    np.testing.assert_allclose(series.slab_affine, opened(tmp_path / "thin")[0].slab_affine)
+    pairs = zip(datasets(tmp_path / "thin"), datasets(tmp_path / "thin_error"), strict=True)
+    for thin, dataset in pairs:
+        assert dataset.SeriesInstanceUID == uid
+        assert dataset.SOPInstanceUID != thin.SOPInstanceUID
+        assert dataset.SeriesNumber == thin.SeriesNumber + 1
+        for same in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "ImageType"):
+            assert dataset[same] == thin[same]
+        assert dataset.SeriesDescription.endswith(" mpunet error estimate")
+        assert len(dataset.SeriesDescription) <= 64
+        assert dataset.DerivationDescription.startswith("Expected absolute error in HU")
+        assert ORIGIN.network in dataset.DerivationDescription
+        assert "DerivationCodeSequence" not in dataset
+        assert "WindowCenterWidthExplanation" not in dataset
+        assert (dataset.WindowCenter, dataset.WindowWidth) == (100, 200)
+        (meaning,) = dataset.RealWorldValueMappingSequence
+        first, last = (
+            meaning.RealWorldValueFirstValueMapped, meaning.RealWorldValueLastValueMapped,
+        )  # fmt: skip
+        assert (first, last) == (0, 3071)
+        assert (meaning.RealWorldValueSlope, meaning.RealWorldValueIntercept) == (1, 0)
+        assert meaning.MeasurementUnitsCodeSequence[0].CodeValue == "[hnsf'U]"
+        assert "RealWorldValueMappingSequence" not in thin
+    assert (dataset.pixel_array == errors[-1]).all()  # stored values are HU
+
+
+def test_predict_writes_error_series_and_both_or_none(tmp_path, untrained, capsys):
+    thick = chest_phantom(0, shape=(9, 30, 32), spacing=(5, 10, 10)).thin
+    write_series(tmp_path / "scans" / "chest", thick, pixel=(10, 10))
+    weights = read_weights(untrained)
+    torch.manual_seed(0)
+    weights.record["error"] = ErrorModel().to_record()
+    write_weights(tmp_path / "net.safetensors", weights)
+    folder = tmp_path / "thin"
+    words = ["predict", str(tmp_path / "scans"), str(folder), "--device", "cpu", "--fast"]
+    words += ["--checkpoint", str(tmp_path / "net.safetensors")]
+    assert main(words) == 0
+    assert main([*words, "--error_map"]) == 0  # a result without its map is not finished
+    assert "already in" not in capsys.readouterr().out
+    assert sorted(p.name for p in folder.iterdir()) == ["chest", "chest_error", "manifest.jsonl"]
+    record = json.loads((folder / "manifest.jsonl").read_text().splitlines()[-1])
+    errors = np.stack([d.pixel_array for d in datasets(folder / "chest_error")])
+    assert errors.shape == (41, 30, 32)
+    assert record["error"]["mean"] == pytest.approx(errors.mean(), abs=0.01)
+    assert record["series"] == datasets(folder / "chest")[0].SeriesInstanceUID
+    assert main([*words, "--error_map"]) == 0
+    assert "1 of 1 volumes are already in" in capsys.readouterr().out
+    shutil.rmtree(folder / "chest")
+    assert main([*words, "--error_map"]) == 0
+    assert (folder / "chest").is_dir()
+    truth = tmp_path / "truth"
+    shutil.copytree(folder / "chest", truth / "chest")
+    evaluate = ["evaluate", str(folder), str(truth), "--error_maps", str(folder)]
+    evaluate += ["--lungs", "none", "--fidelity", "false", "--report", "false"]
+    assert main([*evaluate, "--output", str(tmp_path / "scores")]) == 0
+    assert "error_map_bias, whole, HU" in capsys.readouterr().out
+    write_series(tmp_path / "scans" / "chest_error", thick, uid="1.2.77", pixel=(10, 10))
+    assert main([*words, "--error_map"]) == 2
+    assert "which is that of another scan or result" in capsys.readouterr().err

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from helpers import nifti, save, tilted
 
-from mpunet.io.scan_file import read_info
 from mpunet.io.nifti.sidecar import slice_thickness, thickness_note
+from mpunet.io.scan_file import read_info
 from mpunet.io.volume import volume_info
 
 SLAB = np.zeros((3, 4, 5), np.int16)
