@@ -59,3 +59,16 @@ def pair_folder(tmp_path):
         save(tmp_path / "pairs" / "thin" / f"p{i}.nii.gz", slab)
         save(tmp_path / "pairs" / "thick" / f"p{i}.nii.gz", slab[::3], spacing=(3.0, 0.7, 0.7))
     return tmp_path / "pairs"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """One headless Chromium for all tests of pages."""
+    from browser import Browser, find_chromium
+
+    command = find_chromium()
+    if command is None:
+        pytest.skip("needs Chromium or Chrome")
+    browser = Browser(command)
+    yield browser
+    browser.close()

@@ -13,7 +13,7 @@ from mpunet.io.volume import volume_from_image
 
 
 class OthersNetwork(torch.nn.Module):
-    """A network that knows nothing of mpunet: the example of docs/guide.md."""
+    """A network that knows nothing of mpunet: the example of docs/tutorial_network.md."""
 
     n_thick, ratio = 8, 5
 

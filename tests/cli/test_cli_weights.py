@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import mpunet.pretrained
 import mpunet.weights
 from mpunet.__main__ import main
 from mpunet.config import from_config
@@ -129,7 +130,7 @@ def test_a_weights_file_predicts_what_its_checkpoint_does(
 ) -> None:
     assert predict(data / "scans", tmp_path / "a", "--ckpt_path", str(checkpoint)) == 0
     assert predict(data / "scans", tmp_path / "b", "--ckpt_path", str(file)) == 0
-    monkeypatch.setattr(mpunet.weights, "PACKAGED", file)
+    monkeypatch.setattr(mpunet.pretrained, "PACKAGED", file)
     assert predict(data / "scans", tmp_path / "c") == 0
     np.testing.assert_array_equal(voxels(tmp_path / "a"), voxels(tmp_path / "b"))
     np.testing.assert_array_equal(voxels(tmp_path / "a"), voxels(tmp_path / "c"))
@@ -153,7 +154,7 @@ def test_packaged_weights_are_measured_without_a_path(
     figures = []
     for words in ([], ["--ckpt_path", str(file)]):
         monkeypatch.setattr(
-            mpunet.weights, "PACKAGED", tmp_path / "none.safetensors" if words else file
+            mpunet.pretrained, "PACKAGED", tmp_path / "none.safetensors" if words else file
         )
         folder = "--data.val_dir" if stage == "validate" else "--data.test_dir"
         where = [
@@ -225,7 +226,7 @@ def test_networks_that_come_with_mpunet_go_by_name(
     three = replace(three, tensors=from_config(three.net).state_dict())
     for ratio, weights in ((5, five), (3, three)):
         write_weights(tmp_path / f"mpunet_r{ratio}.safetensors", weights)
-    monkeypatch.setattr(mpunet.weights, "PACKAGED", tmp_path / "mpunet_r5.safetensors")
+    monkeypatch.setattr(mpunet.pretrained, "PACKAGED", tmp_path / "mpunet_r5.safetensors")
     spacing._packaged.cache_clear()
     image = nib.load(data / "scans" / "case.nii.gz")
     (tmp_path / "scans").mkdir()
@@ -244,7 +245,7 @@ def test_networks_that_come_with_mpunet_go_by_name(
     spacing._packaged.cache_clear()
     with pytest.raises(
         ValueError,
-        match=r"come with mpunet \(packaged, packaged_r3, packaged_r5, packaged_r5_wide\), got packaged_r4",
+        match=r"come with mpunet \(packaged, packaged_r3, packaged_r5\), got packaged_r4",
     ):
         read_weights("packaged_r4")
 
@@ -256,7 +257,7 @@ def test_fit_begins_with_weights(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(mpunet.weights, "PACKAGED", file)
+    monkeypatch.setattr(mpunet.pretrained, "PACKAGED", file)
     assert fit(data, tmp_path, "--init_from", "packaged", "--model.lr", "0") == 0
     assert f"Starts from the weights in {file}." in caplog.text
     checkpoint = read_weights(tmp_path / "last.ckpt")

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mpunet.losses import FeatureMatching, VGG16Features, VGGLayer, feature_matching_loss
-from mpunet.losses.feature_matching import _INDEX
+from mpunet.losses.feature_matching import _INDEX, _truncated_vgg16
 
 LAYERS: tuple[VGGLayer, ...] = ("relu1_2", "relu2_1")
 SHAPE = (2, 1, 3, 8, 10)
@@ -68,6 +68,10 @@ def test_layer_names_point_to_the_right_relus() -> None:
             found[f"relu{block}_{place}"] = index
     assert found == _INDEX
     assert tuple(found) == get_args(VGGLayer)
+
+
+def test_layers_are_torchvisions() -> None:
+    assert repr(_truncated_vgg16(31)) == repr(torchvision_features())
 
 
 def test_features_are_torchvisions_on_normalised_replicated_slices(

@@ -184,7 +184,7 @@ def test_wrong_inner_loss() -> None:
 def test_no_part_for_this_network(thin: Tensor, lung: Tensor) -> None:
     with pytest.raises(
         ValueError,
-        match=r"only mask, inner, outer have a weight above 0.*weight of image or feature",
+        match=r"only mask, inner, outer have a weight above 0.*weight of image, squared or feature",
     ):
         Objective()(Output(thin), thin, lung)
 
