@@ -1,13 +1,22 @@
-"""Memory of the process: keep freed memory, set a limit, and detect out-of-memory errors."""
+"""Memory and cores of the process: limits, peaks and out-of-memory errors."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 import torch
+from torch import nn
 
-__all__ = ["is_out_of_memory", "keep_freed_memory", "limit_memory"]
+__all__ = [
+    "available_cores",
+    "channels_last",
+    "is_out_of_memory",
+    "keep_freed_memory",
+    "limit_memory",
+    "peak_memory",
+]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8  # M_... of malloc.h
 # Minimum free memory in bytes for threads and generated code; with less, computations fail.
@@ -94,6 +103,55 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
+
+
+def peak_memory(device: torch.device | str = "cpu") -> float:
+    """Return the peak memory in bytes: of a CUDA device, else of this process.
+
+    NaN on Windows without CUDA, where Python cannot tell.
+
+    >>> peak_memory() > 1e6
+    True
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        return float("nan")
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """Lay out the kernels of 3D convolutions in memory so that they are fastest on CPUs and GPUs.
+
+    ``network.to(memory_format=torch.channels_last_3d)`` fails for networks that also have 2D
+    convolutions.
+
+    Returns:
+        The network itself.
+
+    >>> convs = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Conv3d(2, 2, 3))
+    >>> channels_last(convs)[1].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    True
+    """
+    for parameter in network.parameters():
+        if parameter.ndim == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+    return network
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use.
+
+    Schedulers such as SLURM give a process fewer cores than the machine has. Only Linux tells.
+
+    >>> 1 <= available_cores() <= os.cpu_count()
+    True
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _data_size() -> int:

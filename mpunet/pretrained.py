@@ -25,6 +25,7 @@ from typing_extensions import Self
 
 from mpunet import __version__
 from mpunet.config import Configurable, from_config, public_path
+from mpunet.memory import channels_last
 
 __all__ = [
     "CONFIG",
@@ -141,7 +142,7 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], source: Path
         raise ValueError(
             f"The weights in {source} do not fit the network described there: {error}"
         ) from error
-    return network.eval().to(memory_format=torch.channels_last_3d)
+    return channels_last(network.eval())
 
 
 def packaged() -> dict[str, Path]:

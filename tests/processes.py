@@ -17,8 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["mpunet.cli.lightning_cli"])
+if "forkserver" in multiprocessing.get_all_start_methods():
+    SERVER = multiprocessing.get_context("forkserver")
+    SERVER.set_forkserver_preload(["mpunet.cli.lightning_cli"])
+else:  # Windows: each process imports Lightning
+    SERVER = multiprocessing.get_context("spawn")
 
 
 class Ended(NamedTuple):

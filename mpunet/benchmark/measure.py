@@ -1,4 +1,4 @@
-"""Measure one row on the test cases: HU metrics and the cost of the network.
+"""Measure one row on the test cases: HU metrics and costs.
 
 Runs in a separate process, so that the peak memory is that of the row alone::
 
@@ -8,27 +8,29 @@ Runs in a separate process, so that the peak memory is that of the row alone::
 from __future__ import annotations
 
 import json
-import resource
+import math
 import sys
-import time
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from mpunet.config import from_config
+from mpunet.benchmark.network import Network
+from mpunet.benchmark.program import Program
 from mpunet.data.datamodule import ThickThinDataModule
-from mpunet.inference import Reconstructor
+from mpunet.data.volumes import VolumeCase
 from mpunet.inference.options import Stride
 from mpunet.memory import keep_freed_memory
-from mpunet.models.base import geometry_of
+from mpunet.metrics.fidelity import hu_bias, lung_density
+from mpunet.metrics.texture import sharpness
 from mpunet.report.pictures import coronal
 from mpunet.training.case_metrics import CaseMetrics, hu_metrics
-from mpunet.weights import read_weights
 
-__all__ = ["Result", "Task", "flops_per_slice", "measure"]
+__all__ = ["FIDELITY", "Result", "Task", "measure"]
+
+FIDELITY = ("lung_bias", "lung_laa950", "lung_sharpness", "truth_laa950", "truth_sharpness")
 
 
 class Task(TypedDict):
@@ -37,15 +39,22 @@ class Task(TypedDict):
     Attributes:
         checkpoint: checkpoint of the trained row; None for a network without trained parameters.
         net: the network as ``{"class_path": ..., "init_args": ...}``; used without a checkpoint.
+        command: command line of an external program, measured instead of a network; see
+            :class:`mpunet.benchmark.program.Program`.
+        ratio: thick spacing / thin spacing, used with a command.
         data: arguments of the data module, including ``test_dir``.
         stride: thick slices between windows.
+        tile: in-plane size in pixels above which planes are cut into tiles; None for whole planes.
         output: folder of the row, for ``result.json`` and the pictures.
     """
 
     checkpoint: str | None
     net: dict[str, Any] | None
+    command: str | None
+    ratio: int
     data: dict[str, Any]
     stride: Stride
+    tile: int | None
     output: str
 
 
@@ -54,18 +63,20 @@ class Result(TypedDict):
 
     Attributes:
         metrics: means over cases, with the keys of
-            :func:`mpunet.training.case_metrics.hu_metrics`.
+            :func:`mpunet.training.case_metrics.hu_metrics` and :data:`FIDELITY`.
         cases: the same metrics for each case.
-        parameters: number of parameters of the network.
-        gflops: GFLOPs per thin slice of 512 x 512 at stride 1; a multiply-add counts as two.
-        seconds: reconstruction time per volume, mean over cases.
-        peak_mb: peak memory in MB, of the GPU if there is one, else of the process.
+        parameters: number of parameters of the network; None for a program.
+        gflops: GFLOPs per thin slice of 512 x 512 at stride 1; a multiply-add counts as two. None
+            for a program.
+        seconds: reconstruction time per volume, mean over cases; of a program with its start,
+            reading and writing.
+        peak_mb: peak memory in MB, of the GPU if a network runs on one, else of the process.
     """
 
     metrics: dict[str, float]
     cases: dict[str, dict[str, float]]
-    parameters: int
-    gflops: float
+    parameters: int | None
+    gflops: float | None
     seconds: float
     peak_mb: float
 
@@ -76,62 +87,50 @@ def measure(task: Task) -> Result:
     Coronal slices of the first case are written to ``coronal.npy`` and ``truth.npy`` in the output
     folder.
     """
-    network, flips = from_config(task["net"] or {}), False
-    if task["checkpoint"]:
-        weights = read_weights(task["checkpoint"])
-        network, flips = weights.network(), weights.flips
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    gflops = flops_per_slice(network)
-    reconstruct = Reconstructor.from_network(
-        network, stride=task["stride"], device=device, check_hu=False, flips=flips
+    output = Path(task["output"])
+    method = (
+        Program(task["command"], task["ratio"], output)
+        if task["command"]
+        else Network(task["net"], task["checkpoint"], stride=task["stride"], tile=task["tile"])
     )
-    n_thick, ratio, _ = geometry_of(network)
-    data = ThickThinDataModule(**task["data"], n_thick=n_thick, ratio=ratio)
+    data = ThickThinDataModule(**task["data"], n_thick=method.n_thick, ratio=method.ratio)
     data.setup("test")
     means, cases, seconds = CaseMetrics(), {}, []
-    for case in data.test_dataloader():
-        start = time.perf_counter()
-        image = reconstruct(case["thick"].numpy())
-        seconds.append(time.perf_counter() - start)
+    for case, image, took in method.reconstruct(data.test_dataloader()):
+        seconds.append(took)
         values = hu_metrics(torch.from_numpy(image), case["thin"], case["lung"])
         means.update(case["index"], values)
         cases[case["name"]] = {key: float(value) for key, value in values.items()}
+        cases[case["name"]] |= _fidelity(image, case)
         if case["index"] == 0:
             for name, slab in (("coronal", image), ("truth", case["thin"].numpy())):
-                np.save(Path(task["output"]) / f"{name}.npy", coronal(slab, case["spacing"]))
+                np.save(output / f"{name}.npy", coronal(slab, case["spacing"]))
+    fidelity = {key: [values[key] for values in cases.values()] for key in FIDELITY}
     return Result(
-        metrics={key: float(value) for key, value in means.compute().items()},
+        metrics={key: float(value) for key, value in means.compute().items()}
+        | {key: _mean(values) for key, values in fidelity.items()},
         cases=cases,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        gflops=gflops,
+        parameters=method.parameters,
+        gflops=method.gflops,
         seconds=float(np.mean(seconds)),
-        peak_mb=_peak(device),
+        peak_mb=method.peak_bytes / 1e6,
     )
 
 
-def flops_per_slice(network: Any, size: int = 128) -> float:
-    """Count the GFLOPs for one more thin slice of 512 x 512 at stride 1.
-
-    This is the cost of a window divided by the number of thin slices that each window adds. It is
-    counted on windows of about ``size`` x ``size`` and scaled to 512 x 512, because the cost of
-    convolutions is proportional to the area.
-
-    >>> from mpunet.models import MPUNet
-    >>> round(flops_per_slice(MPUNet(widths=(2, 2, 2, 2, 2, 2))), 1)
-    3.5
-    """
-    n_thick, ratio, multiple = geometry_of(network)
-    size -= size % multiple
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, 1, n_thick, size, size))
-    return float(counter.get_total_flops() / ratio / 1e9 * (512 / size) ** 2)
+def _fidelity(image: npt.NDArray[Any], case: VolumeCase) -> dict[str, float]:
+    """Return the measures of FIDELITY in the lungs: HU, %, and power ratios without unit."""
+    truth, lung = case["thin"].numpy(), case["lung"].numpy()
+    values = [hu_bias(image, truth, lung).lungs]
+    for volume in (image, truth):
+        sharp = sharpness(volume, case["spacing"], lung).ratio
+        values += [lung_density(volume, lung).laa950, sharp]
+    return dict(zip(FIDELITY, values, strict=True))
 
 
-def _peak(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+def _mean(values: list[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if all are."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ class Row(NamedTuple):
 
     Attributes:
         name: file name without order number and suffix: ``03_vnet.yaml`` is ``vnet``.
-        config: the YAML file; together with the base, a configuration of ``mpunet fit``.
+        config: the YAML file; together with the base, a configuration of ``mpunet fit``. Or, for an
+            external program, a file with ``command`` and, if it is not 5, ``ratio`` alone.
     """
 
     name: str
@@ -28,6 +29,23 @@ class Row(NamedTuple):
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         return value
+
+    @property
+    def command(self) -> str | None:
+        """Command line of an external program; None if the row is a network.
+
+        Raises:
+            ValueError: if the file has other sections than ``command`` and ``ratio``.
+        """
+        sections = self.section() or {}
+        if "command" not in sections:
+            return None
+        if set(sections) - {"command", "ratio"} or not isinstance(sections["command"], str):
+            raise ValueError(
+                f"Expected a row with a command line and perhaps a ratio, nothing else, got "
+                f"{', '.join(sections)} in {self.config}."
+            )
+        return sections["command"]
 
     @property
     def needs_imagenet(self) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, cast
 import yaml
 
 from mpunet.benchmark.measure import Result, Task
+from mpunet.benchmark.program import last_line, unset_variables
 from mpunet.benchmark.rows import Row, find_rows
 from mpunet.config import from_config
 from mpunet.inference.options import Stride
@@ -32,7 +33,8 @@ class Outcome(NamedTuple):
 
     Attributes:
         row: the method.
-        status: "done", "not run" (a required file is missing) or "failed".
+        status: "done", "not run" (a file, package or environment variable that the row needs is
+            missing) or "failed".
         reason: why the row is not done; None if it is.
         result: metrics and costs; None if the row is not done.
     """
@@ -46,10 +48,12 @@ class Outcome(NamedTuple):
 class Benchmark:
     """Train methods (rows) under the same conditions and measure them on the same cases.
 
-    All rows train on the same crops in the same order, for the same number of steps or minutes.
-    Each row has a folder with its name, with ``train.log``, ``last.ckpt``,
-    ``version_*/metrics.csv`` (learning curves) and ``result.json``. A row with a result is skipped,
-    a row with a checkpoint is resumed, and a row that fails does not stop the others.
+    A row is a network, or the command line of an external program, which is only measured; see
+    :class:`mpunet.benchmark.program.Program`. All networks train on the same crops in the same
+    order, for the same number of steps or minutes. Each row has a folder with its name, with
+    ``train.log``, ``last.ckpt``, ``version_*/metrics.csv`` (learning curves) and ``result.json``. A
+    row with a result is skipped, a row with a checkpoint is resumed, and a row that fails does not
+    stop the others.
 
     Args:
         rows: folder of YAML files, one for each row, or a list of files and folders; see
@@ -144,13 +148,20 @@ class Benchmark:
                 return Outcome(
                     row, "not run", "needs VGG-16's ImageNet weights: give --vgg_weights FILE", None
                 )
+            unset = unset_variables(row.command or "")
+            if not finished.is_file() and unset:
+                variables = ", ".join(f"${name}" for name in unset)
+                reason = f"needs {variables}, see {row.config}"
+                return Outcome(row, "not run", reason, None)
             # Raises if the row was started with another budget, even if it has a result.
             steps = self._steps(row, folder) if trained else 0
             if not finished.is_file():
                 self._measure(row, folder, self._train(row, folder, steps) if trained else None)
             return Outcome(row, "done", None, cast(Result, json.loads(finished.read_text())))
         except subprocess.CalledProcessError:
-            return Outcome(row, "failed", _last_line(folder / "train.log"), None)
+            return Outcome(row, "failed", last_line(folder / "train.log"), None)
+        except (FileNotFoundError, ModuleNotFoundError) as error:
+            return Outcome(row, "not run", str(error), None)
         except Exception as error:  # an error in one row must not stop the others
             return Outcome(row, "failed", f"{type(error).__name__}: {error}", None)
 
@@ -165,6 +176,8 @@ class Benchmark:
         return True
 
     def _is_trained(self, row: Row) -> bool:
+        if row.command:
+            return False
         network: Any = from_config(row.section("model", "net"))
         return any(parameter.requires_grad for parameter in network.parameters())
 
@@ -257,8 +270,11 @@ class Benchmark:
         task = Task(
             checkpoint=str(checkpoint) if checkpoint else None,
             net=row.section("model", "net"),
+            command=row.command,
+            ratio=row.section("ratio") or 5,
             data={**data, "test_dir": self.test_dir},
             stride=self.stride,
+            tile=row.section("inference", "tile"),
             output=str(folder),
         )
         (folder / "task.json").write_text(json.dumps(task, indent=2))
@@ -285,8 +301,3 @@ class Benchmark:
             subprocess.run(
                 [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, check=True
             )
-
-
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return f"{lines[-1]} (see {log})" if lines else f"see {log}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mpunet.benchmark.measure import FIDELITY
 from mpunet.benchmark.run import Outcome
 from mpunet.report.pictures import draw_with_details, pyplot
 from mpunet.training.case_metrics import LUNG_METRICS, WHOLE_METRICS
@@ -19,7 +21,7 @@ _HEADS = ("MAE", "RMSE", "PSNR", "SSIM")
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
-    """Return three Markdown tables: lungs, whole volumes, costs.
+    """Return four Markdown tables: lungs, whole volumes, fidelity in the lungs, costs.
 
     Below them, a line for each row without a result gives the reason.
     """
@@ -35,26 +37,48 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
                     f"| {outcome.row.name} | {mae:.2f} | {rmse:.2f} | {psnr:.2f} | {ssim:.4f} |"
                 )
         parts.append("\n".join(lines))
+    parts += ["\n".join(_fidelity(outcomes)), "\n".join(_costs(outcomes))]
+    parts.append(
+        "MAE and RMSE in HU, PSNR in dB for a range of 4095 HU. Bias: mean of output - truth. "
+        "LAA-950: share of lung voxels below -950 HU. Sharpness: power along depth / in plane. "
+        "Seconds of a program include its start, reading and writing."
+    )
+    parts += [f"{o.row.name}: {o.status}, {o.reason}." for o in outcomes if o.result is None]
+    return "\n\n".join(parts) + "\n"
+
+
+def _fidelity(outcomes: Sequence[Outcome]) -> list[str]:
+    lines = ["| fidelity, lungs | bias, HU | LAA-950, % | sharpness |", "|---|---|---|---|"]
+    done = [(o.row.name, o.result["metrics"]) for o in outcomes if o.result is not None]
+    for name, metrics in done:
+        bias, laa950, sharp, *_ = (metrics.get(key, math.nan) for key in FIDELITY)
+        lines.append(f"| {name} | {bias:+.2f} | {laa950:.2f} | {sharp:.3f} |")
+    for _, metrics in done[:1]:
+        laa950, sharp = (metrics.get(key, math.nan) for key in FIDELITY[3:])
+        lines.append(f"| truth | | {laa950:.2f} | {sharp:.3f} |")
+    return lines
+
+
+def _costs(outcomes: Sequence[Outcome]) -> list[str]:
     lines = [
         "| cost | parameters | GFLOPs per thin slice of 512 × 512 | seconds per volume "
         "| peak memory, MB |",
         "|---|---|---|---|---|",
     ]
     for outcome in outcomes:
-        if outcome.result is not None:
-            r = outcome.result
+        if (r := outcome.result) is not None:
+            parameters = "" if r["parameters"] is None else f"{r['parameters']:,}"
+            gflops = "" if r["gflops"] is None else f"{r['gflops']:.1f}"
             lines.append(
-                f"| {outcome.row.name} | {r['parameters']:,} | {r['gflops']:.1f} "
+                f"| {outcome.row.name} | {parameters} | {gflops} "
                 f"| {r['seconds']:.1f} | {r['peak_mb']:.0f} |"
             )
-    parts += ["\n".join(lines), "MAE and RMSE in HU, PSNR in dB for a range of 4095 HU."]
-    parts += [f"{o.row.name}: {o.status}, {o.reason}." for o in outcomes if o.result is None]
-    return "\n\n".join(parts) + "\n"
+    return lines
 
 
 def write_csv(outcomes: Sequence[Outcome], path: Path) -> None:
     """Write a CSV file with one line per row: status, reason, all metrics and costs."""
-    keys = [*WHOLE_METRICS, *LUNG_METRICS]
+    keys = [*WHOLE_METRICS, *LUNG_METRICS, *FIDELITY]
     costs = ["parameters", "gflops", "seconds", "peak_mb"]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["row", "status", "reason", *keys, *costs])

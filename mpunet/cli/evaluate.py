@@ -49,8 +49,8 @@ def evaluate(
         name: name of the method in the results; by default the name of the predictions folder.
         against: other methods to compare with, as "NAME=DIR,NAME=DIR"; adds paired differences and
             a Wilcoxon signed-rank test.
-        protocol: HU window, data range and trimmed slices: "paper" or "rplhr"; see
-            docs/evaluate.md.
+        protocol: HU window, data range, trimmed slices and planes: "paper", "rplhr" or "mss-ct";
+            see docs/evaluate.md.
         inputs: folder of the thick scans, or one file, for consistency and baselines; default
             references/thick.
         lungs: folder of lung masks on the grids of the references, or one file; "auto" reads masks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mpunet.data.cache import CachedCase
+from mpunet.memory import available_cores
 
 __all__ = [
     "CropBatch",
@@ -191,7 +191,5 @@ def default_workers() -> int:
 
     One per available core, at most 8; 0 (no extra process) with two cores or fewer.
     """
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = available_cores()
     return 0 if cores <= 2 else min(8, cores)

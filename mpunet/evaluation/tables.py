@@ -91,9 +91,10 @@ def screen(evaluation: Evaluation) -> str:
     """
     protocol = evaluation.protocol
     trim = f", {protocol.trim} slices left out at each end" if protocol.trim else ""
+    planes = "axial" if protocol.planes == "axial" else "in three planes"
     parts = [
         f"Protocol {protocol.name}: HU clipped to [{protocol.low:g}, {protocol.high:g}], PSNR and "
-        f"SSIM for a range of {protocol.high - protocol.low:g} HU, SSIM 2D axial{trim}."
+        f"SSIM for a range of {protocol.high - protocol.low:g} HU, SSIM 2D {planes}{trim}."
     ]
     found = {(s.method, s.measure.metric, s.measure.region): s for s in evaluation.summaries}
     for region in ("lungs", "outside", "whole"):

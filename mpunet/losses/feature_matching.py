@@ -33,6 +33,10 @@ _INDEX = dict(
     zip(get_args(VGGLayer), (1, 3, 6, 8, 11, 13, 15, 18, 20, 22, 25, 27, 29), strict=True)
 )
 
+# Channels of the convolutions in each block, "VGG D" of Simonyan and Zisserman (2015).
+_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+_WEIGHTS_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
+
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -187,11 +191,19 @@ class VGG16Features(nn.Module):
 
 
 def _truncated_vgg16(length: int) -> nn.Sequential:
-    """Create the first ``length`` layers of torchvision's vgg16 on the meta device (no weights)."""
-    from torchvision.models import vgg16  # type: ignore[import-untyped]
+    """Create the first ``length`` layers of VGG-16, as torchvision numbers them, without memory.
 
+    Our own, as torchvision would bind users to the one release of torch that it was built for.
+    """
+    layers: list[nn.Module] = []
+    channels = 3
     with torch.device("meta"):
-        return cast(nn.Sequential, vgg16(weights=None).features[:length])
+        for block in _BLOCKS:
+            for width in block:
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+                channels = width
+            layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers[:length])
 
 
 def _read_weights(weights: str | os.PathLike[str] | None) -> Any:
@@ -213,16 +225,15 @@ def _read_weights(weights: str | os.PathLike[str] | None) -> Any:
 
 
 def _torchvision_weights() -> Any:
-    from torchvision.models import VGG16_Weights
-
-    weights = VGG16_Weights.IMAGENET1K_V1
     try:
-        return weights.get_state_dict(map_location="cpu", progress=True, check_hash=True)
+        return torch.hub.load_state_dict_from_url(
+            _WEIGHTS_URL, map_location="cpu", check_hash=True, weights_only=True
+        )
     except (OSError, RuntimeError) as error:
-        cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+        cached = Path(torch.hub.get_dir(), "checkpoints", Path(_WEIGHTS_URL).name)
         raise FileNotFoundError(
             f"ImageNet weights of VGG-16 are not in {cached} and could not be downloaded from "
-            f"{weights.url} ({error}). {_WEIGHTS_HINT}"
+            f"{_WEIGHTS_URL} ({error}). {_WEIGHTS_HINT}"
         ) from error
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from mpunet.__main__ import main
 from mpunet.benchmark import Benchmark, Row, find_rows
-from mpunet.benchmark.measure import flops_per_slice
+from mpunet.benchmark.network import flops_per_slice
 from mpunet.benchmark.run import Outcome
 from mpunet.benchmark.table import learning_curve, markdown, write_csv
 from mpunet.phantom.chest import phantom_image
@@ -220,7 +220,7 @@ class TestRun:
         assert "unexpected keyword argument 'width'" in printed
         assert "needs VGG-16's ImageNet weights: give --vgg_weights FILE" in printed
         table = (out / "table.md").read_text()
-        assert table.count("| bicubic |") == table.count("| vnet |") == 3
+        assert table.count("| bicubic |") == table.count("| vnet |") == 4
         result = json.loads((out / "vnet" / "result.json").read_text())
         assert result["cases"].keys() == {"case1"}
         assert result["metrics"]["rmse"] == pytest.approx(result["cases"]["case1"]["rmse"])

@@ -44,12 +44,14 @@ class Child(NamedTuple):
     output: str
 
 
-def save_checkpoint(path: Path, widths: list[int]) -> None:
-    """A checkpoint of an untrained network."""
+def save_checkpoint(path: Path, net: list[int] | torch.nn.Module) -> None:
+    """A checkpoint of a network, or of an untrained MPU-Net of these widths."""
+    if isinstance(net, list):
+        net = mpunet.MPUNet(widths=net)
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False
     )
-    trainer.strategy.connect(mpunet.MPUNetModule(mpunet.MPUNet(widths=widths)))
+    trainer.strategy.connect(mpunet.MPUNetModule(net))
     trainer.save_checkpoint(path, weights_only=True)
 
 

@@ -390,6 +390,6 @@ class TestPredict:
 
 @pytest.mark.parametrize(("cores", "workers"), [(1, 0), (2, 0), (4, 4), (64, 8)])
 def test_default_workers(make, monkeypatch, cores, workers):
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setattr("mpunet.data.crops.available_cores", lambda: cores)
     assert make(num_workers=None).num_workers == workers
     assert make(num_workers=3).num_workers == 3

@@ -365,7 +365,7 @@ def test_baselines_are_the_interpolations(folders, chests):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"protocol": "mine"}, "Expected a protocol among paper, rplhr, got 'mine'"),
+        ({"protocol": "mine"}, "Expected a protocol among paper, rplhr, mss-ct, got 'mine'"),
         ({"baselines": ["spline"]}, "Expected baselines among linear, cubic, got spline"),
         ({"baselines": ["cubic"]}, "thick scans that baselines interpolate"),
         ({"baselines": ["cubic"], "inputs": "thick"}, "a folder to write baselines to"),

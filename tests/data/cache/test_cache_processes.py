@@ -17,6 +17,8 @@ from mpunet.data.cache.cache import Cache, Preparation
 from mpunet.data.case import Case
 from mpunet.io.file_lock import Lease, leased, locked
 
+if "fork" not in multiprocessing.get_all_start_methods():
+    pytest.skip("Windows cannot fork processes", allow_module_level=True)
 SLAB = position_slab((19, 8, 10))
 R3 = Preparation(3)
 FORK = multiprocessing.get_context("fork")
@@ -93,7 +95,10 @@ def test_where_there_are_no_locks_both_build_the_same(tmp_path, cases, start, mo
     def acquire(lock):
         raise error
 
-    monkeypatch.setattr("mpunet.io.file_lock.fcntl", None)
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("mpunet.io.file_lock.fcntl.flock", flock)
     monkeypatch.setattr("mpunet.io.file_lock.FileLock.acquire", acquire)
     folder = tmp_path / "cache"
     both = [start(build, folder, cases) for _ in range(3)]

@@ -1,0 +1,48 @@
+"""TVSRN (Yu et al., MICCAI 2022): github.com/smilenaxx/RPLHR-CT, Apache-2.0.
+
+Grid: 4 thick slices to 16 thin ones, thick k at thin 5k. The published network returns thin slices
+3 to 12 of the 16 and the others come from the neighbouring windows; here all 16 are used.
+
+Sizes: ratio 5; H and W multiples of 8. The published code is made for planes of 256 x 256 and for
+one window at a time. Its token for missing slices, which has this size, is not trained there
+because ``.cuda()`` makes a copy of it: it is zero, here of any size.
+
+Needs the packages timm and einops.
+"""
+
+from __future__ import annotations
+
+import torch
+from peers.clone import Peer, clone, without_cuda
+from torch import Tensor
+
+
+class TVSRN(Peer):
+    multiple = 8  # windows of 8 x 8 voxels, patches of 8 voxels
+
+    def __init__(self, *, residual: bool = True) -> None:
+        super().__init__(4, 5, residual=residual)
+        with clone("RPLHR-CT/code", "github.com/smilenaxx/RPLHR-CT") as root, without_cuda():
+            from config import opt
+            from net import model_TransSR
+
+            opt.load_config(root.parent / "config" / "default.txt")
+            opt.c_z, opt.ratio, opt.c_y, opt.c_x = self.n_thick, self.ratio, 64, 64
+            self.net = model_TransSR.TVSRN()
+        del self.net.x_patch_mask
+        positions = self.net.__dict__.pop("positions_z")
+        self.net.register_buffer("positions_z", positions, persistent=False)
+        self.whole: list[Tensor] = []  # all 16 slices, before the network drops six
+        self.net.conv_last.register_forward_hook(lambda *found: self.whole.append(found[2]))
+        self.start_near_interpolation(self.net.conv_last)
+
+    def thin(self, thick: Tensor) -> Tensor:
+        opt = self.net.forward.__globals__["opt"]
+        opt.c_y, opt.c_x = thick.shape[3:]
+        missing = self.n_thin - self.n_thick
+        self.net.x_patch_mask = thick.new_zeros(missing, self.net.c, *thick.shape[3:])
+        for window in thick.split(1):
+            self.net(window)
+        found = torch.cat(self.whole)
+        self.whole.clear()
+        return found
