@@ -124,12 +124,11 @@ def results(thin: Path) -> list[str]:
 
 def show(what: str, run: Run) -> None:
     """Print a run."""
-    rate = run.results / (run.total - run.first) if run.results else float("nan")
-    print(
-        f"{what}: {run.results} results in {run.total:.1f} s, the first after {run.first:.1f} s, "
-        f"then {rate:.1f} a second",
-        flush=True,
-    )
+    text = f"{what}: {run.results} results in {run.total:.1f} s"
+    if run.results:
+        rate = run.results / (run.total - run.first)
+        text += f", the first after {run.first:.1f} s, then {rate:.1f} a second"
+    print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -319,7 +319,9 @@ class TestRefused:
                 path.parent.chmod(0o755)
 
     @pytest.mark.parametrize(
-        "content", [b"", b"hello", b"hello" * 1000, gzip.compress(b"hello" * 1000)]
+        "content",
+        [b"", b"hello", b"hello" * 1000, gzip.compress(b"hello" * 1000)],
+        ids=["empty", "short", "text", "compressed"],  # compressed bytes have the time in them
     )
     @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
     def test_other_content(self, tmp_path, read, suffix, content):
