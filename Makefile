@@ -24,7 +24,7 @@ slow: $(READY)          ## the slow tests
 oldest:                 ## tests with the oldest release of every dependency that pyproject.toml allows
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/$(PLACE)/python -m pip install --quiet --constraint tests/release/oldest.txt --editable '.[test]'
-	$(OLDEST)/$(PLACE)/python -m pytest -W default --numprocesses auto --dist loadfile tests/data tests/inference tests/io tests/losses tests/metrics tests/models tests/slices tests/training
+	$(OLDEST)/$(PLACE)/python -m pytest -W default --numprocesses auto --dist loadfile tests/cli tests/data tests/inference tests/io tests/losses tests/metrics tests/models tests/slices tests/training
 	$(OLDEST)/$(PLACE)/python -m pip wheel --quiet --no-deps --wheel-dir $(OLDEST)/dist .
 	$(OLDEST)/$(PLACE)/python tests/release/check_wheel.py $(OLDEST)/dist --constraint tests/release/oldest.txt
 
