@@ -22,15 +22,24 @@ from mpunet.benchmark.program import Program
 from mpunet.data.datamodule import ThickThinDataModule
 from mpunet.data.volumes import VolumeCase
 from mpunet.inference.options import Stride
+from mpunet.losses import VGG16Features, VGGLayer
 from mpunet.memory import keep_freed_memory
 from mpunet.metrics.fidelity import hu_bias, lung_density
-from mpunet.metrics.texture import sharpness
+from mpunet.metrics.perceptual import perceptual_distance
+from mpunet.metrics.texture import noise, sharpness
 from mpunet.report.pictures import coronal
 from mpunet.training.case_metrics import CaseMetrics, hu_metrics
 
-__all__ = ["FIDELITY", "Result", "Task", "measure"]
+__all__ = ["FIDELITY", "TEXTURE", "Result", "Task", "measure"]
 
-FIDELITY = ("lung_bias", "lung_laa950", "lung_sharpness", "truth_laa950", "truth_sharpness")
+TEXTURE = ("laa950", "sharpness", "noise")
+FIDELITY = (
+    "lung_bias",
+    "perceptual",
+    *(f"{of}_{name}" for of in ("lung", "truth") for name in TEXTURE),
+)
+# No row is trained on these: feature matching uses relu2_2 and relu3_3.
+PERCEPTUAL_LAYERS: tuple[VGGLayer, ...] = ("relu1_2", "relu2_1", "relu3_1")
 
 
 class Task(TypedDict):
@@ -45,6 +54,8 @@ class Task(TypedDict):
         data: arguments of the data module, including ``test_dir``.
         stride: thick slices between windows.
         tile: in-plane size in pixels above which planes are cut into tiles; None for whole planes.
+        vgg_weights: file with VGG-16's ImageNet weights for the perceptual distance; None: it is
+            not measured.
         output: folder of the row, for ``result.json`` and the pictures.
     """
 
@@ -55,6 +66,7 @@ class Task(TypedDict):
     data: dict[str, Any]
     stride: Stride
     tile: int | None
+    vgg_weights: str | None
     output: str
 
 
@@ -95,13 +107,14 @@ def measure(task: Task) -> Result:
     )
     data = ThickThinDataModule(**task["data"], n_thick=method.n_thick, ratio=method.ratio)
     data.setup("test")
+    vgg = VGG16Features(PERCEPTUAL_LAYERS, task["vgg_weights"]) if task["vgg_weights"] else None
     means, cases, seconds = CaseMetrics(), {}, []
     for case, image, took in method.reconstruct(data.test_dataloader()):
         seconds.append(took)
         values = hu_metrics(torch.from_numpy(image), case["thin"], case["lung"])
         means.update(case["index"], values)
         cases[case["name"]] = {key: float(value) for key, value in values.items()}
-        cases[case["name"]] |= _fidelity(image, case)
+        cases[case["name"]] |= _fidelity(image, case, vgg)
         if case["index"] == 0:
             for name, slab in (("coronal", image), ("truth", case["thin"].numpy())):
                 np.save(output / f"{name}.npy", coronal(slab, case["spacing"]))
@@ -117,13 +130,21 @@ def measure(task: Task) -> Result:
     )
 
 
-def _fidelity(image: npt.NDArray[Any], case: VolumeCase) -> dict[str, float]:
-    """Return the measures of FIDELITY in the lungs: HU, %, and power ratios without unit."""
-    truth, lung = case["thin"].numpy(), case["lung"].numpy()
-    values = [hu_bias(image, truth, lung).lungs]
+def _fidelity(
+    image: npt.NDArray[Any], case: VolumeCase, vgg: VGG16Features | None
+) -> dict[str, float]:
+    """Return the measures of FIDELITY: HU, % and ratios, in the lungs; distance, in the volume."""
+    truth, lung, spacing = case["thin"].numpy(), case["lung"].numpy(), case["spacing"]
+    values = [
+        hu_bias(image, truth, lung).lungs,
+        math.nan if vgg is None else perceptual_distance(image, truth, vgg),
+    ]
     for volume in (image, truth):
-        sharp = sharpness(volume, case["spacing"], lung).ratio
-        values += [lung_density(volume, lung).laa950, sharp]
+        values += [
+            lung_density(volume, lung).laa950,
+            sharpness(volume, spacing, lung).ratio,
+            noise(volume, lung, spacing).lung,
+        ]
     return dict(zip(FIDELITY, values, strict=True))
 
 

@@ -70,8 +70,9 @@ class Benchmark:
         stride: thick slices between windows in the reconstruction of test cases: a number, "best"
             (1) or "fast" (n_thick - 2).
         validations: number of points of each learning curve; 0 for no curves.
-        vgg_weights: file with VGG-16's ImageNet weights, for rows with feature matching. Without it
-            and without torchvision's copy, these rows are not run.
+        vgg_weights: file with VGG-16's ImageNet weights, for rows with feature matching and for the
+            perceptual distance of all. Without it and without torchvision's copy, these rows are
+            not run; without it the distance is not measured.
         options: further options of ``mpunet fit`` for all rows, such as
             ``["--trainer.devices", "2"]``.
 
@@ -275,6 +276,7 @@ class Benchmark:
             data={**data, "test_dir": self.test_dir},
             stride=self.stride,
             tile=row.section("inference", "tile"),
+            vgg_weights=self.vgg_weights,
             output=str(folder),
         )
         (folder / "task.json").write_text(json.dumps(task, indent=2))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mpunet.benchmark.measure import FIDELITY
+from mpunet.benchmark.measure import FIDELITY, TEXTURE
 from mpunet.benchmark.run import Outcome
 from mpunet.report.pictures import draw_with_details, pyplot
 from mpunet.training.case_metrics import LUNG_METRICS, WHOLE_METRICS
@@ -41,6 +41,7 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
     parts.append(
         "MAE and RMSE in HU, PSNR in dB for a range of 4095 HU. Bias: mean of output - truth. "
         "LAA-950: share of lung voxels below -950 HU. Sharpness: power along depth / in plane. "
+        "Noise: in homogeneous lung. Perceptual distance: of coronal planes; needs --vgg_weights. "
         "Seconds of a program include its start, reading and writing."
     )
     parts += [f"{o.row.name}: {o.status}, {o.reason}." for o in outcomes if o.result is None]
@@ -48,15 +49,21 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
 
 
 def _fidelity(outcomes: Sequence[Outcome]) -> list[str]:
-    lines = ["| fidelity, lungs | bias, HU | LAA-950, % | sharpness |", "|---|---|---|---|"]
+    lines = [
+        "| fidelity | bias, HU | LAA-950, % | sharpness | noise, HU | perceptual distance |",
+        "|---|---|---|---|---|---|",
+    ]
     done = [(o.row.name, o.result["metrics"]) for o in outcomes if o.result is not None]
     for name, metrics in done:
-        bias, laa950, sharp, *_ = (metrics.get(key, math.nan) for key in FIDELITY)
-        lines.append(f"| {name} | {bias:+.2f} | {laa950:.2f} | {sharp:.3f} |")
-    for _, metrics in done[:1]:
-        laa950, sharp = (metrics.get(key, math.nan) for key in FIDELITY[3:])
-        lines.append(f"| truth | | {laa950:.2f} | {sharp:.3f} |")
+        bias, distance = metrics.get("lung_bias", math.nan), metrics.get("perceptual", math.nan)
+        lines.append(f"| {name} | {bias:+.2f} | {_texture(metrics, 'lung')} | {distance:.3f} |")
+    lines += [f"| truth | | {_texture(metrics, 'truth')} | |" for _, metrics in done[:1]]
     return lines
+
+
+def _texture(metrics: Mapping[str, float], of: str) -> str:
+    laa950, sharp, noise = (metrics.get(f"{of}_{name}", math.nan) for name in TEXTURE)
+    return f"{laa950:.2f} | {sharp:.3f} | {noise:.1f}"
 
 
 def _costs(outcomes: Sequence[Outcome]) -> list[str]:

@@ -102,6 +102,12 @@ class FeatureMatching(nn.Module):
         layers: VGG-16 layers to compare; see :class:`VGG16Features`.
         weights: file with the weights of VGG-16; None: torchvision's ImageNet weights.
         chunk: number of slices processed at a time, at least 1.
+        slices: number of thin slices of a batch that are compared, drawn at random in each training
+            step (our choice: VGG-16 costs several times as much as the networks here, and the
+            expected gradient is the same); None: all. In evaluation mode all are compared.
+
+    Raises:
+        ValueError: if ``chunk`` or ``slices`` is below 1; see :class:`VGG16Features` for the rest.
     """
 
     def __init__(
@@ -110,13 +116,23 @@ class FeatureMatching(nn.Module):
         weights: str | os.PathLike[str] | None = None,
         *,
         chunk: int = 4,
+        slices: int | None = None,
     ) -> None:
         super().__init__()
+        if slices is not None and slices < 1:
+            raise ValueError(f"Expected at least 1 slice for feature matching, got {slices}.")
         self.features = VGG16Features(layers, weights)
         self.chunk = chunk
+        self.slices = slices
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Compute the loss, a scalar; see :func:`feature_matching_loss`."""
+        batch, _, depth = target.shape[:3]
+        if self.training and self.slices is not None and self.slices < batch * depth:
+            drawn = torch.randperm(batch * depth)[: self.slices].to(target.device)
+            prediction, target = (
+                volume.flatten(0, 2)[drawn][None, None] for volume in (prediction, target)
+            )
         return feature_matching_loss(prediction, target, self.features, chunk=self.chunk)
 
 

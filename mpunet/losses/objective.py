@@ -88,6 +88,8 @@ class Objective(Configurable, nn.Module):
         feature_weights: path of a file with the weights of VGG-16; None: torchvision's ImageNet
             weights.
         feature_chunk: number of slices that feature matching processes at a time, at least 1.
+        feature_slices: number of thin slices of a batch that feature matching compares, drawn at
+            random in each step; None: all.
 
     Raises:
         ValueError: if a weight is negative or not finite, if all weights are 0, or if another
@@ -118,6 +120,7 @@ class Objective(Configurable, nn.Module):
         feature_layers: Sequence[VGGLayer] = ("relu2_2", "relu3_3"),
         feature_weights: str | None = None,
         feature_chunk: int = 4,
+        feature_slices: int | None = None,
     ) -> None:
         super().__init__()
         self.weights = {
@@ -142,7 +145,8 @@ class Objective(Configurable, nn.Module):
         self.contrast_aware = ContrastAware(
             alpha=alpha, gamma=gamma, beta=beta, sigma=sigma, detach_weight=detach_weight
         )
-        self.feature_args = (tuple(feature_layers), feature_weights, feature_chunk)
+        self.feature_args = (tuple(feature_layers), feature_weights)
+        self.feature_sizes = {"chunk": feature_chunk, "slices": feature_slices}
         self.feature_matching: FeatureMatching | None = None
 
     def prepare(self) -> None:
@@ -153,8 +157,7 @@ class Objective(Configurable, nn.Module):
         which does not need VGG-16.
         """
         if self.weights["feature"] and self.feature_matching is None:
-            layers, weights, chunk = self.feature_args
-            self.feature_matching = FeatureMatching(layers, weights, chunk=chunk)
+            self.feature_matching = FeatureMatching(*self.feature_args, **self.feature_sizes)
 
     def forward(self, output: StreamOutput, thin: Tensor, lung: Tensor) -> dict[str, Tensor]:
         """Compute the objective and its parts.

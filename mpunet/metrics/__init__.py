@@ -1,8 +1,8 @@
 """Metrics that compare volumes: MAE, RMSE, PSNR and SSIM, and measures of what these do not show.
 
 Start with :mod:`mpunet.metrics.quality`. Other modules measure fidelity (bias, lung density),
-texture (noise, sharpness) and consistency with the thick scan, and compute statistics and agreement
-over cases.
+texture (noise, sharpness), perceptual distance and consistency with the thick scan, and compute
+statistics and agreement over cases.
 They need neither a network nor files.
 """
 

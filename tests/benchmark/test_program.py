@@ -185,15 +185,16 @@ def test_a_program_is_judged_like_a_network(
     table = markdown([network, ran, variable, peer])
     costs = table.split("| cost |")[1]
     assert "| program |  |  | " in costs
-    bias, laa950, sharp, truth_laa950, truth_sharp = (
+    bias, distance, laa950, sharp, noise, truth_laa950, truth_sharp, truth_noise = (
         network.result["metrics"][k] for k in FIDELITY
     )
-    assert f"| program | {bias:+.2f} | {laa950:.2f} | {sharp:.3f} |" in table
-    assert f"| truth | | {truth_laa950:.2f} | {truth_sharp:.3f} |" in table
+    assert math.isnan(distance)  # without vgg_weights
+    assert f"| program | {bias:+.2f} | {laa950:.2f} | {sharp:.3f} | {noise:.1f} | nan |" in table
+    assert f"| truth | | {truth_laa950:.2f} | {truth_sharp:.3f} | {truth_noise:.1f} | |" in table
     assert sharp < truth_sharp or math.isnan(sharp)
     write_csv([network, ran], tmp_path / "t.csv")
     head, *lines = (tmp_path / "t.csv").read_text().splitlines()
-    assert head.endswith("truth_sharpness,parameters,gflops,seconds,peak_mb")
+    assert head.endswith("truth_noise,parameters,gflops,seconds,peak_mb")
     assert len(lines) == 2
 
 

@@ -267,3 +267,15 @@ def test_wrong_layers(layers: tuple[Any, ...], weights: Path) -> None:
 def test_wrong_chunk() -> None:
     with pytest.raises(ValueError, match="at least 1 slice, got 0"):
         feature_matching_loss(*images(), two_layers, chunk=0)
+
+
+def test_drawn_slices_have_the_expected_gradient_of_all(weights: Path) -> None:
+    prediction, target = images()
+    every, drawn = (FeatureMatching(LAYERS, weights, slices=slices) for slices in (None, 2))
+    torch.manual_seed(0)
+    losses = torch.stack([drawn(prediction, target) for _ in range(300)])
+    assert len(losses.unique()) == 15  # pairs of 6 slices
+    assert losses.mean().item() == pytest.approx(every(prediction, target).item(), rel=0.05)
+    assert drawn.eval()(prediction, target) == every(prediction, target)
+    with pytest.raises(ValueError, match="at least 1 slice for feature matching, got 0"):
+        FeatureMatching(LAYERS, weights, slices=0)
