@@ -28,6 +28,7 @@ from mpunet.inference.errors.fit import COVERAGE, STEPS, Samples, draw, fit_erro
 from mpunet.inference.errors.stream import known_slices
 from mpunet.inference.reconstruct import Reconstructor
 from mpunet.io.scan_file import read_volume
+from mpunet.io.volume import without_nifti_suffix
 from mpunet.lungs.threshold import lung_mask
 from mpunet.metrics.error_estimate import error_quality
 from mpunet.models.interpolation import interpolation_weights
@@ -51,6 +52,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--plane", type=int, default=256, help="largest height and width, around the lungs' centre"
     )
+    parser.add_argument(
+        "--fwhm",
+        type=float,
+        nargs="+",
+        default=[0.9],
+        help="widths of the simulated slice profiles in thick spacings; several for a network that "
+        "was trained on a range of widths",
+    )
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of each fit")
     args = parser.parse_args(words)
 
@@ -58,10 +67,12 @@ def main(words: Sequence[str] | None = None) -> int:
     reconstructor = Reconstructor.from_checkpoint(args.checkpoint)
     samples: list[Samples] = []
     for path in args.scans:
-        for case, slab, spacing in cases(path, weights, reconstructor.ratio):
-            start = time.perf_counter()
-            samples.append(measured(case, path.name, slab, spacing, reconstructor, args))
-            print(f"{case}: {time.perf_counter() - start:.0f} s", flush=True)
+        for name, slab, spacing in cases(path, weights, reconstructor.ratio):
+            for fwhm in args.fwhm:
+                case = name if len(args.fwhm) == 1 else f"{name}, width {fwhm:g}"
+                start = time.perf_counter()
+                samples.append(measured(case, path.name, slab, spacing, reconstructor, fwhm, args))
+                print(f"{case}: {time.perf_counter() - start:.0f} s", flush=True)
     model, left_out = fit_error_model(samples, steps=args.steps)
     print("\nIn the lungs, by a model that was fitted without the patient:")
     print("case                              AUC > 100 HU  calibration error, HU  90 % factor")
@@ -85,7 +96,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def cases(path: Path, weights: Weights, ratio: int) -> Iterator[tuple[str, Slab, Any]]:
     """Yield name, thin slices and spacing (mm) of a scan, at spacings that the network knows."""
     scan = read_volume(path)
-    name = path.name.removesuffix(".gz").removesuffix(".nii")
+    name = without_nifti_suffix(path.name)
     own, *in_plane = map(float, scan.spacing)
     low, high = weights.record.get("training", {}).get("thick_spacing", (0, np.inf))
     slab = scan.slab.astype(np.float32)
@@ -106,7 +117,13 @@ def cases(path: Path, weights: Weights, ratio: int) -> Iterator[tuple[str, Slab,
 
 
 def measured(
-    case: str, patient: str, slab: Slab, spacing: Any, reconstructor: Reconstructor, args: Any
+    case: str,
+    patient: str,
+    slab: Slab,
+    spacing: Any,
+    reconstructor: Reconstructor,
+    fwhm: float,
+    args: Any,
 ) -> Samples:
     """Simulate, reconstruct and compare the middle of a scan; return voxels of it."""
     ratio = reconstructor.ratio
@@ -121,7 +138,7 @@ def measured(
         start = max(0, min(middle - args.plane // 2, size - args.plane))
         box.append(slice(start, start + args.plane))
     thin, lung = slab[tuple(box)], lung[tuple(box)]
-    thick = np.round(thicken(thin, ratio))
+    thick = np.round(thicken(thin, ratio, fwhm=fwhm))
     spacing = float(spacing[0]) * ratio
     known = known_slices(reconstructor.engine, thick, thick.shape, spacing=spacing)
     return draw(known, thin, lung, case=case, patient=patient)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -85,6 +86,10 @@ def main(args: Sequence[str] | None = None) -> int:
     Args:
         args: command line arguments; by default those of the process.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Code pages of Windows lack signs such as ≥, and names of files may be no text: escape
+        # these, as Python does in stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

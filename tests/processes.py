@@ -10,6 +10,7 @@ import os
 import random
 import runpy
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -24,6 +25,9 @@ else:  # Windows: each process imports Lightning
     SERVER = multiprocessing.get_context("spawn")
 
 
+CHANGES = ("os.rename", "os.remove", "fcntl.flock")  # audit events, beside "open"
+
+
 class Ended(NamedTuple):
     status: int
     out: str
@@ -36,14 +40,15 @@ class Command:
     Args:
         environment: variables for this process, beside those of the test.
         module: what is run, as by ``python -m``.
+        before: function without arguments that the process calls first, see :func:`die_between`.
     """
 
-    def __init__(self, words, environment=None, module="mpunet"):
+    def __init__(self, words, environment=None, module="mpunet", before=None):
         self.folder = Path(tempfile.mkdtemp())
         files = [str(self.folder / name) for name in ("out", "err")]
         environment = {**os.environ, **(environment or {})}
         self.process = SERVER.Process(
-            target=_main, args=(module, [*map(str, words)], environment, *files)
+            target=_main, args=(module, [*map(str, words)], environment, *files, before)
         )
         self.process.start()
 
@@ -112,11 +117,51 @@ def free_port():
             return str(port)
 
 
-def _main(module, words, environment, out, err):
+def die_between(folder, log):
+    """Let this process be killed between two operations that change files of a folder.
+
+    Operations are to open for writing, lock, rename and remove. The process ends between the first
+    two that are not yet in the file ``log``, and adds them to it.
+    """
+    known = log.read_text().splitlines() if log.exists() else []
+    last = "start"
+
+    def look(event, args):
+        nonlocal last
+        changes = args[1] != "r" if event == "open" else event in CHANGES
+        if not changes:
+            return
+        path = os.readlink(f"/proc/self/fd/{args[0]}") if event == "fcntl.flock" else args[0]
+        path = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
+        if path.startswith(f"{folder}/"):
+            name = "temporary" if ".partial" in path else os.path.basename(path)
+            mode = f" {args[1]}" if event == "open" else ""
+            last, before = f"{event.rpartition('.')[2]} {name}{mode}", last
+            if (pair := f"{before}, {last}") not in known:
+                log.write_text("".join(f"{line}\n" for line in [*known, pair]))
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(look)
+
+
+def die_at(size):
+    """Let this process be killed when a file that it writes has ``size`` bytes and would get more.
+
+    The signal of a limit on the size of files ends a process as SIGKILL does: at once.
+    """
+    import resource  # not on Windows
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def _main(module, words, environment, out, err, before):
     os.environ.clear()
     os.environ.update(environment)
     for stream, path in ((sys.stdout, out), (sys.stderr, err)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         os.dup2(descriptor, stream.fileno())
+    if before is not None:
+        before()
     sys.argv = [module, *words]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from processes import Command, command
+from processes import Command, command, die_at, die_between
 
 import mpunet
+from mpunet.inference.manifest import read_manifest
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="uses signals, permissions and mounts of Linux"
@@ -172,31 +174,44 @@ def test_a_terminated_run_leaves_nothing_half_written(untrained: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_killed_twenty_times(untrained: Path, tmp_path: Path) -> None:
+def test_killed_at_every_step(untrained: Path, tmp_path: Path) -> None:
+    """Runs are killed between operations on files, each between others, until one gets through."""
     scans, output, undisturbed = tmp_path / "scans", tmp_path / "thin", tmp_path / "undisturbed"
-    for i in range(60):
-        save(scans / f"{i:02d}.nii.gz", chest(i, (64, 64, 40)))
-    command(*command_words(untrained, scans, undisturbed))
-    expected = voxels(undisturbed)
-    rng = random.Random(0)
-    left = 0
-    for _ in range(20):
-        process = start_and_wait_for_a_partial_file(command_words(untrained, scans, output), output)
-        time.sleep(rng.random() * 0.6)
-        process.process.kill()
-        process.wait()
-        left += len(hidden(output))
-        for name, thin in voxels(output).items():  # whole at any time
-            np.testing.assert_array_equal(thin, expected[name])
-    assert left >= 10  # most were hit in the middle of a write
-    assert len(voxels(output)) < 60
-    command(*command_words(untrained, scans, output))
-    outputs = voxels(output)
-    assert outputs.keys() == expected.keys()
-    for name, thin in outputs.items():
-        np.testing.assert_array_equal(thin, expected[name])
-        assert (output / name).read_bytes() == (undisturbed / name).read_bytes()
+    for i in range(8):
+        save(scans / f"{i}.nii{'.gz' if i % 2 else ''}", chest(i, (32, 32, 8)))
+    words = [*command_words(untrained, scans, output), "--inference.stride", "fast"]
+    command(*command_words(untrained, scans, undisturbed), "--inference.stride", "fast")
+    expected = {path.name: path.read_bytes() for path in undisturbed.glob("*.nii*")}
+    assert len(expected) == 8
+
+    def results() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in output.glob("[0-9]*")}
+
+    amid = 40_000  # bytes of the first result
+    assert Command(words, before=partial(die_at, amid)).wait().status == -signal.SIGXFSZ
+    (left,) = output.iterdir()
+    assert left.name.startswith(".0.")
+    assert left.stat().st_size == amid
+    log = tmp_path / "log"
+    for _ in range(30):
+        ended = Command(words, before=partial(die_between, output, log)).wait()
+        found = results()
+        assert found == {name: expected[name] for name in found}  # whole at any time
+        if ended.status == 0:
+            break
+        assert ended.status == -signal.SIGKILL, ended
+    moments = {tuple(line.split(", ")) for line in log.read_text().splitlines()}
+    assert moments >= {
+        ("flock temporary", "remove temporary"),  # of an earlier run
+        ("open temporary x", "flock temporary"),
+        ("flock temporary", "rename temporary"),
+        ("rename temporary", "remove temporary"),
+        ("remove temporary", "open manifest.jsonl a"),
+        ("open manifest.jsonl a", "open temporary x"),
+    }
+    assert results() == expected
     assert hidden(output) == []
+    assert read_manifest(output).keys() == expected.keys()
 
 
 def start_and_wait_for_a_partial_file(words: list[str], output: Path) -> Command:

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 from mpunet.evaluation.evaluate import Evaluator
 from mpunet.evaluation.tables import screen, write_tables
 from mpunet.io.rplhr import Intensity
+from mpunet.io.volume import without_nifti_suffix
 from mpunet.progress import Progress
 from mpunet.report.report import write_report
 from mpunet.slices.simulate import Profile
@@ -72,7 +73,7 @@ def evaluate(
         1 if the evaluation lists problems, such as a case that could not be measured, else 0.
     """
     folder = Path(output)
-    name = name or Path(predictions).resolve().name.removesuffix(".gz").removesuffix(".nii")
+    name = name or without_nifti_suffix(Path(predictions).resolve().name)
     evaluator = Evaluator(
         {name: predictions, **_named(against)},
         references,

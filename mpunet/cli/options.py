@@ -93,8 +93,8 @@ COMMANDS = {
                    "fit-profile", metavar="FILE"),
             Option("--check", "--writer.check", "compare each result with its scan and report "
                    "large differences", value="true"),
-            Option("--error_map", "--inference.error_map", "write the expected error of each voxel "
-                   "to NAME_error.nii.gz", value="true"),
+            Option("--error_map", "--inference.error_map", "write each voxel's expected error: "
+                   "NAME_error.nii.gz or a second DICOM series", value="true"),
             Option("--limit_memory", "--inference.limit_memory", "largest amount of memory in GiB; "
                    "works in tiles above it", metavar="GIB"),
             Option("--quiet", "--writer.progress", "print failures only", value="none"),

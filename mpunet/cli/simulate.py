@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 
 from mpunet.io.dicom.scan import DicomScan
 from mpunet.io.dicom.writer import write_thick_series
-from mpunet.io.scans import Scan, find_scans, opened
+from mpunet.io.scans import Scan, find_scans, opened, output_path
 from mpunet.io.thick_file import write_thick
 from mpunet.io.volume import VolumeInfo, nifti_suffix
 from mpunet.progress import Progress
@@ -122,9 +122,7 @@ def _target(scan: Scan, thin: str, thick: str, file_format: Literal["auto", "nif
     if Path(thin).is_file() and nifti_suffix(Path(thick)) is not None:
         path = Path(thick)
     else:
-        path = Path(thick) / scan.relative
-        if scan.series is not None and file_format == "nifti":
-            path = path.with_name(f"{path.name}.nii.gz")
+        path = output_path(Path(thick), scan, file_format)
     if path.resolve() == scan.path.resolve():
         raise ValueError(
             f"{scan.path} would be overwritten by its thick slices; name another folder."

@@ -5,7 +5,6 @@ These are folders of pairs or of thin volumes, with or without a split, and CSV 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from mpunet.data.case import PARTS, Case, patient_of
 from mpunet.data.pair_list import read_pair_list
 from mpunet.io.rplhr import Intensity
 from mpunet.io.scans import find_scans
+from mpunet.io.volume import without_nifti_suffix
 
 __all__ = ["Source", "files_by_name", "find_cases", "is_one_scan"]
 
@@ -74,7 +74,7 @@ def files_by_name(folder: str | Path) -> dict[str, Path]:
     """
     out: dict[str, Path] = {}
     for scan in find_scans(folder):
-        name = re.sub(r"\.nii(\.gz)?$", "", scan.relative.as_posix(), flags=re.IGNORECASE)
+        name = without_nifti_suffix(scan.relative.as_posix())
         if name in out:
             raise ValueError(
                 f"Two files have the name {name!r}: {out[name]} and {scan.path}. "

@@ -8,7 +8,7 @@ import re
 from pathlib import Path, PurePath
 
 from mpunet.data.case import PARTS, Case
-from mpunet.io.volume import nifti_suffix
+from mpunet.io.volume import nifti_suffix, without_nifti_suffix
 
 __all__ = ["read_pair_list"]
 
@@ -106,8 +106,8 @@ def _case(row: dict[str, str], folder: Path, where: str) -> Case:
     if part is None and row.get("split"):
         raise ValueError(f"{where}: expected a split of train, val or test, got {row['split']!r}.")
     thin = PurePath(os.path.normpath(row["thin"]))
-    name = "/".join(name for name in thin.parts if name not in (thin.anchor, ".."))
-    name = re.sub(r"\.nii(\.gz)?$", "", name, flags=re.IGNORECASE)
+    path = "/".join(name for name in thin.parts if name not in (thin.anchor, ".."))
+    name = without_nifti_suffix(path)
     return Case(
         name, row.get("patient", ""), folder / row["thin"], files["thick"], files["lung"], part
     )

@@ -21,8 +21,7 @@ from mpunet.export.readme import bundle_readme
 from mpunet.geometry import thin_depth
 from mpunet.intensity import HU_MAX, HU_MIN
 from mpunet.io.partial_file import partial_folder
-from mpunet.io.scans import Scan
-from mpunet.io.volume import nifti_suffix
+from mpunet.io.scans import Scan, output_path
 from mpunet.weights import Weights
 
 __all__ = ["FolderReconstruction", "load_bundle_weights", "write_bundle"]
@@ -37,7 +36,7 @@ MODEL = "models/model.pt"
 class Reconstructs(Protocol):
     """What :class:`FolderReconstruction` needs of :class:`mpunet.Reconstructor`."""
 
-    def file(self, source: str | Path, target: str | Path) -> None:
+    def file(self, source: Scan, target: str | Path) -> None:
         """Reconstruct a scan and write the result to a NIfTI file."""
 
 
@@ -70,11 +69,9 @@ class FolderReconstruction:
         for scan in self.scans:
             if scan.problem is not None:
                 raise ValueError(f"{scan.path}: {scan.problem}")
-            target = self.output_dir / scan.relative
-            if nifti_suffix(target) is None:  # a DICOM series
-                target = target.with_name(f"{target.name}.nii.gz")
+            target = output_path(self.output_dir, scan, "nifti")
             target.parent.mkdir(parents=True, exist_ok=True)
-            self.reconstructor.file(scan.path, target)
+            self.reconstructor.file(scan, target)
             written.append(target)
         return written
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
 from mpunet import __version__
+from mpunet.data.checks.order import OrderFault
 from mpunet.inference.errors.file import ErrorRecord
 from mpunet.io.scans import Scan
 from mpunet.memory import is_out_of_memory
@@ -23,11 +24,13 @@ __all__ = [
     "ConsistencyRecord",
     "Failure",
     "Manifest",
+    "OrderRecord",
     "Record",
     "Written",
     "new_record",
     "note_skipped",
     "one_line",
+    "order_record",
     "outcome_lines",
     "read_manifest",
 ]
@@ -57,6 +60,19 @@ class ConsistencyRecord(TypedDict):
     out_of_range: bool | None
 
 
+class OrderRecord(TypedDict):
+    """A fault in the order of the scan's slices; see :mod:`mpunet.data.checks.order`.
+
+    Attributes:
+        code: "repeated", "exchanged", "foreign" or "disorder".
+        slices: the slices, counted from 0 towards superior in an axial scan; empty for a scan
+            without order.
+    """
+
+    code: str
+    slices: list[int]
+
+
 class Written(NamedTuple):
     """A result on disk; the fields are those of :class:`Record`."""
 
@@ -65,6 +81,7 @@ class Written(NamedTuple):
     series: str | None = None
     consistency: ConsistencyRecord | None = None
     error: ErrorRecord | None = None
+    order: list[OrderRecord] | None = None
 
 
 class Record(TypedDict):
@@ -76,8 +93,8 @@ class Record(TypedDict):
         status: "written", "failed", or "skipped" for an existing result without a manifest line.
         reason: why the scan failed.
         warning: possible problems of the result, separated by "; ": the scan's gantry is tilted,
-            its slices overlap or have gaps, or its slice spacing differs from the spacing that the
-            network was trained on. Missing in older manifests.
+            its slices overlap, have gaps or are not in their order, or its slice spacing differs
+            from the spacing that the network was trained on. Missing in older manifests.
         shape: voxels of the result along the stored axes.
         spacing: voxel spacing of the result along the stored axes, in mm; slice spacing is
             measured along the normal of the slices.
@@ -93,6 +110,8 @@ class Record(TypedDict):
         tile: height and width of tiles in pixels, if planes were cut into tiles.
         consistency: agreement with the scan, if it was checked. Missing in older manifests.
         error: summary of the error map, if there is one. Missing in older manifests.
+        order: faults in the order of the scan's slices; empty if there are none. Missing in older
+            manifests.
         time: time of writing in UTC (ISO 8601).
     """
 
@@ -112,6 +131,7 @@ class Record(TypedDict):
     tile: list[int] | None
     consistency: ConsistencyRecord | None
     error: ErrorRecord | None
+    order: list[OrderRecord] | None
     time: str
 
 
@@ -219,8 +239,14 @@ def new_record(
         tile=None if tile is None else list(tile),
         consistency=written.consistency,
         error=written.error,
+        order=written.order,
         time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def order_record(faults: Iterable[OrderFault]) -> list[OrderRecord]:
+    """Return faults in the order of slices as plain values."""
+    return [OrderRecord(code=fault.code, slices=list(fault.slices)) for fault in faults]
 
 
 def note_skipped(manifest: Manifest, records: Iterable[Record]) -> list[str]:

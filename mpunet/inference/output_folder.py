@@ -11,26 +11,12 @@ from typing import Literal
 from mpunet.inference.errors.file import error_path
 from mpunet.io.dicom.template import find_templates
 from mpunet.io.partial_file import remove_partials
-from mpunet.io.scans import Scan
+from mpunet.io.scans import Format, Scan, output_path, scan_name, writes_dicom
 from mpunet.io.volume import nifti_suffix
 
-__all__ = ["Existing", "Format", "output_path", "plan_output", "writes_dicom"]
+__all__ = ["Existing", "plan_output"]
 
 Existing = Literal["skip", "overwrite", "error"]
-Format = Literal["auto", "nifti", "dicom"]
-
-
-def writes_dicom(scan: Scan, file_format: Format) -> bool:
-    """Return whether the result of a scan is a DICOM series: "auto" writes the scan's own format."""
-    return file_format == "dicom" or (file_format == "auto" and scan.series is not None)
-
-
-def output_path(output: Path, scan: Scan, file_format: Format) -> Path:
-    """Return the path of a scan's result: a NIfTI file, or the folder of a DICOM series."""
-    if writes_dicom(scan, file_format):
-        return output / _name(scan)
-    path = output / scan.relative
-    return path if scan.series is None else path.with_name(f"{path.name}.nii.gz")
 
 
 def plan_output(
@@ -112,16 +98,10 @@ def _is_file(scan: Scan) -> bool:
     return scan.series is None and nifti_suffix(scan.relative) is not None
 
 
-def _name(scan: Scan) -> Path:
-    """Return the relative path of a scan without the suffix of a NIfTI file."""
-    suffix = nifti_suffix(scan.relative) if _is_file(scan) else None
-    return scan.relative.with_name(scan.relative.name.removesuffix(suffix or ""))
-
-
 def _with_templates(scans: Sequence[Scan], folder: str) -> list[Scan]:
     """Give each NIfTI scan its template, or the problem that it has none."""
     files = [scan for scan in scans if _is_file(scan)]
-    found = find_templates(folder, [_name(scan) for scan in files])
+    found = find_templates(folder, [scan_name(scan) for scan in files])
     by_path = {
         scan.relative: scan._replace(template=item.series, problem=item.problem)
         for scan, item in zip(files, found, strict=True)

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from mpunet.data.checks.order import SliceOrder
 from mpunet.inference.engine import StreamingEngine
-from mpunet.inference.errors.file import ErrorFile
+from mpunet.inference.errors.file import with_error_map
 from mpunet.inference.errors.model import ErrorModel
 from mpunet.inference.errors.stream import Strangeness, known_slices, with_errors
 from mpunet.inference.options import Precision, Stride, autocast_dtype, first_device, window_stride
@@ -25,7 +26,8 @@ from mpunet.inference.thin_slices import Estimated, ThinSlices
 from mpunet.intensity import from_hu, to_hu
 from mpunet.io.intensity_range import check_voxels
 from mpunet.io.read_ahead import read_ahead
-from mpunet.io.scan_file import ScanFile, open_scan
+from mpunet.io.scan_file import ScanFile
+from mpunet.io.scans import Scan, opened
 from mpunet.io.thin_file import Dtype, thin_image, write_slices
 from mpunet.io.volume import Volume, VolumeInfo, volume_from_image
 from mpunet.memory import channels_last
@@ -214,11 +216,15 @@ class Reconstructor:
             thin = self(image.detach().float().cpu().numpy())
             return torch.from_numpy(thin).to(image.device)
         if isinstance(image, np.ndarray):
-            return self._stream_array(image).slab()
-        volume = volume_from_image(image, check_hu=self.check_hu)
-        self._warn(volume)
-        slices = self.stream(volume)
-        return thin_image(slices.slab("int16"), volume, slices.ratio)
+            slices = self._stream_array(image)
+            thin = slices.slab()
+        else:
+            volume = volume_from_image(image, check_hu=self.check_hu)
+            self._warn(volume)
+            slices = self.stream(volume)
+            thin = thin_image(slices.slab("int16"), volume, slices.ratio)
+        _pass_on(slices, "The image")
+        return thin
 
     def with_error(self, image: nib.Nifti1Image | npt.NDArray[Any]) -> Estimated:
         """Reconstruct a thick volume and estimate the absolute error of each voxel in HU.
@@ -252,8 +258,7 @@ class Reconstructor:
                     for slab in slices.slab_with_error("int16")
                 )
             )
-        if (text := slices.strangeness()) is not None:
-            warnings.warn(f"The image: {text}", stacklevel=2)
+        _pass_on(slices, "The image")
         return found
 
     def stream(self, volume: Volume | ScanFile) -> ThinSlices:
@@ -273,7 +278,7 @@ class Reconstructor:
 
     def file(
         self,
-        source: str | Path,
+        source: str | Path | Scan,
         target: str | Path,
         *,
         dtype: Dtype = "int16",
@@ -286,7 +291,7 @@ class Reconstructor:
         :func:`mpunet.inference.errors.file.error_path`.
 
         Args:
-            source: the thick scan.
+            source: the thick scan: a file, or one that :func:`mpunet.io.scans.find_scans` lists.
             target: the result, ``.nii`` or ``.nii.gz``.
             dtype: "int16" rounds and clips to [-1024, 3071] HU; "float32" keeps the values.
             slice_axis: voxel axis along which slices are stacked. Default: found from the header.
@@ -295,21 +300,14 @@ class Reconstructor:
             ValueError: as :func:`mpunet.io.scan_file.open_scan`, or if the slice spacing is
                 refused.
         """
-        scan = open_scan(source, slice_axis=slice_axis, check_hu=self.check_hu)
+        listed = source if isinstance(source, Scan) else Scan(Path(source), Path(source))
+        scan = opened(listed, slice_axis=slice_axis, check_hu=self.check_hu)
         self._warn(scan)
         slices = self.stream(scan)
-        errors, chunks, last_first = None, slices.chunks(dtype), slices.last_first
-        if slices.estimated:
-            errors = ErrorFile(Path(target), scan, slices.ratio, last_first=last_first)
-            chunks = errors.images(slices.chunks_with_error(dtype))
-        try:
+        last_first = slices.last_first
+        with with_error_map(slices, Path(target), scan, dtype) as (chunks, _):
             write_slices(target, chunks, scan, slices.ratio, dtype=dtype, last_first=last_first)
-        except BaseException:
-            if errors is not None:
-                errors.discard()
-            raise
-        if (text := slices.strangeness()) is not None:
-            warnings.warn(f"{scan.path}: {text}", stacklevel=2)
+        _pass_on(slices, scan.path)
 
     def spacing_warning(self, volume: VolumeInfo) -> str | None:
         """Return the warning about a scan's slice spacing; None if the spacing fits.
@@ -346,7 +344,8 @@ class Reconstructor:
         correct: DepthConsistency | None = None,
     ) -> ThinSlices:
         depth, height, width = shape
-        source = read_ahead(planes, 4)
+        order = SliceOrder(last_first=last_first)
+        source = read_ahead(order.watch(planes), 4)
         options: Any = {
             "shape": (depth, height, width),
             "last_first": last_first,
@@ -367,6 +366,7 @@ class Reconstructor:
             native=self.ratio,
             estimated=self.error is not None,
             strangeness=warning,
+            order=order,
         )
 
     def _stream_array(self, image: npt.NDArray[Any]) -> ThinSlices:
@@ -404,3 +404,9 @@ class Reconstructor:
             ratio=ratio,
             correct=correct,
         )
+
+
+def _pass_on(slices: ThinSlices, name: object) -> None:
+    """Warn the caller of the public method of what was found while the slices were read."""
+    for text in slices.warnings():
+        warnings.warn(f"{name}: {text}", stacklevel=3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mpunet.data.checks.order import OrderFault, SliceOrder
 from mpunet.geometry import thin_depth
 from mpunet.inference.regrid import regridded
 from mpunet.intensity import round_hu
@@ -47,6 +48,7 @@ class ThinSlices:
         estimated: whether ``finished`` has chunks (2, k, H, W): slices and their error estimates.
         strangeness: gives the warning if the scan is unlike those that the error estimate knows;
             asked when all slices are read.
+        order: has seen the thick slices, when all thin slices are read.
 
     Attributes:
         shape: ((D - 1) * ratio + 1, H, W), the first rounded down.
@@ -65,6 +67,7 @@ class ThinSlices:
         native: int | None = None,
         estimated: bool = False,
         strangeness: Callable[[], str | None] | None = None,
+        order: SliceOrder | None = None,
     ) -> None:
         depth, *plane = shape
         self.shape = (thin_depth(depth, ratio), *plane)
@@ -72,6 +75,7 @@ class ThinSlices:
         self.last_first = last_first
         self.estimated = estimated
         self._strangeness = strangeness
+        self._order = order
         self._finished = finished
         self._depth = depth
         self._native = native or ratio
@@ -132,28 +136,37 @@ class ThinSlices:
 
     def slab(self, dtype: Dtype = "float32") -> npt.NDArray[Any]:
         """Return all slices in order, as one array; for ``dtype`` see :meth:`chunks`."""
-        slab = np.empty(self.shape, dtype)
-        ordered = slab[::-1] if self.last_first else slab
-        done = 0
-        for chunk in self.chunks(dtype):
-            ordered[done : done + len(chunk)] = chunk
-            done += len(chunk)
-        return slab
+        return self._gathered(([chunk] for chunk in self.chunks(dtype)), 1, dtype)[0]
 
     def slab_with_error(self, dtype: Dtype = "float32") -> Estimated:
         """Return all slices and their error estimates, as two arrays; see :meth:`slab`."""
-        slab = np.empty(self.shape, dtype)
-        error = np.empty(self.shape, dtype)
+        return Estimated(*self._gathered(self.chunks_with_error(dtype), 2, dtype))
+
+    def _gathered(
+        self, parts: Iterable[Sequence[npt.NDArray[Any]]], number: int, dtype: Dtype
+    ) -> list[npt.NDArray[Any]]:
+        """Return ``number`` arrays of all slices in order; each part has a chunk of each."""
+        slabs = [np.empty(self.shape, dtype) for _ in range(number)]
         done = 0
-        for chunks in self.chunks_with_error(dtype):
-            for array, chunk in zip((slab, error), chunks, strict=True):
-                (array[::-1] if self.last_first else array)[done : done + len(chunk)] = chunk
+        for chunks in parts:
+            for slab, chunk in zip(slabs, chunks, strict=True):
+                (slab[::-1] if self.last_first else slab)[done : done + len(chunk)] = chunk
             done += len(chunks[0])
-        return Estimated(slab, error)
+        return slabs
 
     def strangeness(self) -> str | None:
         """Return the warning that the scan is unlike those the error estimate knows, else None."""
         return None if self._strangeness is None else self._strangeness()
+
+    def order_faults(self) -> list[OrderFault]:
+        """Return the faults in the order of the thick slices, when all slices are read."""
+        return [] if self._order is None else self._order.faults()
+
+    def warnings(self) -> list[str]:
+        """Return what to tell the user about the scan, when all slices are read."""
+        found = [fault.text for fault in self.order_faults()]
+        strange = self.strangeness()
+        return found if strange is None else [*found, strange]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return self.slab() if dtype is None else self.slab().astype(dtype, copy=False)

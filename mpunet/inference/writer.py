@@ -9,7 +9,7 @@ import errno
 import shutil
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from lightning.pytorch.callbacks import Callback
 
 from mpunet.inference.check import ConsistencyCheck, data_profile, gather, summary_lines
-from mpunet.inference.errors.file import ErrorFile
+from mpunet.inference.errors.file import with_error_map
 from mpunet.inference.manifest import (
     NAME,
     Failure,
@@ -28,21 +28,16 @@ from mpunet.inference.manifest import (
     new_record,
     note_skipped,
     one_line,
+    order_record,
     outcome_lines,
 )
-from mpunet.inference.output_folder import (
-    Existing,
-    Format,
-    output_path,
-    plan_output,
-    writes_dicom,
-)
+from mpunet.inference.output_folder import Existing, plan_output
 from mpunet.inference.reconstruct import Reconstructor, ThinSlices
 from mpunet.inference.result import origin_of, write_result
 from mpunet.io.base import ScanFile
 from mpunet.io.dicom.scan import DicomScan
 from mpunet.io.dicom.writer import Origin
-from mpunet.io.scans import PredictCase, Scan
+from mpunet.io.scans import Format, PredictCase, Scan, output_path, writes_dicom
 from mpunet.io.thin_file import Dtype
 from mpunet.progress import Progress, Show
 from mpunet.weights import file_sha256
@@ -207,8 +202,9 @@ class ThinVolumeWriter(Callback):
                 raise outputs
             origin = origin_of(pl_module, self._hash(trainer, pl_module), batch.volume)
             written = self._write(batch.scan, batch.volume, outputs, origin)
-            if isinstance(outputs, ThinSlices) and (text := outputs.strangeness()) is not None:
-                warning = f"{warning}; {text}" if warning else text
+            if isinstance(outputs, ThinSlices):
+                written = written._replace(order=order_record(outputs.order_faults()))
+                warning = "; ".join(filter(None, [warning, *outputs.warnings()])) or None
         except Exception as error:  # other volumes may succeed, whatever the error is
             reason = one_line(error)
         record = new_record(  # now, as tiles may have become smaller
@@ -262,55 +258,44 @@ class ThinVolumeWriter(Callback):
         origin: Origin,
     ) -> Written:
         """Write a volume; ``origin`` is recorded in a DICOM series."""
-        ratio = (
-            prediction.ratio
-            if isinstance(prediction, ThinSlices)
-            else (len(prediction) - 1) // (volume.shape[0] - 1)
-        )
+        if isinstance(prediction, ThinSlices):
+            ratio, last_first = prediction.ratio, prediction.last_first
+        else:
+            ratio, last_first = (len(prediction) - 1) // (volume.shape[0] - 1), False
         file_format: Format = self.format if self.dicom_from is None else "dicom"
         as_dicom = writes_dicom(scan, file_format)
         path = output_path(Path(str(self.output_dir)), scan, file_format)
-        errors: ErrorFile | None = None
         if self._disk_full:
             # Compute nothing until there is room for this volume without compression.
             voxels = int(np.prod((len(prediction), *volume.shape[1:])))
             needed = voxels * np.dtype(self.dtype).itemsize * 1.01
             if shutil.disk_usage(str(self.output_dir)).free < needed:
                 raise OSError(errno.ENOSPC, f"not tried: the disk of {self.output_dir} is full")
-        if isinstance(prediction, ThinSlices):
-            dtype: Dtype = "int16" if as_dicom else self.dtype
-            last_first = prediction.last_first
-            if prediction.estimated:
-                errors = ErrorFile(
+        parts = (
+            with_error_map(
+                prediction,
+                path,
+                volume,
+                "int16" if as_dicom else self.dtype,
+                origin if as_dicom and isinstance(volume, DicomScan) else None,
+            )
+            if isinstance(prediction, ThinSlices)
+            else nullcontext((iter([np.asarray(prediction)]), None))
+        )
+        meter = self._check.meter(volume, ratio, last_first=last_first) if self._check else None
+        try:
+            with parts as (chunks, errors):
+                written = write_result(
                     path,
+                    self._progress.watch(meter.watch(chunks) if meter else chunks),
                     volume,
                     ratio,
+                    as_dicom=as_dicom,
+                    origin=origin,
+                    dtype=self.dtype,
                     last_first=last_first,
-                    origin=origin if as_dicom and isinstance(volume, DicomScan) else None,
                 )
-                chunks = errors.images(prediction.chunks_with_error(dtype))
-            else:
-                chunks = prediction.chunks(dtype)
-        else:
-            chunks, last_first = iter([np.asarray(prediction)]), False
-        meter = self._check.meter(volume, ratio, last_first=last_first) if self._check else None
-        watched = self._progress.watch(meter.watch(chunks) if meter else chunks)
-        try:
-            written = write_result(
-                path,
-                watched,
-                volume,
-                ratio,
-                as_dicom=as_dicom,
-                origin=origin,
-                dtype=self.dtype,
-                last_first=last_first,
-            )
-        except BaseException as error:
-            if errors is not None:
-                errors.discard()
-            if not isinstance(error, OSError):
-                raise
+        except OSError as error:
             self._disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             hint = (
                 "; free space and start again, finished volumes are skipped"

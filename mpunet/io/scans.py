@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import nibabel as nib
 
@@ -20,9 +20,22 @@ from mpunet.io.dicom.template import TemplatedScan
 from mpunet.io.read_ahead import read_ahead
 from mpunet.io.rplhr import Intensity
 from mpunet.io.scan_file import ScanFile, open_scan
-from mpunet.io.volume import nifti_suffix
+from mpunet.io.volume import nifti_suffix, without_nifti_suffix
 
-__all__ = ["PredictCase", "PredictLoader", "Scan", "find_scans", "opened", "share_out"]
+__all__ = [
+    "Format",
+    "PredictCase",
+    "PredictLoader",
+    "Scan",
+    "find_scans",
+    "opened",
+    "output_path",
+    "scan_name",
+    "share_out",
+    "writes_dicom",
+]
+
+Format = Literal["auto", "nifti", "dicom"]
 
 
 class Scan(NamedTuple):
@@ -130,6 +143,26 @@ def opened(
         return open_series(scan.series, check_hu=check_hu, intensity=intensity)
     file = open_scan(scan.path, slice_axis=slice_axis, check_hu=check_hu, intensity=intensity)
     return file if scan.template is None else TemplatedScan(file, scan.template)
+
+
+def scan_name(scan: Scan) -> Path:
+    """Return the relative path of a scan without the suffix of a NIfTI file."""
+    if scan.series is not None:
+        return scan.relative
+    return scan.relative.with_name(without_nifti_suffix(scan.relative.name))
+
+
+def writes_dicom(scan: Scan, file_format: Format) -> bool:
+    """Return whether the result of a scan is a DICOM series: "auto" writes the scan's own format."""
+    return file_format == "dicom" or (file_format == "auto" and scan.series is not None)
+
+
+def output_path(output: Path, scan: Scan, file_format: Format) -> Path:
+    """Return the path of a scan's result: a NIfTI file, or the folder of a DICOM series."""
+    if writes_dicom(scan, file_format):
+        return output / scan_name(scan)
+    path = output / scan.relative
+    return path if scan.series is None else path.with_name(f"{path.name}.nii.gz")
 
 
 class PredictLoader:

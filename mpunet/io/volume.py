@@ -32,6 +32,7 @@ __all__ = [
     "slab_dtype",
     "volume_from_image",
     "volume_info",
+    "without_nifti_suffix",
 ]
 
 # Gantry tilt in degrees above which a scan is reported as tilted. Our choice: smaller angles are
@@ -242,6 +243,15 @@ def nifti_suffix(path: Path) -> str | None:
         if path.name.lower().endswith(suffix):
             return path.name[-len(suffix) :]
     return None
+
+
+def without_nifti_suffix(name: str) -> str:
+    """Return a file name or path without ``.nii.gz`` or ``.nii``; other names as they are.
+
+    >>> without_nifti_suffix("sub/scan.v2.NII.gz")
+    'sub/scan.v2'
+    """
+    return name.removesuffix(nifti_suffix(Path(name)) or "")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpunet.io.volume import nifti_suffix
+from mpunet.io.volume import without_nifti_suffix
 from mpunet.report.page import PageCase, Start, viewer_html, write_page
 from mpunet.report.viewer import encode_case
 
@@ -73,7 +73,7 @@ def view(
 
 def _file_names(paths: Sequence[Path]) -> list[str]:
     """File names without suffix; with the name of their folder if two are equal."""
-    stems = [path.name.removesuffix(nifti_suffix(path) or "") for path in paths]
+    stems = [without_nifti_suffix(path.name) for path in paths]
     if len(set(stems)) == len(stems):
         return stems
     return [f"{path.resolve().parent.name}/{stem}" for path, stem in zip(paths, stems, strict=True)]

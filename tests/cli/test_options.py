@@ -1,5 +1,6 @@
 """Short options, and help that fits on a screen."""
 
+import os
 import subprocess
 import sys
 import time
@@ -107,6 +108,35 @@ def test_help_needs_no_lightning():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.splitlines()[-1] == "[]"
     assert time.monotonic() - start < 10  # 0.1 s on an idle machine
+
+
+def test_signs_that_a_code_page_lacks_are_escaped(tmp_path):
+    (tmp_path / "findings.csv").write_text(
+        "reader,condition,case,x,y,z,diameter\nanna,thin,a,0,0,0,9\n"
+    )
+    (tmp_path / "standard.csv").write_text("case,x,y,z,diameter\na,0,0,0,9\n")
+    words = [
+        "reader-study",
+        "findings.csv",
+        "standard.csv",
+        "--thresholds",
+        "5",
+        "--figure",
+        "false",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "mpunet", *words, "--output", "9 × ≥"],
+        cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": "cp1252"}, capture_output=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert r"Tables: 9 × \u2265" in done.stdout.decode("cp1252")
+
+
+def test_names_that_are_no_text_can_be_printed(capsys):
+    assert main(["--version"]) == 0
+    print("\udcff.nii")  # Python's string for a name whose byte is no UTF-8
+    assert r"\udcff.nii" in capsys.readouterr().out
 
 
 def test_completion_knows_commands_and_options(capsys, tmp_path):

@@ -13,11 +13,14 @@ import torch
 from helpers import nifti
 from monai.bundle import ConfigWorkflow, load, run, verify_net_in_out
 from monai.bundle.properties import InferProperties, MetaProperties
+from torch.nn import functional as F
 
 import mpunet
 from mpunet.__main__ import main
 from mpunet.config import to_config
-from mpunet.export import write_bundle
+from mpunet.export import FolderReconstruction, write_bundle
+from mpunet.io.scan_file import read_volume
+from mpunet.io.scans import find_scans
 from mpunet.phantom.chest import chest_phantom
 from mpunet.slices.simulate import thicken
 from mpunet.weights import Weights, write_weights
@@ -84,6 +87,32 @@ def test_monai_reconstructs_as_predict_does(bundle: Path, weights: Weights, tmp_
     np.testing.assert_array_equal(result.dataobj, expected.dataobj)
     np.testing.assert_array_equal(result.affine, expected.affine)
     assert np.asarray(result.dataobj).std() > 100
+
+
+def test_series_become_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pydicom")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "io" / "dicom")
+    from made import voxels, write_series
+
+    def network(windows: torch.Tensor) -> torch.Tensor:
+        size = (5, *windows.shape[3:])
+        return F.interpolate(windows, size, mode="trilinear", align_corners=True)
+
+    for seed, suffix in enumerate((".dcm", ".ima")):  # two series in one folder
+        write_series(tmp_path / "scans" / "ct", voxels(seed), uid=f"1.2.{seed}", suffix=suffix)
+    (tmp_path / "scans" / "sub").mkdir()
+    image = nifti(voxels(2), spacing=(5.0, 0.7, 0.8))
+    nib.save(image, tmp_path / "scans" / "sub" / "a.nii")
+    scans = find_scans(tmp_path / "scans")
+    reconstruct = mpunet.Reconstructor(network, n_thick=3, ratio=2, multiple=1, device="cpu")
+    written = FolderReconstruction(scans, reconstruct, tmp_path / "thin").run()
+    names = ["ct/1.2.0.nii.gz", "ct/1.2.1.nii.gz", "sub/a.nii"]
+    assert [path.relative_to(tmp_path / "thin").as_posix() for path in written] == names
+    for seed, path in enumerate(written):
+        np.testing.assert_array_equal(read_volume(path).slab[::2], voxels(seed))
+    broken = scans[0]._replace(problem="slices are missing")
+    with pytest.raises(ValueError, match=r"1\.2\.0: slices are missing"):
+        FolderReconstruction([broken], reconstruct, tmp_path / "thin").run()
 
 
 def test_monai_knows_all_properties(bundle: Path, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def survey(volume: Volume) -> Survey:
     return Survey(min(low), max(high), np.roll(counts, _ZERO), np.stack(planes), digests, blank)
 
 
-def block_means(plane: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def block_means(plane: npt.NDArray[Any], blocks: int = BLOCKS) -> npt.NDArray[np.float32]:
     """Return the means of the blocks of a slice (H, W) in HU, clipped to [-1024, 3071].
 
     Rows and columns at the end that do not fill a block are left out.
@@ -90,7 +90,7 @@ def block_means(plane: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     >>> block_means(np.arange(130 * 64).reshape(130, 64).clip(0, 100)).shape
     (65, 64)
     """
-    size = [max(1, length // BLOCKS) for length in plane.shape]
+    size = [max(1, length // blocks) for length in plane.shape]
     number = [length // block for length, block in zip(plane.shape, size, strict=True)]
     cut = (
         plane[: number[0] * size[0], : number[1] * size[1]].astype(np.float32).clip(HU_MIN, HU_MAX)

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from mpunet.data.checks.order import order_faults, slices_text
 from mpunet.data.checks.survey import Survey
 from mpunet.geometry import grid_spacing
 from mpunet.io.nifti.sidecar import thickness_note
@@ -21,6 +22,7 @@ Verdict = Literal["refused", "repaired", "fine"]
 Code = Literal[
     # of one volume
     "unreadable", "scale", "8-bit", "shifted", "clipped", "padding", "blank", "doubled", "jump",
+    "repeated", "exchanged", "foreign", "disorder",
     "spacing", "no position", "tilt", "thickness",
     # of a pair
     "grid", "ratio", "offset", "orientation", "turned", "another patient", "steps", "other scale",
@@ -144,14 +146,14 @@ def check_intensities(seen: Survey) -> Iterator[Finding]:
 
 
 def check_slices(seen: Survey) -> Iterator[Finding]:
-    """Check for slices that are blank, doubled (equal to the one before) or missing."""
+    """Check for slices that are blank, doubled (equal to the one before), misplaced or missing."""
     depth = len(seen.digests)
     blank = set(seen.blank)
     if blank:
         yield Finding(
             "blank",
             "refused",
-            f"{_slices(seen.blank)} of {depth} {'is' if len(blank) == 1 else 'are'} blank; "
+            f"{slices_text(seen.blank)} of {depth} {'is' if len(blank) == 1 else 'are'} blank; "
             "cut off or restore",
         )
     doubled = [
@@ -161,14 +163,23 @@ def check_slices(seen: Survey) -> Iterator[Finding]:
         yield Finding(
             "doubled",
             "refused",
-            f"{_slices(doubled)} of {depth} "
+            f"{slices_text(doubled)} of {depth} "
             f"repeat{'s' if len(doubled) == 1 else ''} the one before",
         )
+    told = {*blank, *doubled, *(k - 1 for k in doubled)}
+    digests = [None if k in blank else digest for k, digest in enumerate(seen.digests)]
+    faults = order_faults(list(seen.planes), digests)
+    for fault in faults:
+        if not fault.slices or not told.issuperset(fault.slices):
+            yield Finding(fault.code, "refused", fault.text)
+    if any(fault.code == "disorder" for fault in faults):
+        return  # jumps are everywhere
+    told = blank.union(*(fault.slices for fault in faults))
     steps = np.abs(np.diff(seen.planes, axis=0)).mean(axis=(1, 2))
     for k, step in enumerate(steps):
         near = np.concatenate([steps[max(0, k - 4) : k], steps[k + 1 : k + 5]])
         usual = float(np.median(near)) if len(near) >= 4 else 0.0
-        if usual > 0.5 and step > JUMP * usual and not {k, k + 1} & blank:
+        if usual > 0.5 and step > JUMP * usual and not {k, k + 1} & told:
             text = (
                 f"slices {k} and {k + 1} of {depth} differ {step / usual:.1f} times as much as "
                 "neighbouring slices; slices between them are missing"
@@ -185,10 +196,3 @@ def _piled(seen: Survey, hu: int, inward: int) -> bool:
     at = hu + len(counts) // 2
     next_to = counts[min(at + inward, at + 20 * inward) : max(at + inward, at + 20 * inward) + 1]
     return bool(counts[at] > 1e-4 * counts.sum() and counts[at] > 20 * max(1.0, next_to.mean()))
-
-
-def _slices(indices: list[int]) -> str:
-    """Format slice indices: "slice 7", "slices 7, 8, 9" or "slices 7, 8, 9, ... (12 in all)"."""
-    shown = ", ".join(map(str, indices[:3]))
-    more = f", ... ({len(indices)} in all)" if len(indices) > 3 else ""
-    return f"slice{'s' if len(indices) > 1 else ''} {shown}{more}"

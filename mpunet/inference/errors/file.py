@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
+from mpunet.inference.thin_slices import ThinSlices
 from mpunet.intensity import HU_MAX, round_hu
 from mpunet.io.dicom.scan import DicomScan
-from mpunet.io.dicom.writer import Origin, write_error_series
-from mpunet.io.thin_file import write_slices
-from mpunet.io.volume import VolumeInfo, nifti_suffix
+from mpunet.io.dicom.writer import Origin, write_series
+from mpunet.io.thin_file import Dtype, write_slices
+from mpunet.io.volume import VolumeInfo, without_nifti_suffix
 
-__all__ = ["LUNG_HU", "ErrorFile", "ErrorRecord", "error_path"]
+__all__ = ["LUNG_HU", "ErrorFile", "ErrorRecord", "error_path", "with_error_map"]
 
 LUNG_HU = (-950.0, -500.0)
 """Voxels of the result that count as lung in the manifest; our choice, as no mask is computed."""
@@ -47,9 +49,9 @@ def error_path(result: Path, *, as_dicom: bool = False) -> Path:
     >>> error_path(Path("thin/a"), as_dicom=True).as_posix()
     'thin/a_error'
     """
-    suffix = None if as_dicom else nifti_suffix(result)
-    name = result.name.removesuffix(suffix or "")
-    return result.with_name(f"{name}_error{'' if as_dicom else '.nii.gz'}")
+    if as_dicom:
+        return result.with_name(f"{result.name}_error")
+    return result.with_name(f"{without_nifti_suffix(result.name)}_error.nii.gz")
 
 
 class ErrorFile:
@@ -59,38 +61,28 @@ class ErrorFile:
     map is written, and only then the result gets its name. So there is no result without its map.
 
     Args:
+        slices: the thin slices, with error estimates.
         result: path of the result.
         like: the thick scan.
-        ratio: thick spacing / thin spacing.
-        last_first: whether slices come in order from last to first.
         origin: what made the result; the map is then a DICOM series, as its result is. Default: a
             NIfTI file.
     """
 
     def __init__(
-        self,
-        result: Path,
-        like: VolumeInfo,
-        ratio: float,
-        *,
-        last_first: bool,
-        origin: Origin | None = None,
+        self, slices: ThinSlices, result: Path, like: VolumeInfo, *, origin: Origin | None = None
     ) -> None:
         self.path = error_path(result, as_dicom=origin is not None)
+        self._slices = slices
         self._origin = origin
         self._like = like
-        self._ratio = ratio
-        self._last_first = last_first
         # Voxels by HU of the estimate: all, and those of the lung's density.
         self._counts = np.zeros((2, int(HU_MAX) + 1), np.int64)
 
-    def images(
-        self, pairs: Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
-    ) -> Iterator[npt.NDArray[Any]]:
-        """Yield the images of ``pairs`` (image, error), each (k, H, W), and write the errors."""
+    def images(self, dtype: Dtype) -> Iterator[npt.NDArray[Any]]:
+        """Yield the chunks of the slices, see :meth:`ThinSlices.chunks`, and write their errors."""
         with tempfile.TemporaryFile(dir=self.path.parent) as waiting:
             sizes = []
-            for image, error in pairs:
+            for image, error in self._slices.chunks_with_error(dtype):
                 rounded = error if error.dtype == np.int16 else round_hu(error)
                 self._count(rounded, image)
                 waiting.write(np.ascontiguousarray(rounded).data)
@@ -102,13 +94,13 @@ class ErrorFile:
             self._write(chunks)
 
     def _write(self, chunks: Iterator[npt.NDArray[np.int16]]) -> None:
-        order = self._last_first
-        if self._origin is None:
-            write_slices(self.path, chunks, self._like, self._ratio, last_first=order)
+        like, ratio, order = self._like, self._slices.ratio, self._slices.last_first
+        if (origin := self._origin) is None:
+            write_slices(self.path, chunks, like, ratio, last_first=order)
         else:
-            assert isinstance(self._like, DicomScan)
-            write_error_series(
-                self.path, chunks, self._like, self._ratio, origin=self._origin, last_first=order
+            assert isinstance(like, DicomScan)
+            write_series(
+                self.path, chunks, like, ratio, origin=origin, last_first=order, errors=True
             )
 
     def discard(self) -> None:
@@ -129,6 +121,26 @@ class ErrorFile:
         lung = (image >= LUNG_HU[0]) & (image <= LUNG_HU[1])
         for counts, values in zip(self._counts, (error.ravel(), error[lung]), strict=True):
             counts += np.bincount(values, minlength=len(counts))
+
+
+@contextmanager
+def with_error_map(
+    slices: ThinSlices, result: Path, like: VolumeInfo, dtype: Dtype, origin: Origin | None = None
+) -> Iterator[tuple[Iterator[npt.NDArray[Any]], ErrorFile | None]]:
+    """Yield the chunks of thin slices; if these have error estimates, also their file.
+
+    The map is written while the chunks are read, and removed if the block fails. Arguments are
+    those of :class:`ErrorFile` and of :meth:`ThinSlices.chunks`.
+    """
+    if not slices.estimated:
+        yield slices.chunks(dtype), None
+        return
+    file = ErrorFile(slices, result, like, origin=origin)
+    try:
+        yield file.images(dtype), file
+    except BaseException:
+        file.discard()
+        raise
 
 
 def _read(file: IO[bytes], shape: tuple[int, ...]) -> npt.NDArray[np.int16]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from mpunet.io.partial_file import partial_folder
 from mpunet.io.thick_file import simulated_slices, thick_count
 from mpunet.io.thin_file import checked_chunks, in_file_order
 
-__all__ = ["Origin", "series_uid", "write_error_series", "write_series", "write_thick_series"]
+__all__ = ["Origin", "series_uid", "write_series", "write_thick_series"]
 
 # Elements that describe the voxels, the file or the frames of the source, not of the result.
 DROPPED = (
@@ -58,16 +58,26 @@ class _Derivation(NamedTuple):
     """What a series says of itself.
 
     Attributes:
-        kind: what the voxels are, in the description of the series.
+        name: what the voxels are, in the description of the series.
         text: how slices were made.
         reach: a slice is made from the source's slices nearer than this, in slices.
         entropy: what UIDs are derived from, besides the source and the grid.
+        number: what is added to 100 times the source's series number.
+        code: value and meaning of the derivation's code; None if there is no code for it.
+        intercept: of stored values; None for that of the source, if it fits.
+        window: centre and width in HU that replace the source's.
+        quantity: what values tell in HU, if not the attenuation of the patient.
     """
 
-    kind: Literal["synthetic", "simulated", "error estimate"]
+    name: str
     text: str
     reach: float
     entropy: tuple[str, ...]
+    number: int = 1
+    code: tuple[str, str] | None = ("113085", "Spatial resampling")
+    intercept: int | None = None
+    window: tuple[int, int] | None = None
+    quantity: str | None = None
 
 
 def series_uid(scan: DicomScan, ratio: float, origin: Origin) -> str:
@@ -83,6 +93,7 @@ def write_series(
     *,
     origin: Origin,
     last_first: bool = False,
+    errors: bool = False,
 ) -> str:
     """Write thin slices as classic CT images, one file each; the folder appears when it is complete.
 
@@ -96,37 +107,13 @@ def write_series(
         ratio: thick spacing / thin spacing.
         origin: what made the slices.
         last_first: whether slices come in order from last to first, also within chunks.
+        errors: whether values are the expected absolute errors of the slices. Their series is
+            another one, on the same grid, with a real-world value mapping that says so.
 
     Returns:
         SeriesInstanceUID of the result.
     """
-    templates = _Templates(scan, *_thin(scan, ratio, origin))
-    return _write(Path(folder), checked_chunks(chunks, scan, ratio), templates, last_first)
-
-
-def write_error_series(
-    folder: str | Path,
-    chunks: Iterable[npt.NDArray[Any]],
-    scan: DicomScan,
-    ratio: float,
-    *,
-    origin: Origin,
-    last_first: bool = False,
-) -> str:
-    """Write error estimates of thin slices as :func:`write_series` writes the slices.
-
-    Values are expected absolute errors in HU, with a real-world value mapping that says so. The
-    series is another one than that of the slices, on the same grid.
-
-    Arguments and result are those of :func:`write_series`.
-    """
-    grid, thin = _thin(scan, ratio, origin)
-    text = (
-        "Expected absolute error in HU of each voxel of a series that a neural network made: "
-        f"mpunet {__version__}{_network(origin)}. Not an image of the patient. Not for diagnosis."
-    )
-    derivation = _Derivation("error estimate", text, thin.reach, (*origin, "error"))
-    templates = _Templates(scan, grid, derivation)
+    templates = _Templates(scan, *_thin(scan, ratio, origin, errors=errors))
     return _write(Path(folder), checked_chunks(chunks, scan, ratio), templates, last_first)
 
 
@@ -156,23 +143,33 @@ def write_thick_series(
         f"mpunet {__version__}. Not for diagnosis."
     )
     shares = tuple(f"{weight:.6f}" for weight in weights)
-    derivation = _Derivation("simulated", text, len(weights) // 2 + 1, shares)
+    name = f"mpunet {thick:.4g} mm (simulated)"
+    derivation = _Derivation(name, text, len(weights) // 2 + 1, shares)
     templates = _Templates(scan, _Grid(first, ratio, count), derivation)
     return _write(Path(folder), slices, templates, scan.last_first)
 
 
-def _thin(scan: DicomScan, ratio: float, origin: Origin) -> tuple[_Grid, _Derivation]:
+def _thin(
+    scan: DicomScan, ratio: float, origin: Origin, *, errors: bool = False
+) -> tuple[_Grid, _Derivation]:
+    grid = _Grid(0, 1 / ratio, thin_depth(len(scan), ratio))
     thick = float(scan.spacing[0])
+    network = f", network SHA-256 {origin.network}" if origin.network else ""
+    if errors:
+        text = (
+            "Expected absolute error in HU of each voxel of a series that a neural network made: "
+            f"mpunet {__version__}{network}. Not an image of the patient. Not for diagnosis."
+        )
+        return grid, _Derivation(
+            "mpunet error estimate", text, 1, (*origin, "error"), number=2, code=None, intercept=0,
+            window=(100, 200), quantity="Expected absolute error",
+        )  # fmt: skip
     text = (
         f"Thin slices ({thick / ratio:.4g} mm) estimated from slices {thick:.4g} mm apart by a "
-        f"neural network: mpunet {__version__}{_network(origin)}. Not for diagnosis."
+        f"neural network: mpunet {__version__}{network}. Not for diagnosis."
     )
-    grid = _Grid(0, 1 / ratio, thin_depth(len(scan), ratio))
-    return grid, _Derivation("synthetic", text, 1, tuple(origin))
-
-
-def _network(origin: Origin) -> str:
-    return f", network SHA-256 {origin.network}" if origin.network else ""
+    name = f"mpunet {thick / ratio:.4g} mm (synthetic)"
+    return grid, _Derivation(name, text, 1, tuple(origin))
 
 
 def _write(
@@ -202,10 +199,8 @@ class _Templates:
         self.step = (np.array(slices[-1].position) - self.first) / (len(slices) - 1)
         same = {(header.slope, header.intercept) for header in slices}
         whole = len(same) == 1 and slices[0].slope == 1 and slices[0].intercept.is_integer()
-        self.intercept = int(slices[0].intercept) if whole else int(HU_MIN)
-        self.errors = derivation.kind == "error estimate"
-        if self.errors:
-            self.intercept = 0
+        fitting = int(slices[0].intercept) if whole else int(HU_MIN)
+        self.intercept = fitting if derivation.intercept is None else derivation.intercept
         self.now = datetime.now(timezone.utc).astimezone()
         self._read: tuple[int, Any] = (-1, None)
 
@@ -218,19 +213,17 @@ class _Templates:
         dataset.SOPClassUID = pydicom().uid.CTImageStorage
         dataset.SOPInstanceUID = self._uid(str(index))
         dataset.SeriesInstanceUID = self.uid
-        number = 100 * int(dataset.get("SeriesNumber") or 0) + 1
-        dataset.SeriesNumber = number + 1 if self.errors else number
+        number = 100 * int(dataset.get("SeriesNumber") or 0)
+        dataset.SeriesNumber = number + self.derivation.number
         dataset.InstanceNumber = index + 1
         dataset.ImageType = ["DERIVED", "SECONDARY", *(header.image_type[2:3] or ["AXIAL"])]
-        name = f"mpunet {self.spacing:.4g} mm ({self.derivation.kind})"
-        if self.errors:
-            name = "mpunet error estimate"
-            _show_errors(dataset)
+        name = self.derivation.name
         dataset.SeriesDescription = (
             f"{str(dataset.get('SeriesDescription') or '')[: 63 - len(name)]} {name}".strip()
         )
         self._derive(dataset, place)
         self._geometry(dataset, place, header)
+        self._meaning(dataset)
         self._pixels(dataset, plane)
         for keyword in ("KVP", "AcquisitionNumber", "PositionReferenceIndicator"):
             if keyword not in dataset:  # required, may be empty
@@ -255,9 +248,9 @@ class _Templates:
 
     def _derive(self, dataset: Any, place: float) -> None:
         dataset.DerivationDescription = self.derivation.text
-        dataset.DerivationCodeSequence = [_code("113085", "Spatial resampling")]
-        if self.errors:  # for which there is no code
-            del dataset.DerivationCodeSequence
+        dataset.pop("DerivationCodeSequence", None)
+        if self.derivation.code is not None:
+            dataset.DerivationCodeSequence = [_code(*self.derivation.code)]
         sources = []
         for index, header in enumerate(self.scan.series.slices):
             if abs(index - place) >= self.derivation.reach:
@@ -290,6 +283,20 @@ class _Templates:
         dataset.SliceThickness = f"{self.spacing:.10g}"[:16]
         dataset.SpacingBetweenSlices = f"{self.spacing:.10g}"[:16]
 
+    def _meaning(self, dataset: Any) -> None:
+        """Set the window, and what values mean (PS3.3 C.7.6.16.2.11), if the source's do not fit."""
+        if self.derivation.window is not None:
+            for keyword in ("VOILUTSequence", "VOILUTFunction", "WindowCenterWidthExplanation"):
+                dataset.pop(keyword, None)
+            dataset.WindowCenter, dataset.WindowWidth = self.derivation.window
+        if self.derivation.quantity is not None:
+            item = pydicom().Dataset()
+            item.LUTExplanation, item.LUTLabel = self.derivation.quantity, "HU"
+            item.RealWorldValueFirstValueMapped, item.RealWorldValueLastValueMapped = 0, int(HU_MAX)
+            item.RealWorldValueIntercept, item.RealWorldValueSlope = 0.0, 1.0
+            item.MeasurementUnitsCodeSequence = [_code("[hnsf'U]", "Hounsfield unit", "UCUM")]
+            dataset.RealWorldValueMappingSequence = [item]
+
     def _pixels(self, dataset: Any, plane: npt.NDArray[Any]) -> None:
         low, high = (int(hu) - self.intercept for hu in (HU_MIN, HU_MAX))
         signed = low < 0
@@ -320,19 +327,6 @@ class _Templates:
         meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
         meta.TransferSyntaxUID = pydicom().uid.ExplicitVRLittleEndian
         return meta
-
-
-def _show_errors(dataset: Any) -> None:
-    """Set a window for errors instead of the source's, and what values mean (PS3.3 C.7.6.16.2.11)."""
-    for keyword in ("VOILUTSequence", "VOILUTFunction", "WindowCenterWidthExplanation"):
-        dataset.pop(keyword, None)
-    dataset.WindowCenter, dataset.WindowWidth = 100, 200
-    item = pydicom().Dataset()
-    item.LUTExplanation, item.LUTLabel = "Expected absolute error", "HU"
-    item.RealWorldValueFirstValueMapped, item.RealWorldValueLastValueMapped = 0, int(HU_MAX)
-    item.RealWorldValueIntercept, item.RealWorldValueSlope = 0.0, 1.0
-    item.MeasurementUnitsCodeSequence = [_code("[hnsf'U]", "Hounsfield unit", "UCUM")]
-    dataset.RealWorldValueMappingSequence = [item]
 
 
 def _code(value: str, meaning: str, scheme: str = "DCM") -> Any:

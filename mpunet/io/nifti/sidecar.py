@@ -9,7 +9,7 @@ import json
 import math
 from pathlib import Path
 
-from mpunet.io.volume import VolumeInfo, nifti_suffix
+from mpunet.io.volume import VolumeInfo, without_nifti_suffix
 
 __all__ = ["slice_thickness", "thickness_note"]
 
@@ -25,7 +25,7 @@ def slice_thickness(path: Path) -> float | None:
         The value of "SliceThickness"; None if the file is missing, damaged or without a positive
         number of this name.
     """
-    sidecar = path.with_name(path.name.removesuffix(nifti_suffix(path) or "") + ".json")
+    sidecar = path.with_name(f"{without_nifti_suffix(path.name)}.json")
     try:
         thickness = json.loads(sidecar.read_bytes())["SliceThickness"]
         known = type(thickness) in (int, float) and 0 < float(thickness) < math.inf

@@ -49,8 +49,8 @@ def test_map_and_summary(scan, tmp_path):
     expected = reconstructor().with_error(nib.load(scan))
     source = open_scan(scan)
     slices = reconstructor().stream(source)
-    file = ErrorFile(tmp_path / "thin.nii.gz", source, 2, last_first=slices.last_first)
-    images = list(file.images(slices.chunks_with_error("int16")))
+    file = ErrorFile(slices, tmp_path / "thin.nii.gz", source)
+    images = list(file.images("int16"))
     assert sum(map(len, images)) == 9
     written = nib.load(tmp_path / "thin_error.nii.gz")
     np.testing.assert_array_equal(

@@ -12,7 +12,7 @@ from mpunet.__main__ import main
 from mpunet.inference.errors import ErrorModel
 from mpunet.io.dicom.scan import open_series
 from mpunet.io.dicom.series import find_series
-from mpunet.io.dicom.writer import Origin, series_uid, write_error_series
+from mpunet.io.dicom.writer import Origin, series_uid
 from mpunet.io.dicom.writer import write_series as write_thin
 from mpunet.io.partial_file import remove_partials
 from mpunet.phantom import chest_phantom
@@ -196,7 +196,7 @@ def test_error_estimates_are_another_series(tmp_path):
     image = write_thin(tmp_path / "thin", [THIN], scan, 5, origin=ORIGIN)
     errors = np.abs(THIN)
     errors[0, 0, :2] = 0, 3071
-    uid = write_error_series(tmp_path / "thin_error", [errors], scan, 5, origin=ORIGIN)
+    uid = write_thin(tmp_path / "thin_error", [errors], scan, 5, origin=ORIGIN, errors=True)
     assert uid not in (image, SERIES)
     (series,), _ = find_series(sorted((tmp_path / "thin_error").iterdir()))
     series = open_series(series, check_hu=False)
