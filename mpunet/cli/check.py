@@ -37,9 +37,9 @@ def check(
 ) -> int:
     """Check every case of a data set before training: fine, repaired (how) or refused (why).
 
-    Checks that files can be read, that intensities are HU, and that no slices are blank, doubled or
-    missing. For pairs, also checks grids, ratio and position, both by the headers and by the voxels
-    alone. docs/data.md lists the findings and their limits.
+    Checks that files can be read, that intensities are HU, and that no slices are blank, repeated,
+    out of order or missing. For pairs, also checks grids, ratio and position, both by the headers
+    and by the voxels alone. docs/data.md lists the findings and their limits.
 
     Args:
         data: pairs, thin volumes, a split, or a CSV file of pairs, as for

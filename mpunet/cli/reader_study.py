@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
 from mpunet.data.layouts import files_by_name
+from mpunet.evaluation.cases import ERROR_SUFFIX
+from mpunet.evaluation.error_maps import error_map_of, read_error_map
 from mpunet.evaluation.tables import write_whole
 from mpunet.io.scan_file import read_volume
 from mpunet.lungs.threshold import lung_mask
 from mpunet.reader_study.blob_reader import MIN_SCORE_HU, blob_findings
+from mpunet.reader_study.error_places import Place, places, places_csv, places_table
 from mpunet.reader_study.figure import draw_study
 from mpunet.reader_study.findings import (
     Coordinates,
@@ -42,6 +45,7 @@ def study(
     reference: str | None = None,
     coordinates: Coordinates = "RAS",
     min_score: float = MIN_SCORE_HU,
+    error_maps: str | None = None,
     figure: bool = True,
 ) -> int:
     """Compare readers' findings in several conditions (such as thick and thin) with a standard.
@@ -62,6 +66,8 @@ def study(
         reference: condition that the others are compared with; by default the first one.
         coordinates: coordinate system of the CSV files: RAS as in NIfTI, or LPS as in DICOM.
         min_score: lowest score in HU of the findings that the automatic reader reports.
+        error_maps: CONDITION=FOLDER, where FOLDER is that of `mpunet predict --error_map`, to
+            compare the findings of this condition with the error maps; writes error_places.csv.
         figure: draw study.png.
 
     Returns:
@@ -94,6 +100,10 @@ def study(
     write_study(result, folder)
     if figure:
         draw_study(result, folder / "study.png")
+    judged = _judged(error_maps, readings, truth, radius)
+    if judged:
+        write_whole(folder / "error_places.csv", places_csv(judged))
+        print(f"Error map at what the readers judged:\n\n{places_table(judged)}\n")
     print(f"{markdown(result)}\nTables{' and figure' if figure else ''}: {folder}")
     if failures:
         print(
@@ -113,7 +123,7 @@ def read_folder(
     """Run the automatic reader on a folder of volumes, with lungs segmented from each volume.
 
     Args:
-        folder: volumes, each named after its case.
+        folder: volumes, each named after its case; error maps beside them are left out.
         condition: name of the condition that the volumes show.
         cases: names of the cases in the standard.
         min_score: lowest score in HU of the findings to report.
@@ -127,6 +137,8 @@ def read_folder(
     if not condition:
         raise ValueError(f"Expected CONDITION=FOLDER, such as thick=scans, got '={folder}'.")
     files = files_by_name(folder)
+    maps = {name for name in files if name.removesuffix(ERROR_SUFFIX) in files.keys() - {name}}
+    files = {name: path for name, path in files.items() if name in cases or name not in maps}
     if unknown := files.keys() - set(cases):
         raise ValueError(
             f"{folder}: case {min(unknown)!r} is not in the standard; list it there, "
@@ -152,6 +164,43 @@ def read_folder(
     if not readings:
         raise ValueError(f"No volume of {folder} could be read: {failures[0]}")
     return readings, failures
+
+
+def _judged(
+    source: str | None,
+    readings: Mapping[Reading, Sequence[Finding]],
+    standard: Mapping[str, Sequence[Finding]],
+    radius: float,
+) -> list[Place]:
+    """Look up the findings of a condition in its error maps."""
+    if source is None:
+        return []
+    condition, _, folder = source.partition("=")
+    chosen = {key: found for key, found in readings.items() if key.condition == condition}
+    if not chosen or not folder:
+        known = ", ".join(dict.fromkeys(key.condition for key in readings))
+        raise ValueError(
+            f"Expected error maps as CONDITION=FOLDER with a condition among {known}, got {source}."
+        )
+    files = files_by_name(folder)
+    judged = []
+    for case in dict.fromkeys(key.case for key in chosen):
+        if case not in files:
+            raise ValueError(f"{folder}: no volume of case {case!r} beside its error map.")
+        volume = read_volume(files[case])
+        errors = read_error_map(error_map_of(case, files, files[case]), volume)
+        lung = lung_mask(volume.slab, volume.spacing)
+        if not lung.any():
+            raise ValueError(
+                f"{files[case]}: no lung found; expected a chest, as the error map is compared with "
+                "its values in the lungs."
+            )
+        for key, found in chosen.items():
+            if key.case == case:
+                judged += places(
+                    key, found, standard[case], errors, volume.slab_affine, lung, radius=radius
+                )
+    return judged
 
 
 def _numbers(text: str) -> list[float]:

@@ -17,13 +17,28 @@ from mpunet.io.scan_file import read_volume
 from mpunet.io.volume import Volume
 from mpunet.metrics.error_estimate import EDGES, error_quality, reliability, sparsification
 
-__all__ = ["CURVES", "against_error_map", "error_map_of", "read_error_map"]
+__all__ = [
+    "BINS",
+    "CURVES",
+    "ORDERS",
+    "against_error_map",
+    "bin_region",
+    "error_map_of",
+    "read_error_map",
+    "removed_region",
+]
 
 Slab = npt.NDArray[Any]
 
 CLIPPED = (HU_MIN, HU_MAX)
 CURVES = ("error_map_reliability", "error_map_sparsified")
 """Metrics of which each row is a point of a curve."""
+
+BINS = tuple(pairwise(EDGES))
+"""Lower and upper edges in HU of the points of the reliability curve."""
+
+ORDERS = ("error map", "oracle")
+"""Orders in which voxels are taken away, for sparsification."""
 
 _KINDS = {
     "rank_correlation": ("", "Spearman's rank correlation of error map and |error|"),
@@ -37,6 +52,20 @@ _KINDS = {
     ),
     "bias": ("HU", "mean of error map - |error|"),
 }  # fmt: skip
+
+
+def bin_region(low: float, high: float) -> str:
+    """Return the region of a point of the reliability curve, a bin of the error map in HU."""
+    return f"{low} to {high} HU"
+
+
+def removed_region(share: float, order: str) -> str:
+    """Return the region of a point of a sparsification curve.
+
+    >>> removed_region(0.05, ORDERS[0])
+    '5% removed, error map'
+    """
+    return f"{share:.0%} removed, {order}"
 
 
 def error_map_of(case: str, files: Mapping[str, Path], prediction: Path) -> Path:
@@ -98,15 +127,13 @@ def against_error_map(
             yield Measure(f"error_map_{name}", region, unit, CLIPPED, None, kind), value
     where, mask = list(regions.items())[-1]
     curve = reliability(estimate[mask], error[mask])
-    for (low, high), value in zip(pairwise(EDGES), curve.error, strict=True):
-        kind = f"mean |error|, {where}, where the error map has {low} to {high} HU"
-        yield (
-            Measure("error_map_reliability", f"{low} to {high} HU", "HU", CLIPPED, None, kind),
-            value,
-        )
+    for edges, value in zip(BINS, curve.error, strict=True):
+        region = bin_region(*edges)
+        kind = f"mean |error|, {where}, where the error map has {region}"
+        yield Measure(CURVES[0], region, "HU", CLIPPED, None, kind), value
     curves = sparsification(estimate[mask], error[mask])
-    for name, ratios in (("error map", curves.estimate), ("oracle", curves.oracle)):
-        for removed, value in zip(curves.removed, ratios, strict=True):
-            kind = f"mean |error|, {where}, of the voxels left / of all; removed by the {name}"
-            region = f"{removed:.0%} removed, {name}"
+    for order, ratios in zip(ORDERS, (curves.estimate, curves.oracle), strict=True):
+        for share, value in zip(curves.removed, ratios, strict=True):
+            kind = f"mean |error|, {where}, of the voxels left / of all; removed by the {order}"
+            region = removed_region(share, order)
             yield Measure(CURVES[1], region, "", CLIPPED, None, kind), value

@@ -140,6 +140,7 @@ class Evaluator:
         self.scores: list[Score] = []
         self._done: set[tuple[str, str]] = set()
         self.files: dict[str, dict[str, Path]] = {}
+        self._error_maps: dict[str, Path] = {}  # those that were measured
 
     @property
     def names(self) -> list[str]:
@@ -168,6 +169,7 @@ class Evaluator:
             files=self.files,
             version=__version__,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            error_maps=self._error_maps,
         )
 
     def _match(self, method: str, folder: str | Path, references: str | Path) -> dict[str, Path]:
@@ -311,6 +313,7 @@ class Evaluator:
             self._add(
                 method, case, list(against_error_map(estimate, volume.slab[mine], truth, mask))
             )
+            self._error_maps[case] = path
         except (ValueError, OSError) as error:
             self.problems.append(Problem(method, case, f"no error map: {error}", True))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,6 +125,7 @@ class Evaluation:
             display order.
         version: version of mpunet.
         created: date and time in UTC.
+        error_maps: for each case, the error map of the first method that was measured.
     """
 
     title: str
@@ -138,3 +139,4 @@ class Evaluation:
     files: Mapping[str, Mapping[str, Path]]
     version: str
     created: str
+    error_maps: Mapping[str, Path] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """HTML report of an evaluation.
 
 The sections are: problems, summary, lung density, viewer with selected cases, distribution over
-cases, paired differences, fidelity, and a table of all cases.
+cases, paired differences, fidelity, error maps, and a table of all cases.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from html import escape
 from pathlib import Path
 
 from mpunet.evaluation.aggregate import ScoresByCase, scores_by_case
+from mpunet.evaluation.error_maps import CURVES
 from mpunet.evaluation.scores import Evaluation
+from mpunet.report.error_map_section import error_map_section
 from mpunet.report.measure_text import (
     QUALITY_NAMES,
     count_text,
@@ -62,6 +64,7 @@ def write_report(
                 name,
                 evaluation.files[name],
                 reference=reference,
+                error_maps=_error_map(evaluation, name),
                 slices=slices,
                 size=size / len(chosen),
             )
@@ -85,6 +88,7 @@ def write_report(
         _distribution(evaluation, values, shown),
         difference_table(evaluation),
         fidelity_table(evaluation),
+        error_map_section(evaluation),
         _cases(evaluation, values),
     ]
     note = f"Made {escape(evaluation.created)} by mpunet {escape(evaluation.version)}. "
@@ -133,6 +137,12 @@ def choose_cases(evaluation: Evaluation, values: ScoresByCase) -> dict[str, str]
     }
 
 
+def _error_map(evaluation: Evaluation, case: str) -> dict[str, Path]:
+    """Error map of a case by the method that it belongs to, if there is one."""
+    path = evaluation.error_maps.get(case)
+    return {} if path is None else {evaluation.methods[0]: path}
+
+
 def _problems(evaluation: Evaluation, lines: list[str]) -> str:
     if not evaluation.problems and not lines:
         return ""
@@ -173,7 +183,7 @@ def _distribution(evaluation: Evaluation, values: ScoresByCase, shown: Mapping[s
 
 def _cases(evaluation: Evaluation, values: ScoresByCase) -> str:
     """Table of all cases as compact JSON, of which the page's script shows a part as rows."""
-    measures = list(dict.fromkeys(measure for _, measure in values))
+    measures = list(dict.fromkeys(m for _, m in values if m.metric not in CURVES))
     methods = list(dict.fromkeys([*evaluation.methods, *(method for method, _ in values)]))
     cases = list(dict.fromkeys(case for found in values.values() for case in found))
     rows = []

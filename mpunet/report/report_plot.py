@@ -1,17 +1,27 @@
-"""Plot the distribution of a metric over cases as inline SVG."""
+"""Plots as inline SVG: the distribution of a metric over cases, and curves."""
 
 from __future__ import annotations
 
 import html
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-__all__ = ["strip_plot"]
+__all__ = ["Line", "line_plot", "strip_plot"]
 
 MOST_DOTS = 300  # in a row; more dots overlap and make the page large
 WIDTH, LABEL, ROW, DOT = 640, 130, 34, 4.0  # widths of figure and labels, row height, dot radius
+HEIGHT, LEFT, BELOW = 380, 70, 52  # of a plot of curves, and beside and below its axes
+
+
+class Line(NamedTuple):
+    """A curve: the main one, that of a case, or the ideal; its points are (x, y)."""
+
+    name: str
+    kind: Literal["main", "case", "ideal"]
+    points: Sequence[tuple[float, float]]
 
 
 def strip_plot(
@@ -79,6 +89,66 @@ def strip_plot(
         f'<figure class="strip"><figcaption>{label}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {height}" role="group" '
         f'aria-label="{label} by case and method">{"".join(parts)}</svg></figure>'
+    )
+
+
+def line_plot(title: str, lines: Sequence[Line], x_label: str, y_label: str) -> str:
+    """Draw curves as SVG of 640 units width, with y from 0.
+
+    Args:
+        title: title as plain text.
+        lines: curves, the last on top; their names are tooltips, those of the main and the ideal
+            curve also stand beside the plot's title.
+        x_label: what is along x, with its unit.
+        y_label: what is along y, with its unit.
+
+    Returns:
+        HTML, or "" if no curve has points.
+    """
+    points = np.array([point for line in lines for point in line.points])
+    if not points.size:
+        return ""
+    low, right = float(points[:, 0].min()), float(points[:, 0].max())
+    top = 1.05 * float(points[:, 1].max()) or 1.0
+    right += right == low
+
+    def x(value: float) -> str:
+        return f"{LEFT + (WIDTH - LEFT - 20) * (value - low) / (right - low):.1f}"
+
+    def y(value: float) -> str:
+        return f"{HEIGHT - BELOW - (HEIGHT - BELOW - 10) * value / top:.1f}"
+
+    parts = []
+    for tick in _ticks(low, right):
+        parts.append(f'<path class="grid" d="M{x(tick)} 10V{y(0)}"/>')
+        parts.append(f'<text class="tick" x="{x(tick)}" y="{HEIGHT - 32}">{tick:g}</text>')
+    for tick in _ticks(0, top):
+        parts.append(f'<path class="grid" d="M{LEFT} {y(tick)}H{WIDTH - 20}"/>')
+        parts.append(
+            f'<text class="method" x="{LEFT - 10}" y="{float(y(tick)) + 4:.1f}">{tick:g}</text>'
+        )
+    for line in lines:
+        if line.points:
+            path = "L".join(f"{x(a)} {y(b)}" for a, b in line.points)
+            tip = f"<title>{html.escape(line.name)}</title>"
+            parts.append(f'<path class="line {line.kind}" d="M{path}">{tip}</path>')
+    middle = (HEIGHT - BELOW) / 2
+    parts.append(
+        f'<text class="tick" x="{(LEFT + WIDTH - 20) / 2}" y="{HEIGHT - 8}">'
+        f"{html.escape(x_label)}</text>"
+        f'<text class="tick" transform="translate(16 {middle}) rotate(-90)">'
+        f"{html.escape(y_label)}</text>"
+    )
+    legend = "".join(
+        f' <small class="{line.kind}">{html.escape(line.name)}</small>'
+        for line in lines
+        if line.kind != "case"
+    )
+    label = html.escape(title)
+    return (
+        f'<figure class="strip"><figcaption>{label}{legend}</figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="{label}">'
+        f"{''.join(parts)}</svg></figure>"
     )
 
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from html import escape
 
 from mpunet.evaluation.densitometry import DENSITIES, DensityRow, density_rows
+from mpunet.evaluation.error_maps import CURVES
 from mpunet.evaluation.scores import Evaluation, Measure, PairedDifference, Summary
 from mpunet.metrics.agreement import LEAST_CASES
 from mpunet.report.measure_text import (
@@ -115,7 +116,7 @@ def fidelity_table(evaluation: Evaluation) -> str:
     """Return the table of all other measures by method, or "" if there are none."""
     cells: dict[Measure, dict[str, Summary]] = defaultdict(dict)
     for summary in evaluation.summaries:
-        if summary.measure.metric not in {*QUALITY_NAMES, *DENSITIES}:
+        if summary.measure.metric not in {*QUALITY_NAMES, *DENSITIES, *CURVES}:
             cells[summary.measure][summary.method] = summary
     if not cells:
         return ""

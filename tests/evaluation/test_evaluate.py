@@ -525,6 +525,8 @@ def test_error_maps(folders, chests, tmp_path, capsys):
     assert float(found["b", "auc_50", "whole"]) == pytest.approx(0.5, abs=0.1)
     assert float(found["b", "bias", "whole"]) == pytest.approx(0, abs=0.01)
     assert ("c", "rank_correlation", "whole") not in found
+    measured = json.loads((tmp_path / "evaluation.json").read_text())["error_maps"]
+    assert measured == {name: str(good / f"{name}_error.nii.gz") for name in "ab"}
     problems = lines_of(tmp_path / "problems.csv")
     assert [(line["case"], line["reason"]) for line in problems] == [
         ("c", "no error map: none of the name c_error or c")

@@ -3,14 +3,18 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from helpers import save
 
+from mpunet.evaluation.aggregate import scores_by_case, summaries
+from mpunet.evaluation.error_maps import against_error_map
 from mpunet.evaluation.scores import Evaluation, Measure, PairedDifference, Problem, Score, Summary
+from mpunet.report.error_map_section import error_map_section
 from mpunet.report.report import choose_cases, write_report
-from mpunet.report.report_plot import strip_plot
+from mpunet.report.report_plot import Line, line_plot, strip_plot
 from mpunet.training.case_metrics import PROTOCOLS
 
 WINDOW = (-1024.0, 3071.0)
@@ -221,3 +225,56 @@ def test_what_cannot_be_drawn_is_left_out():
     assert drawn.count("<circle") == 2
     assert "<x>" not in drawn
     assert drawn.count("ours, a: 40.00") == 1
+
+
+def with_error_maps(found, path, cases=2):
+    """Cases of errors from 0 to 100 HU; the map is 10 HU too large, in case 1 it is right."""
+    error = np.linspace(0, 100, 5000, dtype=np.float32).reshape(5, 20, 50)
+    zero = np.zeros_like(error)
+    scores = [
+        Score("ours", f"case{i}", *pair)
+        for i in range(cases)
+        for pair in against_error_map(error + 10 * (i != 1), error, zero, None)
+    ]
+    return replace(
+        found,
+        scores=found.scores + scores,
+        summaries=found.summaries + summaries(scores_by_case(scores)),
+        error_maps={"case0": path},
+    )
+
+
+def test_error_maps_are_painted_over_their_images_and_their_curves_drawn(browser, files, tmp_path):
+    map_ = save(tmp_path / "map.nii.gz", np.full((6, 12, 14), 40, np.int16), spacing=(1, 1, 1))
+    path = tmp_path / "report.html"
+    write_report(path, with_error_maps(evaluation(2, files), map_))
+    browser.open(path)
+    assert browser.problems == []
+    assert browser.run("[...viewer.errors.keys()]") == ["ours"]
+    browser.run("document.querySelector('[data-map=expected]').click()")
+    browser.idle()
+    assert browser.run("viewer.map") == "expected"
+    lines = "document.querySelectorAll('.line.{}').length"
+    assert [browser.run(lines.format(kind)) for kind in ("main", "case", "ideal")] == [2, 4, 2]
+    text = browser.run("document.body.innerText")
+    assert "Error maps of ours" in text
+    assert "Voxels: whole." in text
+    # The points of the curves are in no table.
+    assert "removed, oracle" not in path.read_text()
+    assert "error map auc 100" in text
+
+
+def test_curves_of_one_case_and_of_none(tmp_path):
+    assert error_map_section(evaluation(2)) == ""
+    drawn = error_map_section(with_error_maps(evaluation(1), tmp_path / "map.nii.gz", 1))
+    assert 'class="line case"' not in drawn
+    assert drawn.count('class="line main"') == 2
+
+
+def test_a_curve():
+    assert line_plot("a", [Line("b", "main", [])], "x", "y") == ""
+    drawn = line_plot("a", [Line("<b>", "main", [(0, 0), (5, 1), (10, 2)])], "x, mm", "y")
+    # From the left edge, 70, to the right one, 620; from the x axis, 328, up to 2 / 2.1 of 318.
+    assert 'd="M70.0 328.0L345.0 176.6L620.0 25.1"' in drawn
+    assert "<title>&lt;b&gt;</title>" in drawn
+    assert "x, mm" in drawn
