@@ -265,7 +265,7 @@ class Benchmark:
     def _measure(self, row: Row, folder: Path, checkpoint: Path | None) -> None:
         data = {
             key: value
-            for key, value in self._data().items()
+            for key, value in self._shared("data").items()
             if key in ("profile", "fwhm", "cache_dir", "slice_axis")
         }
         task = Task(
@@ -275,7 +275,7 @@ class Benchmark:
             ratio=row.section("ratio") or 5,
             data={**data, "test_dir": self.test_dir},
             stride=self.stride,
-            tile=row.section("inference", "tile"),
+            tile=row.section("inference", "tile") or self._shared("inference").get("tile"),
             vgg_weights=self.vgg_weights,
             output=str(folder),
         )
@@ -284,18 +284,19 @@ class Benchmark:
             ["-m", "mpunet.benchmark.measure", str(folder / "task.json")], folder / "train.log"
         )
 
-    def _data(self) -> dict[str, Any]:
-        """Return the data section that all rows share: the base's, changed by ``options``."""
-        data = dict((yaml.safe_load(self.base.read_text(encoding="utf-8")) or {}).get("data") or {})
+    def _shared(self, section: str) -> dict[str, Any]:
+        """Return a section that all rows share: the base's, changed by ``options``."""
+        base = yaml.safe_load(self.base.read_text(encoding="utf-8")) or {}
+        values = dict(base.get(section) or {})
         words = iter(
             part
             for word in self.options
             for part in (word.split("=", 1) if word.startswith("--") else [word])
         )
         for word in words:
-            if word.startswith("--data."):
-                data[word.removeprefix("--data.")] = yaml.safe_load(next(words, ""))
-        return data
+            if word.startswith(f"--{section}."):
+                values[word.removeprefix(f"--{section}.")] = yaml.safe_load(next(words, ""))
+        return values
 
     @staticmethod
     def _python(words: list[str], log: Path) -> None:

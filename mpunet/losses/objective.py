@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -145,8 +146,13 @@ class Objective(Configurable, nn.Module):
         self.contrast_aware = ContrastAware(
             alpha=alpha, gamma=gamma, beta=beta, sigma=sigma, detach_weight=detach_weight
         )
-        self.feature_args = (tuple(feature_layers), feature_weights)
-        self.feature_sizes = {"chunk": feature_chunk, "slices": feature_slices}
+        self._load_features = partial(
+            FeatureMatching,
+            tuple(feature_layers),
+            feature_weights,
+            chunk=feature_chunk,
+            slices=feature_slices,
+        )
         self.feature_matching: FeatureMatching | None = None
 
     def prepare(self) -> None:
@@ -157,7 +163,7 @@ class Objective(Configurable, nn.Module):
         which does not need VGG-16.
         """
         if self.weights["feature"] and self.feature_matching is None:
-            self.feature_matching = FeatureMatching(*self.feature_args, **self.feature_sizes)
+            self.feature_matching = self._load_features()
 
     def forward(self, output: StreamOutput, thin: Tensor, lung: Tensor) -> dict[str, Tensor]:
         """Compute the objective and its parts.

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 __all__ = ["perceptual_distance"]
 
 PLANES = 16  # our choice
-EPSILON = 1e-10
 
 
 @torch.inference_mode()
@@ -68,5 +68,5 @@ def perceptual_distance(
 
 
 def _distance(maps: Tensor) -> Tensor:
-    first, second = maps / (maps.norm(dim=1, keepdim=True) + EPSILON)
+    first, second = normalize(maps, dim=1).unbind()
     return (first - second).square().sum(dim=0).mean()

@@ -292,10 +292,13 @@ class TestRun:
         """A profile or cache in ``options`` overrides the base for the test cases too."""
         rows, scans = str(folder / "rows"), str(folder / "train")
         options = ["--data.profile=box", "--trainer.devices", "1", "--data.cache_dir", "somewhere"]
+        options += ["--inference.tile=320"]
         benchmark = Benchmark(rows, scans, scans, str(tmp_path), steps=1, options=options)
         monkeypatch.setattr(Benchmark, "_python", lambda *_: None)
         benchmark._measure(benchmark.rows[0], tmp_path, None)
-        data = json.loads((tmp_path / "task.json").read_text())["data"]
+        task = json.loads((tmp_path / "task.json").read_text())
+        data = task["data"]
+        assert task["tile"] == 320
         assert (data["profile"], data["cache_dir"], data["test_dir"]) == ("box", "somewhere", scans)
 
     def test_minutes_become_steps(
