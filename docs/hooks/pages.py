@@ -8,6 +8,7 @@ files that links such as ``../examples/mpunet.yaml`` lead to. On GitHub these li
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -101,6 +102,8 @@ def _page_of(target: str) -> str:
 def _source(target: str) -> str:
     """Return a page with the text of a file, or with the names of the files of a folder."""
     path = ROOT / target
+    if path.suffix == ".ipynb":
+        return _notebook(path)
     if path.is_dir():
         text = "\n".join(sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()))
     else:
@@ -108,6 +111,16 @@ def _source(target: str) -> str:
     language = LANGUAGES.get(path.suffix, "text")
     fence = "````"
     return f"# `{target}`\n\n{fence}{language}\n{text}\n{fence}\n"
+
+
+def _notebook(path: Path) -> str:
+    """Return the cells of a notebook as Markdown."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    texts = [("".join(cell["source"]), cell["cell_type"]) for cell in cells]
+    page = "\n\n".join(
+        text if kind == "markdown" else f"```python\n{text}\n```" for text, kind in texts
+    )
+    return re.sub(r"(?<=\]\()(\w+\.ipynb)", r"\1.md", page)
 
 
 def _rooms() -> dict[str, list[str]]:

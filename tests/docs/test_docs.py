@@ -1,71 +1,41 @@
-"""README and docs: links lead somewhere, commands parse, Python examples compile."""
+"""README and docs: links lead somewhere, commands parse, Python examples compile.
+
+``test_commands.py`` runs the commands.
+"""
 
 import argparse
 import ast
 import inspect
 import re
 import runpy
-import shlex
 import signal
 from functools import cache
 from importlib import import_module
-from itertools import pairwise
-from pathlib import Path
 
 import jsonargparse
 import pytest
+from commands import (
+    DOCS,
+    FENCE,
+    PAGES,
+    ROOT,
+    blocks,
+    command_lines,
+    name_of,
+    ours,
+    python_file,
+    text_of,
+)
 
 from mpunet.__main__ import ALL, main
 from mpunet.losses import Objective
 from mpunet.models import MPUNet
 
-ROOT = Path(__file__).parents[2]
-DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CHANGELOG.md",
-    *DOCS,
-    *sorted((ROOT / "examples").rglob("*.md")),
-]
-FENCE = re.compile(r"^( *)(`{3,})([^\n`]*)\n(.*?)^\1\2 *$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-# Programs in the docs that no test of this file runs or parses, and why.
-NOT_RUN = {
-    **dict.fromkeys(["pip", "git", "curl"], "needs internet"),
-    **dict.fromkeys(
-        ["docker", "apptainer", "sbatch"],
-        "not on a test machine; an mpunet command inside is parsed",
-    ),
-    **dict.fromkeys(
-        ["echoscu", "findscu", "movescu", "nohup", "kill", "find", "grep", "cut"],
-        "tests/examples/test_pacs.py runs docs/pacs.md against archives",
-    ),
-    **dict.fromkeys(["export", "mkdir", "cd", "echo", ".", "for", "while", "done"], "shell"),
-    **dict.fromkeys(["jq", "tensorboard"], "shows what a tested command wrote"),
-}
-# Words before a command that is ours.
-WRAPPERS = ("srun", "torchrun", "docker", "apptainer")
 
 
 class Parsed(Exception):  # noqa: N818 - no error
     """Raised where a command has parsed its arguments and would begin."""
-
-
-def name_of(page):
-    return str(page.relative_to(ROOT))
-
-
-@cache
-def text_of(page):
-    return page.read_text(encoding="utf-8")
-
-
-def blocks(page, *languages):
-    return [
-        block
-        for _, _, language, block in FENCE.findall(text_of(page))
-        if language.split()[:1] in [[x] for x in languages]
-    ]
 
 
 @cache
@@ -112,33 +82,6 @@ def test_navigation_has_every_page():
     assert listed == {page.name for page in DOCS} | {"changelog.md"}  # which is CHANGELOG.md
 
 
-def command_lines(page):
-    """Words of each command in the fenced shell blocks."""
-    for block in blocks(page, "bash", "sh"):
-        text = re.sub(r"<<-?\s*'?(\w+)'?.*?^\1$", "", block, flags=re.DOTALL | re.MULTILINE)
-        for line in text.replace("\\\n", " ").splitlines():
-            command, before = [], None
-            for word in [*shlex.split(line, comments=True), ";"]:
-                if word in ("|", "&&", "||", ";", "&"):
-                    if command:
-                        yield command
-                    command = []
-                elif word in (">", ">>", "<", "2>&1") or before in (">", ">>", "<"):
-                    pass  # a redirection
-                elif command or not re.match(r"\w+=", word):  # NAME=value before a command
-                    command.append(word)
-                before = word
-
-
-def ours(command):
-    """The part of a command that mpunet or Python runs, if there is one."""
-    if command[0] in WRAPPERS:
-        for at, (word, following) in enumerate(pairwise(command)):
-            if word == "python" or (word == "mpunet" and following in ALL):
-                return command[at:]
-    return command
-
-
 def unique(program):
     """Commands of a program, each with the first page that has it."""
     found = {}
@@ -151,29 +94,13 @@ def unique(program):
     ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_command_is_known(page):
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for command in command_lines(page):
-        program, *rest = ours(command)
-        if program == "make":
-            assert {word for word in rest if "=" not in word} <= targets
-        elif program not in ("mpunet", "python", "python3"):
-            known = program in NOT_RUN or (ROOT / program).is_file() or program.startswith("venv/")
-            assert known, f"{' '.join(command)}: neither tested nor listed with a reason"
-
-
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with the files that commands name, where parsers stop after parsing."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     (tmp_path / "mine.yaml").write_text("model: {lr: 1.0e-3}\n")
-    [network] = [
-        text
-        for text in blocks(ROOT / "docs" / "tutorial_network.md", "python")
-        if text.startswith("# mynet.py")
-    ]
+    network = python_file(ROOT / "docs" / "tutorial_network.md", "mynet.py")
     (tmp_path / "mynet.py").write_text(network)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -233,7 +160,7 @@ def test_script_parses(words, place, monkeypatch):
             "mpunet",
         )
     elif script == "phantoms.py":
-        assert "# phantoms.py" in text_of(ROOT / "docs" / "tutorial_train.md")
+        assert python_file(ROOT / "docs" / "tutorial_train.md", script)
     else:
         source = (ROOT / script).read_text()
         if "parse_args" in source:
