@@ -1,6 +1,6 @@
 """The notebooks, each run in a kernel of its own as a reader runs it.
 
-Starting a kernel and importing torch take some seconds each, so only the first one is not slow.
+Starting a kernel and importing torch take some seconds each.
 """
 
 import base64
@@ -51,7 +51,6 @@ def test_reconstruct():
     assert pictures == 1
 
 
-@pytest.mark.slow
 def test_train():
     printed, pictures = outputs_of("02_train")
     first, last = map(float, re.findall(r"ten(?: steps)? (\d\.\d+)", printed))
@@ -59,7 +58,6 @@ def test_train():
     assert pictures == 2
 
 
-@pytest.mark.slow
 def test_judge():
     printed, pictures = outputs_of("03_judge")
     rmse = dict(re.findall(r"^(\w+) +\d+\.\d +(\d+\.\d) +\d+\.\d +0\.\d+$", printed, re.MULTILINE))
@@ -70,7 +68,6 @@ def test_judge():
     assert pictures == 2
 
 
-@pytest.mark.slow
 def test_own_network():
     printed, pictures = outputs_of("04_own_network")
     assert "(64, 48, 46) voxels, slices 1.0 mm apart" in printed
