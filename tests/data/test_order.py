@@ -165,3 +165,10 @@ def test_every_exchange_in_a_real_scan(shared_ct):
             wrong[first], wrong[first + apart] = wrong[first + apart], wrong[first]
             found = [(fault.code, fault.slices) for fault in order_faults(wrong, digests)]
             assert found == [("exchanged", (first, first + apart))]
+
+
+def test_a_repeated_slice_is_not_exchanged_too(thick):
+    """Without its own place the copy fits best near the original."""
+    slab = noisy(thick[:11], 20)
+    slab[5] = slab[0]
+    assert faults(slab) == [("repeated", (0, 5))]

@@ -120,7 +120,8 @@ def order_faults(
         return [OrderFault("disorder", (), text)]
     faults: list[OrderFault] = []
     named = {k for fault in repeated for k in fault.slices}
-    while (found := _exchange(distance)) is not None:
+    judged = np.array([start + k not in named for k in range(len(distance))])
+    while (found := _exchange(distance, judged)) is not None:
         distance = _exchanged(distance, *found.slices)
         first, second = (start + k for k in found.slices)
         text = (
@@ -178,8 +179,8 @@ def _lost(distance: Distances) -> int:
     return int((beside > CLEARLY * alone.min(axis=1)).sum())
 
 
-def _exchange(distance: Distances) -> _Exchange | None:
-    """Return the two slices whose exchange shortens the way through all slices most, if any."""
+def _exchange(distance: Distances, judged: npt.NDArray[np.bool_]) -> _Exchange | None:
+    """Return the judged slices whose exchange shortens the way through all slices most, if any."""
     size = len(distance)
     i, j = np.triu_indices(size - 2, 1)
     i, j = i + 1, j + 1  # neither the first nor the last slice
@@ -191,7 +192,7 @@ def _exchange(distance: Distances) -> _Exchange | None:
     before = np.stack([steps(i, i, 1), steps(j, j, -1)])
     after = np.stack([steps(i, j, 1), steps(j, i, -1)])
     # Both slices must fit better: a slice that fits nowhere is not exchanged.
-    better = (before > after).all(axis=0)
+    better = (before > after).all(axis=0) & judged[i] & judged[j]
     before, after = before.sum(axis=0), after.sum(axis=0)
     shorter = np.where(better & (before > EXCHANGED * after), before - after, 0)
     best = int(shorter.argmax())
