@@ -20,7 +20,7 @@ TOLD = "slices 4 and 6 of 12 seem to be exchanged"
 
 @pytest.fixture(scope="module")
 def right() -> np.ndarray:
-    return np.asarray(chest_phantom(0, shape=(12, 64, 64), spacing=(8.0, 5.0, 5.0)).thin)
+    return np.asarray(chest_phantom(0, shape=(12, 64, 64), spacing=(5.0, 5.0, 5.0)).thin)
 
 
 @pytest.fixture
