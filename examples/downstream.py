@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -61,29 +61,60 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for case, path in files_by_name(args.truth).items():
-        truth = read_volume(path)
-        standard = findings(truth)
+        truth = Truth(read_volume(path))
         for name, files in conditions.items():
             if case in files:
                 print(
-                    f"| {case} | {name} | {row(read_volume(files[case]), truth, standard)} |",
+                    f"| {case} | {name} | {row(read_volume(files[case]), truth)} |",
                     flush=True,
                 )
     return 0
 
 
-def row(volume: Volume, truth: Volume, standard: Sequence[Finding]) -> str:
-    """Return the cells of one condition of a case; ``standard`` was found in the truth."""
-    same_grid = np.isclose(volume.spacing, truth.spacing, rtol=0.01).all()
-    if same_grid:
-        own, shared = common_slices(volume, truth)
-        dice = segmentations_dice(volume.slab[own], truth.slab[shared], truth.spacing)
-        cells = [f"{value:.3f}" for value in dice.values()]
+class Truth:
+    """A thin scan, read once and segmented once for all conditions that cover the same slices."""
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume = volume
+        self.findings = findings(volume)
+        self._masks: dict[tuple[int, int], Masks] = {}
+
+    def masks(self, shared: slice) -> Masks:
+        """Return the segmentations of some slices."""
+        key = (shared.start, shared.stop)
+        if key not in self._masks:
+            hu, spacing = self.volume.slab[shared], self.volume.spacing
+            lungs = lung_mask(hu, spacing)
+            inside = ndimage.distance_transform_edt(lungs, sampling=spacing) > EDGE_MM
+            vessels = inside & (hu > VESSEL_HU)
+            thin = vessels & ~_opened(vessels, THIN_MM, spacing)
+            low = lungs & (hu < EMPHYSEMA_HU)
+            self._masks[key] = Masks(lungs, inside, airways(hu, lungs, spacing), vessels, thin, low)
+        return self._masks[key]
+
+
+class Masks(NamedTuple):
+    """Segmentations of a thin scan, (D, H, W) each; ``inside`` is where vessels are looked for."""
+
+    lungs: Mask
+    inside: Mask
+    airways: Mask
+    vessels: Mask
+    thin_vessels: Mask
+    low: Mask
+
+
+def row(volume: Volume, truth: Truth) -> str:
+    """Return the cells of one condition of a case."""
+    if np.isclose(volume.spacing, truth.volume.spacing, rtol=0.01).all():
+        own, shared = common_slices(volume, truth.volume)
+        values = agreement(volume.slab[own], truth.masks(shared), truth.volume.spacing)
+        cells = [f"{value:.3f}" for value in values]
     else:
         cells = ["-"] * 5
     found = findings(volume)
-    hits = len(match_findings(found, standard))
-    return " | ".join([*cells, f"{hits} of {len(standard)}", str(len(found) - hits)])
+    hits = len(match_findings(found, truth.findings))
+    return " | ".join([*cells, f"{hits} of {len(truth.findings)}", str(len(found) - hits)])
 
 
 def findings(volume: Volume) -> list[Finding]:
@@ -91,26 +122,27 @@ def findings(volume: Volume) -> list[Finding]:
     return blob_findings(volume.slab, volume.slab_affine, lung_mask(volume.slab, volume.spacing))
 
 
-def segmentations_dice(
-    hu: npt.NDArray[Any], truth: npt.NDArray[Any], spacing: npt.NDArray[np.float64]
-) -> Mapping[str, float]:
-    """Compare segmentations of two volumes (D, H, W) in HU on one grid; spacing (3,) in mm.
+def agreement(
+    hu: npt.NDArray[Any], truth: Masks, spacing: npt.NDArray[np.float64]
+) -> tuple[float, ...]:
+    """Compare a volume (D, H, W) in HU with the segmentations of the truth; spacing (3,) in mm.
 
     Vessels and low attenuation are looked for in the lungs of the truth in both, so that they do
     not depend on the lung masks. Of thin vessels the value is the part that was found again, as
     voxels that are too many belong to no size.
+
+    Returns:
+        Values of lungs, airways, vessels, thin vessels and low attenuation.
     """
-    lungs, true_lungs = (lung_mask(volume, spacing) for volume in (hu, truth))
-    inside = ndimage.distance_transform_edt(true_lungs, sampling=spacing) > EDGE_MM
-    vessels, true_vessels = (inside & (volume > VESSEL_HU) for volume in (hu, truth))
-    thin = true_vessels & ~_opened(true_vessels, THIN_MM, spacing)
-    return {
-        "lungs": dice(lungs, true_lungs),
-        "airways": dice(airways(hu, lungs, spacing), airways(truth, true_lungs, spacing)),
-        "vessels": dice(vessels, true_vessels),
-        "thin vessels": float((vessels & thin).sum() / thin.sum()) if thin.any() else np.nan,
-        "LAA-950": dice(true_lungs & (hu < EMPHYSEMA_HU), true_lungs & (truth < EMPHYSEMA_HU)),
-    }
+    lungs = lung_mask(hu, spacing)
+    vessels, thin = truth.inside & (hu > VESSEL_HU), truth.thin_vessels
+    return (
+        dice(lungs, truth.lungs),
+        dice(airways(hu, lungs, spacing), truth.airways),
+        dice(vessels, truth.vessels),
+        float((vessels & thin).sum() / thin.sum()) if thin.any() else np.nan,
+        dice(truth.lungs & (hu < EMPHYSEMA_HU), truth.low),
+    )
 
 
 def dice(first: Mask, second: Mask) -> float:
@@ -126,14 +158,19 @@ def airways(hu: npt.NDArray[Any], lungs: Mask, spacing: npt.NDArray[np.float64])
     2000, IEEE Trans. Med. Imaging 19:2).
     """
     seeds = _enclosed(~lungs & (hu < AIRWAY_HU[0]), spacing)
-    grown = seeds
-    for threshold in AIRWAY_HU:
-        labels, _ = ndimage.label(hu < threshold)
-        larger = np.isin(labels, np.setdiff1d(np.unique(labels[seeds]), 0))
-        if grown.any() and larger.sum() > LEAK * grown.sum() and grown is not seeds:
+    grown = _connected(hu < AIRWAY_HU[0], seeds)
+    for threshold in AIRWAY_HU[1:]:
+        larger = _connected(hu < threshold, seeds)
+        if larger.sum() > LEAK * grown.sum():
             break
         grown = larger
     return grown
+
+
+def _connected(gas: Mask, seeds: Mask) -> Mask:
+    """Keep the components with a seed."""
+    labels, _ = ndimage.label(gas)
+    return np.isin(labels, np.setdiff1d(np.unique(labels[seeds]), 0))
 
 
 def _enclosed(gas: Mask, spacing: npt.NDArray[np.float64]) -> Mask:

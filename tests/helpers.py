@@ -1,6 +1,8 @@
 """Small volumes in any orientation, whose voxel values say where they stand."""
 
+import importlib.util
 import tracemalloc
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -110,3 +112,12 @@ def peak(function):
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+def example(name):
+    """Import a script of examples/ as a module."""
+    path = Path(__file__).parents[1] / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

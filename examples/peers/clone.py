@@ -45,6 +45,32 @@ class Peer(ThickToThin):
         return ThickToThinOutput(self.interpolate(thick) + image if self.residual else image)
 
 
+class WholeWindows(Peer):
+    """A network of the authors of TVSRN, which drops slices at both ends of a window.
+
+    They come from the neighbouring windows in the published code. Here all are used. The networks
+    are made for one window at a time, and keep positions outside their state.
+    """
+
+    def adopt(self, net: nn.Module) -> None:
+        """Take over the network, before ``thin`` is called."""
+        self.net = net
+        positions = net.__dict__.pop("positions_z")
+        net.register_buffer("positions_z", positions, persistent=False)
+        self.whole: list[Tensor] = []  # all slices, before the network drops some
+        net.conv_last.register_forward_hook(lambda *found: self.whole.append(found[2]))
+        self.start_near_interpolation(net.conv_last)
+
+    def thin(self, thick: Tensor) -> Tensor:
+        opt = self.net.forward.__globals__["opt"]
+        opt.c_y, opt.c_x = thick.shape[3:]
+        for window in thick.split(1):
+            self.net(window)
+        found = torch.cat(self.whole)
+        self.whole.clear()
+        return found
+
+
 @contextmanager
 def clone(folder: str, url: str) -> Iterator[Path]:
     """Make the modules of a clone importable, and hide those of other clones.

@@ -15,9 +15,7 @@ Needs the packages timm and einops.
 
 from __future__ import annotations
 
-import torch
-from peers.clone import Peer, clone, without_cuda
-from torch import Tensor
+from peers.clone import WholeWindows, clone, without_cuda
 
 NAME = "CTHNet-for-CT-Slice-Thickness-Reduction"
 
@@ -34,7 +32,7 @@ class AnySize(tuple):
         return 0
 
 
-class CTHNet(Peer):
+class CTHNet(WholeWindows):
     multiple = 8  # windows of 8 x 8 voxels, patches of 8 voxels
 
     def __init__(self, *, residual: bool = True) -> None:
@@ -45,21 +43,8 @@ class CTHNet(Peer):
 
             opt.load_config(root.parent / "config" / "all.txt")
             opt.c_z, opt.ratio, opt.c_y, opt.c_x = self.n_thick, self.ratio, 64, 64
-            self.net = model_TransSR.TVSRN3d_v1()
-        positions = self.net.__dict__.pop("positions_z")
-        self.net.register_buffer("positions_z", positions, persistent=False)
-        for module in self.net.modules():
+            net = model_TransSR.TVSRN3d_v1()
+        for module in net.modules():
             if hasattr(module, "attn_mask"):
                 module.input_resolution = AnySize(module.input_resolution)
-        self.whole: list[Tensor] = []  # all 36 slices, before the network drops six
-        self.net.conv_last.register_forward_hook(lambda *found: self.whole.append(found[2]))
-        self.start_near_interpolation(self.net.conv_last)
-
-    def thin(self, thick: Tensor) -> Tensor:
-        opt = self.net.forward.__globals__["opt"]
-        opt.c_y, opt.c_x = thick.shape[3:]
-        for window in thick.split(1):
-            self.net(window)
-        found = torch.cat(self.whole)
-        self.whole.clear()
-        return found
+        self.adopt(net)

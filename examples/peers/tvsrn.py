@@ -12,12 +12,11 @@ Needs the packages timm and einops.
 
 from __future__ import annotations
 
-import torch
-from peers.clone import Peer, clone, without_cuda
+from peers.clone import WholeWindows, clone, without_cuda
 from torch import Tensor
 
 
-class TVSRN(Peer):
+class TVSRN(WholeWindows):
     multiple = 8  # windows of 8 x 8 voxels, patches of 8 voxels
 
     def __init__(self, *, residual: bool = True) -> None:
@@ -28,21 +27,11 @@ class TVSRN(Peer):
 
             opt.load_config(root.parent / "config" / "default.txt")
             opt.c_z, opt.ratio, opt.c_y, opt.c_x = self.n_thick, self.ratio, 64, 64
-            self.net = model_TransSR.TVSRN()
-        del self.net.x_patch_mask
-        positions = self.net.__dict__.pop("positions_z")
-        self.net.register_buffer("positions_z", positions, persistent=False)
-        self.whole: list[Tensor] = []  # all 16 slices, before the network drops six
-        self.net.conv_last.register_forward_hook(lambda *found: self.whole.append(found[2]))
-        self.start_near_interpolation(self.net.conv_last)
+            net = model_TransSR.TVSRN()
+        del net.x_patch_mask
+        self.adopt(net)
 
     def thin(self, thick: Tensor) -> Tensor:
-        opt = self.net.forward.__globals__["opt"]
-        opt.c_y, opt.c_x = thick.shape[3:]
         missing = self.n_thin - self.n_thick
         self.net.x_patch_mask = thick.new_zeros(missing, self.net.c, *thick.shape[3:])
-        for window in thick.split(1):
-            self.net(window)
-        found = torch.cat(self.whole)
-        self.whole.clear()
-        return found
+        return super().thin(thick)

@@ -10,7 +10,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from mpunet.data.layouts import files_by_name
-from mpunet.evaluation.cases import ERROR_SUFFIX
+from mpunet.evaluation.cases import is_error_map
 from mpunet.evaluation.error_maps import error_map_of, read_error_map
 from mpunet.evaluation.tables import write_whole
 from mpunet.io.scan_file import read_volume
@@ -137,8 +137,9 @@ def read_folder(
     if not condition:
         raise ValueError(f"Expected CONDITION=FOLDER, such as thick=scans, got '={folder}'.")
     files = files_by_name(folder)
-    maps = {name for name in files if name.removesuffix(ERROR_SUFFIX) in files.keys() - {name}}
-    files = {name: path for name, path in files.items() if name in cases or name not in maps}
+    files = {
+        name: path for name, path in files.items() if name in cases or not is_error_map(name, files)
+    }
     if unknown := files.keys() - set(cases):
         raise ValueError(
             f"{folder}: case {min(unknown)!r} is not in the standard; list it there, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from mpunet.data.case import Case
 from mpunet.data.layouts import files_by_name, find_cases, is_one_scan
 from mpunet.io.volume import VolumeInfo
 
-__all__ = ["ERROR_SUFFIX", "Matched", "common_slices", "match_cases", "misplaced"]
+__all__ = ["ERROR_SUFFIX", "Matched", "common_slices", "is_error_map", "match_cases", "misplaced"]
 
 MAX_SHIFT = 3  # slices
 CLEARLY = 0.9  # a position fits clearly better if it reduces the error to less than this share
@@ -64,12 +65,17 @@ def match_cases(predictions: str | Path, references: str | Path) -> Matched:
     return Matched(
         pairs,
         [name for name in cases if name not in files],
-        [
-            name
-            for name in files
-            if name not in cases and name.removesuffix(ERROR_SUFFIX) not in files.keys() - {name}
-        ],
+        [name for name in files if name not in cases and not is_error_map(name, files)],
     )
+
+
+def is_error_map(name: str, files: Collection[str]) -> bool:
+    """Return whether a name is that of the error map of another of ``files``.
+
+    >>> is_error_map("a_error", ["a", "a_error"]), is_error_map("a_error", ["a_error"])
+    (True, False)
+    """
+    return name.endswith(ERROR_SUFFIX) and name.removesuffix(ERROR_SUFFIX) in files
 
 
 def common_slices(prediction: VolumeInfo, reference: VolumeInfo) -> tuple[slice, slice]:

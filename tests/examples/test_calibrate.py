@@ -1,26 +1,19 @@
 """examples/calibrate.py on phantoms, and what its weights file gives."""
 
-import importlib.util
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import example
 
 from mpunet.__main__ import main
 from mpunet.inference import Reconstructor
 from mpunet.phantom.chest import phantom_image
 from mpunet.weights import read_weights
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "calibrate.py"
-
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("calibrate", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return example("calibrate")
 
 
 @pytest.fixture(scope="module")

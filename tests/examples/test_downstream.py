@@ -1,27 +1,21 @@
 """examples/downstream.py on a phantom: equal to the truth, interpolated, and thick."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import example
 
 from mpunet.io.thick_file import write_thick
 from mpunet.phantom.chest import phantom_image
 from mpunet.slices.interpolate import interpolated
 from mpunet.slices.simulate import thicken
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "downstream.py"
-
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("downstream", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return example("downstream")
 
 
 def test_truth_is_perfect_and_interpolation_loses_thin_vessels(script, tmp_path, capsys):

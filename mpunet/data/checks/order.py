@@ -2,7 +2,7 @@
 
 Slices next to each other resemble each other more than slices further apart. Where they do not, the
 order is wrong or a slice does not belong there. A network does not see this: each slice alone looks
-like anatomy. The rules and their limits are our choice; docs/error_map.md has the measurements.
+like anatomy. The rules and their limits are our choice; docs/data.md has the measurements.
 """
 
 from __future__ import annotations
