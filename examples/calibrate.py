@@ -6,8 +6,8 @@ Thick slices are simulated from each scan, reconstructed, and compared with the 
 interpolated to the ends of the range of spacings that the network was trained on, where these are
 wider than their own: from a scan at two spacings the estimate learns what the spacing does. At
 least two patients are needed, better many; the name of a file is that of its patient. They must not
-be scans that the network was trained on, on which its errors are smaller. docs/error_map.md says
-what the figures mean.
+be scans that the network was trained on, on which its errors are smaller; for these, name a network
+like it that was not (--learned). docs/error_map.md says what the figures mean.
 """
 
 from __future__ import annotations
@@ -47,6 +47,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", default="packaged", help="network (default: packaged)")
     parser.add_argument("--output", type=Path, required=True, help="weights file to write")
     parser.add_argument(
+        "--learned",
+        nargs="+",
+        default=[],
+        metavar=("CHECKPOINT", "SCAN"),
+        help="scans that the network was trained on, and the checkpoint of a network like it that "
+        "was not: its errors on them are taken",
+    )
+    parser.add_argument(
         "--slices", type=int, default=20, help="thick slices of each scan, from its middle"
     )
     parser.add_argument(
@@ -64,9 +72,19 @@ def main(words: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words)
 
     weights = read_weights(args.checkpoint)
-    reconstructor = Reconstructor.from_checkpoint(args.checkpoint)
+    networks = dict.fromkeys(args.scans, Reconstructor.from_checkpoint(args.checkpoint))
+    if args.learned:
+        other, *learned = args.learned
+        like = Reconstructor.from_checkpoint(other)
+        ratios = {one.ratio for one in (like, *networks.values())}
+        if not learned or len(ratios) > 1:
+            parser.error(
+                "--learned takes a checkpoint of the network's ratio and scans, got ratios "
+                f"{sorted(ratios)} and {len(learned)} scans."
+            )
+        networks |= dict.fromkeys(map(Path, learned), like)
     samples: list[Samples] = []
-    for path in args.scans:
+    for path, reconstructor in networks.items():
         for name, slab, spacing in cases(path, weights, reconstructor.ratio):
             for fwhm in args.fwhm:
                 case = name if len(args.fwhm) == 1 else f"{name}, width {fwhm:g}"

@@ -113,6 +113,8 @@ class Benchmark:
                 raise ValueError(
                     f"Expected a folder of volumes or a CSV of pairs, found nothing at {source}."
                 )
+        if vgg_weights is not None and not Path(vgg_weights).is_file():
+            raise ValueError(f"Expected a file with VGG-16's weights, found none at {vgg_weights}.")
         self.train_dir = train_dir
         self.test_dir = test_dir
         self.output = Path(output_dir)

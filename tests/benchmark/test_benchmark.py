@@ -275,6 +275,8 @@ class TestRun:
         assert "give either steps or minutes" in capsys.readouterr().err
         assert self.run(folder, "--steps", "-1") == 2
         assert "budget above 0, got -1" in capsys.readouterr().err
+        assert self.run(folder, "--steps", "1", "--vgg_weights", str(folder / "no.pth")) == 2
+        assert "VGG-16's weights, found none at" in capsys.readouterr().err
         with pytest.raises(
             ValueError, match=r"a folder of volumes or a CSV of pairs, found nothing at .*gone"
         ):

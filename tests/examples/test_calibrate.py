@@ -45,6 +45,27 @@ def test_a_weights_file_with_an_error_model(script, scans, tmp_path, capsys):
     assert found.error.min() > 0
 
 
+def test_scans_that_the_network_learned_from(script, scans, tmp_path, monkeypatch, capsys):
+    asked = []
+    real = script.measured
+
+    def measured(case, patient, slab, spacing, reconstructor, fwhm, args):
+        asked.append((case, reconstructor.engine.network.consistency is None))
+        return real(case, patient, slab, spacing, reconstructor, fwhm, args)
+
+    monkeypatch.setattr(script, "measured", measured)
+    output = tmp_path / "network.safetensors"
+    first, second = (str(path) for path in sorted(scans.iterdir()))
+    options = ["--output", str(output), "--slices", "8", "--plane", "32", "--steps", "2"]
+    assert script.main([first, *options, "--learned", "packaged_r5_wide", second]) == 0
+    # The wide network has no data consistency.
+    assert asked == [("p0", False), ("p1 at 1 mm", True), ("p1 at 1.25 mm", True)]
+    assert read_weights(output).sha256 == read_weights().sha256
+    with pytest.raises(SystemExit):
+        script.main([first, *options, "--learned", "packaged_r3", second])
+    assert "got ratios [3, 5] and 1 scans" in capsys.readouterr().err
+
+
 def test_predict_needs_a_network_with_an_error_model(scans, tmp_path, capsys):
     from mpunet.io.thick_file import write_thick
     from mpunet.weights import write_weights

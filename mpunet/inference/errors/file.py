@@ -75,6 +75,7 @@ class ErrorFile:
         self._slices = slices
         self._origin = origin
         self._like = like
+        self._written = False
         # Voxels by HU of the estimate: all, and those of the lung's density.
         self._counts = np.zeros((2, int(HU_MAX) + 1), np.int64)
 
@@ -92,6 +93,7 @@ class ErrorFile:
             plane = self._like.shape[1:]
             chunks = (_read(waiting, (size, *plane)) for size in sizes)
             self._write(chunks)
+            self._written = True
 
     def _write(self, chunks: Iterator[npt.NDArray[np.int16]]) -> None:
         like, ratio, order = self._like, self._slices.ratio, self._slices.last_first
@@ -104,7 +106,9 @@ class ErrorFile:
             )
 
     def discard(self) -> None:
-        """Remove the map of a result that could not be written."""
+        """Remove the map of a result that could not be written, not that of an earlier result."""
+        if not self._written:
+            return
         if self._origin is None:
             self.path.unlink(missing_ok=True)
         else:

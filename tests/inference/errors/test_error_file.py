@@ -119,9 +119,9 @@ class Data(pl.LightningDataModule):
         return PredictLoader(self.predict_scans)
 
 
-def predict(scan, output, module):
+def predict(scan, output, module, **options):
     trainer = pl.Trainer(
-        accelerator="cpu", callbacks=[ThinVolumeWriter(str(output), progress="none")],
+        accelerator="cpu", callbacks=[ThinVolumeWriter(str(output), progress="none", **options)],
         logger=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False,
     )  # fmt: skip
@@ -142,6 +142,17 @@ def test_predict_writes_both_or_neither(scan, tmp_path):
     assert files == ["a.nii.gz", "a_error.nii.gz", "manifest.jsonl"]
     error = np.asanyarray(nib.load(tmp_path / "thin" / "a_error.nii.gz").dataobj)
     assert record["error"]["mean"] == pytest.approx(error.mean(), abs=0.01)
+
+
+def test_a_failure_leaves_the_earlier_result_with_its_map(scan, tmp_path):
+    predict(scan, tmp_path, Module())
+    paths = [tmp_path / "a.nii.gz", tmp_path / "a_error.nii.gz"]
+    before = [path.read_bytes() for path in paths]
+    broken = Module()
+    broken.broken = True
+    _, record = predict(scan, tmp_path, broken, existing="overwrite")
+    assert record["status"] == "failed"
+    assert [path.read_bytes() for path in paths] == before
 
 
 def test_unlike_scans_are_told(scan, tmp_path):
