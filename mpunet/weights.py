@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -38,6 +39,7 @@ __all__ = [
     "Weights",
     "file_sha256",
     "load_network",
+    "mean_weights",
     "packaged",
     "read_checkpoint",
     "read_weights",
@@ -57,6 +59,7 @@ class Record(TypedDict, total=False):
         objective: losses, as ``{"class_path": ..., "init_args": ...}``.
         consistency: consistency range of the last validation, see
             :class:`mpunet.metrics.consistency.ConsistencyRange`.
+        mean_of: SHA-256 of the tensors of each network of a mean, see :func:`mean_weights`.
         error: model that estimates the error of each voxel, see
             :class:`mpunet.inference.errors.ErrorModel`.
         notes: notes of the authors, such as title, data sources with licences, commands, results
@@ -68,6 +71,7 @@ class Record(TypedDict, total=False):
     training: dict[str, Any]
     objective: dict[str, Any]
     consistency: dict[str, Any]
+    mean_of: list[str]
     error: dict[str, Any]
     notes: dict[str, Any]
 
@@ -191,6 +195,40 @@ def write_weights(
     with whole_file(path) as unfinished:
         # Not save_file of safetensors, which creates a file that only its owner can read.
         unfinished.write_bytes(save(tensors, metadata=table))
+
+
+def mean_weights(networks: Sequence[Weights]) -> Weights:
+    """Average the weights of networks that began with the same weights, tensor by tensor.
+
+    Their mean often has less error than each of them (Wortsman et al. 2022, "Model soups"), at the
+    cost of one. A network that is named twice counts twice.
+
+    Args:
+        networks: at least one. The result has the arguments and the record of the first, without
+            what was measured on it (its consistency range and error model).
+
+    Raises:
+        ValueError: if the networks' tensors have other names or shapes.
+    """
+    first = networks[0]
+    shapes = {name: tensor.shape for name, tensor in first.tensors.items()}
+    for other in networks[1:]:
+        if {name: tensor.shape for name, tensor in other.tensors.items()} != shapes:
+            raise ValueError(
+                f"Expected networks with the same tensors for a mean, but those of {other.source} "
+                f"differ from those of {first.source}."
+            )
+    tensors = {
+        name: torch.stack([one.tensors[name].double() for one in networks]).mean(0).to(tensor.dtype)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in first.tensors.items()
+    }
+    record = Record(**first.record)
+    record.pop("consistency", None)
+    record.pop("error", None)
+    record["mean_of"] = [one.sha256 for one in networks]
+    return replace(first, tensors=tensors, record=record)
 
 
 def load_network(path: str | Path | None = None) -> nn.Module:

@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -208,3 +209,24 @@ def test_export_changes_what_has_no_weights(
     assert main(["export", str(file), str(out), "--net.colour", "red"]) == 2
     assert "Expected arguments of mpunet" in capsys.readouterr().err
     assert read_weights(out).net == after.net
+
+
+def test_export_of_a_mean(
+    file: Path, weights: Weights, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.safetensors"
+    doubled = {name: 3 * tensor for name, tensor in weights.tensors.items()}
+    write_weights(other, replace(weights, tensors=doubled))
+    words = ["export", str(file), str(tmp_path / "mean.safetensors"), "--dtype", "float32"]
+    assert main([*words, "--mean_with", f"[{file}, {other}, {other}]"]) == 0
+    back = read_weights(tmp_path / "mean.safetensors")
+    for name, tensor in read_weights(file).tensors.items():
+        torch.testing.assert_close(back.tensors[name], 2 * tensor.float(), atol=2e-4, rtol=2e-3)
+    hashes = [read_weights(path).sha256 for path in (file, file, other, other)]
+    assert back.record["mean_of"] == hashes
+    assert back.record["training"] == RECORD["training"]
+    assert "consistency" not in back.record
+    printed = capsys.readouterr().out
+    assert f"  mean of       weights with SHA-256 {hashes[0]}\n" in printed
+    assert main([*words, "--mean_with", "[packaged_r3]"]) == 2
+    assert "Expected networks with the same tensors for a mean" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from mpunet.export import write_bundle, write_onnx
 from mpunet.models.base import geometry_of
 from mpunet.pretrained import Pretrained
 from mpunet.slices.sampled_profile import read_profile
-from mpunet.weights import SUFFIX, Record, Weights, read_weights, write_weights
+from mpunet.weights import SUFFIX, Record, Weights, mean_weights, read_weights, write_weights
 
 __all__ = ["Format", "export", "run"]
 
@@ -27,6 +27,7 @@ def export(
     checkpoint: str,
     output: str,
     *,
+    mean_with: list[str] | None = None,
     net: dict[str, Any] | None = None,
     profile: str | None = None,
     spacing: float | None = None,
@@ -43,6 +44,8 @@ def export(
         checkpoint: checkpoint of `mpunet fit`, weights file, folder of ``save_pretrained``, or the
             name of weights that come with mpunet, such as packaged_r3.
         output: file or folder to write.
+        mean_with: further checkpoints or weights: the mean of the weights of all is written, see
+            :func:`mpunet.weights.mean_weights`.
         net: arguments of the network to change, such as ``{consistency: 0.9}``; only arguments that
             do not change the shapes of the weights.
         profile: CSV file with a scanner's slice profile, as `mpunet fit-profile` writes it, for the
@@ -60,11 +63,13 @@ def export(
             network's, if torch can export that.
 
     Raises:
-        ValueError: if the format is unknown, the network does not accept ``net`` or cannot be
+        ValueError: if the format is unknown, the networks of a mean do not match, the network does not accept ``net`` or cannot be
             written in this format, ``profile`` comes without ``spacing`` or does not fit, or
             ``notes`` is not a YAML mapping.
     """
     weights = read_weights(checkpoint)
+    if mean_with:
+        weights = mean_weights([weights, *map(read_weights, mean_with)])
     if profile is not None:
         if spacing is None:
             raise ValueError(

@@ -67,6 +67,8 @@ def describe(weights: Weights) -> Iterator[str]:
         yield f"  flips         {flips if weights.flips else 'none'}"
     if before := training.get("began_with"):
         yield f"  began with    {before['file']}, SHA-256 of its weights {before['sha256']}"
+    for number, sha256 in enumerate(record.get("mean_of", [])):
+        yield f"  {'' if number else 'mean of':13s} weights with SHA-256 {sha256}"
     if record.get("steps"):
         yield f"  steps         {record['steps']}"
     if record.get("version"):
