@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from mpunet.inference.errors.features import NAMES
 from mpunet.inference.errors.fit import COVERAGE, STEPS, Samples, draw, fit_error_model
 from mpunet.inference.errors.stream import known_slices
 from mpunet.inference.reconstruct import Reconstructor
 from mpunet.io.scan_file import read_volume
 from mpunet.io.volume import without_nifti_suffix
 from mpunet.lungs.threshold import lung_mask
-from mpunet.metrics.error_estimate import error_quality
+from mpunet.metrics.error_estimate import auc, error_quality
 from mpunet.models.interpolation import interpolation_weights
 from mpunet.slices.simulate import thicken
 from mpunet.weights import Record, Weights, read_weights, write_weights
@@ -55,6 +57,14 @@ def main(words: Sequence[str] | None = None) -> int:
         "was not: its errors on them are taken",
     )
     parser.add_argument(
+        "--judge",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="SCAN",
+        help="further scans that the network was not trained on, for figures only",
+    )
+    parser.add_argument(
         "--slices", type=int, default=20, help="thick slices of each scan, from its middle"
     )
     parser.add_argument(
@@ -72,31 +82,28 @@ def main(words: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words)
 
     weights = read_weights(args.checkpoint)
-    networks = dict.fromkeys(args.scans, Reconstructor.from_checkpoint(args.checkpoint))
+    reconstructor = Reconstructor.from_checkpoint(args.checkpoint)
+    samples = [*drawn(args.scans, reconstructor, weights, args)]
     if args.learned:
         other, *learned = args.learned
         like = Reconstructor.from_checkpoint(other)
-        ratios = {one.ratio for one in (like, *networks.values())}
-        if not learned or len(ratios) > 1:
+        if not learned or like.ratio != reconstructor.ratio:
             parser.error(
-                "--learned takes a checkpoint of the network's ratio and scans, got ratios "
-                f"{sorted(ratios)} and {len(learned)} scans."
+                "Expected --learned with a network of the same ratio, and scans, got ratios "
+                f"{reconstructor.ratio} and {like.ratio}, and {len(learned)} scans."
             )
-        networks |= dict.fromkeys(map(Path, learned), like)
-    samples: list[Samples] = []
-    for path, reconstructor in networks.items():
-        for name, slab, spacing in cases(path, weights, reconstructor.ratio):
-            for fwhm in args.fwhm:
-                case = name if len(args.fwhm) == 1 else f"{name}, width {fwhm:g}"
-                start = time.perf_counter()
-                samples.append(measured(case, path.name, slab, spacing, reconstructor, fwhm, args))
-                print(f"{case}: {time.perf_counter() - start:.0f} s", flush=True)
+        samples += drawn(map(Path, learned), like, weights, args)
+    judged = [*drawn(args.judge, reconstructor, weights, args)]
     model, left_out = fit_error_model(samples, steps=args.steps)
-    print("\nIn the lungs, by a model that was fitted without the patient:")
-    print("case                              AUC > 100 HU  calibration error, HU  90 % factor")
-    for one, factor in zip(samples, model.factors, strict=True):
-        found = error_quality(left_out[one.case][one.lung].numpy(), one.error[one.lung].numpy())
-        print(f"{one.case:34s}{found.auc_100:12.3f} {found.calibration_error:22.1f} {factor:12.2f}")
+    print(
+        "\nIn the lungs, by a model that was fitted without the patient. AUC for errors above 100 "
+        "HU, of the\nestimate and of three features; the factor covers 90 % of the voxels.\n"
+        f"{'case':34s}{'   AUC gradient  spread  change  calibration error, HU  bias, HU  factor'}"
+    )
+    for one in samples:
+        print(figures(one, left_out[one.case]))
+    for one in judged:
+        print(figures(one, model.calibrate(model.log_error(one.features).exp())))
     patients = len({one.patient for one in samples})
     print(
         f"\nA new scan, if it is like these {patients} patients, has {COVERAGE:.0%} of its lung voxels "
@@ -109,6 +116,34 @@ def main(words: Sequence[str] | None = None) -> int:
     write_weights(args.output, replace(weights, record=record), dtype=dtype)
     print(f"Weights with the error model: {args.output}")
     return 0
+
+
+def drawn(
+    paths: Iterable[Path], reconstructor: Reconstructor, weights: Weights, args: Any
+) -> Iterator[Samples]:
+    """Yield voxels of the cases of each scan, reconstructed by a network."""
+    for path in paths:
+        for name, slab, spacing in cases(path, weights, reconstructor.ratio):
+            for fwhm in args.fwhm:
+                case = name if len(args.fwhm) == 1 else f"{name}, width {fwhm:g}"
+                start = time.perf_counter()
+                yield measured(case, path.name, slab, spacing, reconstructor, fwhm, args)
+                print(f"{case}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def figures(one: Samples, estimate: Tensor) -> str:
+    """Return a line with the quality of an estimate in the lungs, beside single features."""
+    error, estimate = one.error[one.lung].numpy(), estimate[one.lung].numpy()
+    found = error_quality(estimate, error)
+    rivals = [
+        auc(one.features[one.lung, NAMES.index(name)].numpy(), error, 100)
+        for name in ("gradient", "spread", "absolute change")
+    ]
+    factor = np.quantile(error / estimate.clip(min=0.1), COVERAGE)
+    return (
+        f"{one.case:34s}{found.auc_100:6.3f}" + "".join(f"{rival:8.3f}" for rival in rivals)
+        + f"{found.calibration_error:23.1f}{found.bias:10.1f}{factor:8.2f}"
+    )  # fmt: skip
 
 
 def cases(path: Path, weights: Weights, ratio: int) -> Iterator[tuple[str, Slab, Any]]:

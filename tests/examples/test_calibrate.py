@@ -29,8 +29,13 @@ def test_a_weights_file_with_an_error_model(script, scans, tmp_path, capsys):
     output = tmp_path / "network.safetensors"
     files = [str(path) for path in sorted(scans.iterdir())]
     options = ["--slices", "8", "--plane", "32", "--steps", "20"]
-    assert script.main([*files, "--output", str(output), *options]) == 0
+    assert script.main([*files, "--judge", files[0], "--output", str(output), *options]) == 0
     out = capsys.readouterr().out
+    lines = [line.split() for line in out.splitlines() if line.startswith("p0  ")]
+    assert [len(line) for line in lines] == [8, 8]
+    # By a model without p0, and by one that knows it; single features are the same.
+    assert lines[0][2:5] == lines[1][2:5]
+    assert lines[0][5:] != lines[1][5:]
     assert "p0 " in out
     assert "p1 at 1 mm" in out
     assert "p1 at 1.25 mm" in out
@@ -63,7 +68,7 @@ def test_scans_that_the_network_learned_from(script, scans, tmp_path, monkeypatc
     assert read_weights(output).sha256 == read_weights().sha256
     with pytest.raises(SystemExit):
         script.main([first, *options, "--learned", "packaged_r3", second])
-    assert "got ratios [3, 5] and 1 scans" in capsys.readouterr().err
+    assert "got ratios 5 and 3, and 1 scans" in capsys.readouterr().err
 
 
 def test_predict_needs_a_network_with_an_error_model(scans, tmp_path, capsys):
