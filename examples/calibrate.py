@@ -7,7 +7,8 @@ interpolated to the ends of the range of spacings that the network was trained o
 wider than their own: from a scan at two spacings the estimate learns what the spacing does. At
 least two patients are needed, better many; the name of a file is that of its patient. They must not
 be scans that the network was trained on, on which its errors are smaller; for these, name a network
-like it that was not (--learned). docs/error_map.md says what the figures mean.
+like it that was not (--learned). docs/error_map.md says what the figures mean. The consistency of
+the results with the thick slices is stored too, for `mpunet predict --check`.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mpunet.inference.errors.features import NAMES
+from mpunet.inference.errors.features import NAMES, Slice
 from mpunet.inference.errors.fit import COVERAGE, STEPS, Samples, draw, fit_error_model
 from mpunet.inference.errors.stream import known_slices
 from mpunet.inference.reconstruct import Reconstructor
 from mpunet.io.scan_file import read_volume
 from mpunet.io.volume import without_nifti_suffix
 from mpunet.lungs.threshold import lung_mask
+from mpunet.metrics.consistency import ConsistencyMeter, ConsistencyRange
 from mpunet.metrics.error_estimate import auc, error_quality
 from mpunet.models.interpolation import interpolation_weights
 from mpunet.slices.simulate import thicken
@@ -83,7 +85,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
     weights = read_weights(args.checkpoint)
     reconstructor = Reconstructor.from_checkpoint(args.checkpoint)
-    samples = [*drawn(args.scans, reconstructor, weights, args)]
+    unseen = [*drawn(args.scans, reconstructor, weights, args)]
+    samples = [one for one, _ in unseen]
     if args.learned:
         other, *learned = args.learned
         like = Reconstructor.from_checkpoint(other)
@@ -92,8 +95,8 @@ def main(words: Sequence[str] | None = None) -> int:
                 "Expected --learned with a network of the same ratio, and scans, got ratios "
                 f"{reconstructor.ratio} and {like.ratio}, and {len(learned)} scans."
             )
-        samples += drawn(map(Path, learned), like, weights, args)
-    judged = [*drawn(args.judge, reconstructor, weights, args)]
+        samples += [one for one, _ in drawn(map(Path, learned), like, weights, args)]
+    judged = [one for one, _ in drawn(args.judge, reconstructor, weights, args)]
     model, left_out = fit_error_model(samples, steps=args.steps)
     print(
         "\nIn the lungs, by a model that was fitted without the patient. AUC for errors above 100 "
@@ -111,6 +114,10 @@ def main(words: Sequence[str] | None = None) -> int:
         f"{patients / (patients + 1):.0%} (split conformal, by patient)."
     )
     record = Record(**{**weights.record, "error": model.to_record()})
+    if len(args.fwhm) == 1:
+        maes = [mae for _, mae in unseen]
+        known = ConsistencyRange(min(maes), max(maes), len(maes), fwhm=args.fwhm[0])
+        record["consistency"] = known._asdict()
     half = all(t.dtype == torch.float16 for t in weights.tensors.values() if t.is_floating_point())
     dtype = torch.float16 if half else torch.float32
     write_weights(args.output, replace(weights, record=record), dtype=dtype)
@@ -120,8 +127,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def drawn(
     paths: Iterable[Path], reconstructor: Reconstructor, weights: Weights, args: Any
-) -> Iterator[Samples]:
-    """Yield voxels of the cases of each scan, reconstructed by a network."""
+) -> Iterator[tuple[Samples, float]]:
+    """Yield :func:`measured` for the cases of each scan, reconstructed by a network."""
     for path in paths:
         for name, slab, spacing in cases(path, weights, reconstructor.ratio):
             for fwhm in args.fwhm:
@@ -177,8 +184,12 @@ def measured(
     reconstructor: Reconstructor,
     fwhm: float,
     args: Any,
-) -> Samples:
-    """Simulate, reconstruct and compare the middle of a scan; return voxels of it."""
+) -> tuple[Samples, float]:
+    """Simulate, reconstruct and compare the middle of a scan.
+
+    Returns:
+        Voxels of it, and the consistency of the result with the thick slices (MAE in HU).
+    """
     ratio = reconstructor.ratio
     lung = lung_mask(slab, np.asarray(spacing))
     depth = min((len(slab) - 1) // ratio + 1, args.slices)
@@ -194,7 +205,14 @@ def measured(
     thick = np.round(thicken(thin, ratio, fwhm=fwhm))
     spacing = float(spacing[0]) * ratio
     known = known_slices(reconstructor.engine, thick, thick.shape, spacing=spacing)
-    return draw(known, thin, lung, case=case, patient=patient)
+    meter = ConsistencyMeter(thick, thick.shape, ratio, fwhm=fwhm)
+
+    def watched() -> Iterator[Slice]:
+        for item in known:
+            meter.add(item.mean[None].cpu().numpy())
+            yield item
+
+    return draw(watched(), thin, lung, case=case, patient=patient), meter.result().mae
 
 
 if __name__ == "__main__":

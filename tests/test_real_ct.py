@@ -87,7 +87,7 @@ def test_the_wide_network_takes_wide_profiles(shared_ct: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "spacing", "cases"),
     [
-        ("packaged", [5.0, 6.25], ["LIDC-IDRI-0002", "LungFCP-01-0001"]),
+        ("packaged", [5.0, 6.25], ["LIDC-IDRI-0002", "LIDC-IDRI-0314", "LungFCP-01-0001"]),
         ("packaged_r3", [3.0, 3.75], ["LIDC-IDRI-0002", "LungFCP-01-0001"]),
         (
             "packaged_r5_wide",

@@ -42,6 +42,9 @@ def test_a_weights_file_with_an_error_model(script, scans, tmp_path, capsys):
     assert "with a probability of at least 67%" in out
     before, after = read_weights(), read_weights(output)
     assert after.sha256 == before.sha256
+    known = after.record["consistency"]
+    assert 0 < known["low"] <= known["high"] < 50
+    assert (known["cases"], known["fwhm"]) == (3, 0.9)
     assert after.record["error"]["cases"] == ["p0", "p1 at 1 mm", "p1 at 1.25 mm"]
     thick = np.random.default_rng(0).normal(-800, 50, (8, 16, 16)).astype(np.float32)
     reconstructor = Reconstructor.from_checkpoint(output, error=True, device="cpu")

@@ -1,9 +1,9 @@
 """Fit an error model to scans whose thin slices are known.
 
 1. Voxels are drawn from each scan, half of them from the lungs.
-2. The perceptron minimises e / m + log m for an absolute error e and its estimate m, the deviance
-   of a gamma distribution, whose minimum is the mean of e.
-3. A monotone table from its estimates to the errors that were found is the last step.
+2. Each perceptron minimises e / m + log m for an absolute error e and its estimate m, the deviance
+   of a gamma distribution, whose minimum is the mean of e. They begin with other weights.
+3. A monotone table from their mean to the errors that were found is the last step.
 4. Each patient is looked at by a model, with a table, that was fitted without them: this gives the
    factor that covers 90 % of their errors, and the share of their voxels that looks strange.
 """
@@ -135,7 +135,7 @@ def fit_error_model(samples: Sequence[Samples], *, steps: int = STEPS, seed: int
 
 
 def _fit(samples: Sequence[Samples], steps: int, seed: int) -> ErrorModel:
-    """Fit the perceptron and the table; every scan weighs the same."""
+    """Fit the perceptrons and the table; every scan weighs the same."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -153,11 +153,12 @@ def _fit(samples: Sequence[Samples], steps: int, seed: int) -> ErrorModel:
     optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps)
     with torch.no_grad():
-        model.layers[-1].bias.fill_(math.log(float(errors.mean()) + 0.1))  # type: ignore[operator]
+        for member in model.members:
+            member[-1].bias.fill_(math.log(float(errors.mean()) + 0.1))  # type: ignore[index]
     for _ in range(steps):
         rows = torch.randint(len(errors), (BATCH,), generator=generator)
-        found = model.log_error(inputs[rows])
-        loss = (errors[rows] * (-found).exp() + found).mean()
+        found = model.log_errors(inputs[rows])
+        loss = (errors[rows] * (-found).exp() + found).mean(1).sum()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

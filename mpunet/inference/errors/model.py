@@ -1,8 +1,8 @@
 """The error model: from the features of a voxel to its expected absolute error in HU.
 
-A small perceptron gives a raw estimate, and a monotone table calibrates it. Both are fitted to
-scans whose thin slices are known (:mod:`mpunet.inference.errors.fit`) and are stored in the record
-of a weights file, as plain numbers.
+Small perceptrons give a raw estimate, and a monotone table calibrates it. All are fitted to scans
+whose thin slices are known (:mod:`mpunet.inference.errors.fit`) and are stored in the record of a
+weights file, as plain numbers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mpunet.inference.errors.features import NAMES
 
 __all__ = ["ErrorModel"]
 
+MEMBERS = 3  # perceptrons; their mean is off by less on new patients than each of them
 HIDDEN = 16
 BOUND = 6.0  # features are clipped to this many standard deviations of the calibration scans
 LARGEST = 2000.0  # HU
@@ -24,6 +25,9 @@ LARGEST = 2000.0  # HU
 
 class ErrorModel(nn.Module):
     """Expected absolute error of voxels.
+
+    Args:
+        members: number of perceptrons, which are averaged.
 
     Attributes:
         cases: names of the scans that the model was fitted and calibrated on.
@@ -43,12 +47,15 @@ class ErrorModel(nn.Module):
     raw: Tensor
     calibrated: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, members: int = MEMBERS) -> None:
         super().__init__()
         size = len(NAMES)
-        self.layers = nn.Sequential(
-            nn.Linear(size, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU(),
-            nn.Linear(HIDDEN, 1),
+        self.members = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(size, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU(),
+                nn.Linear(HIDDEN, 1),
+            )
+            for _ in range(members)
         )  # fmt: skip
         self.register_buffer("center", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
@@ -71,8 +78,16 @@ class ErrorModel(nn.Module):
         return torch.where(moved.isnan(), 0.0, moved)
 
     def log_error(self, features: Tensor) -> Tensor:
-        """Return the logarithm of the raw estimate in HU, (...), of features (..., len(NAMES))."""
-        found: Tensor = self.layers(self.standardized(features))[..., 0]
+        """Return the logarithm of the raw estimate in HU, (...), of features (..., len(NAMES)).
+
+        It is the mean over the members.
+        """
+        return self.log_errors(features).mean(0)
+
+    def log_errors(self, features: Tensor) -> Tensor:
+        """Return :meth:`log_error` of each member, (members, ...)."""
+        inputs = self.standardized(features)
+        found = torch.stack([member(inputs)[..., 0] for member in self.members])
         return found.clamp(-2, 7.6)  # 0.1 to 2000 HU
 
     def calibrate(self, raw: Tensor) -> Tensor:
@@ -123,8 +138,12 @@ class ErrorModel(nn.Module):
                 "The error model of the weights file was fitted by another version of mpunet; fit "
                 "it again (docs/error_map.md)."
             )
-        state = {name: torch.tensor(values) for name, values in record["state"].items()}
-        model = cls()
+        # Earlier versions had one member, "layers".
+        state = {
+            name.replace("layers.", "members.0."): torch.tensor(values)
+            for name, values in record["state"].items()
+        }
+        model = cls(len({name.split(".")[1] for name in state if name.startswith("members.")}))
         model.raw, model.calibrated = (torch.empty_like(state[n]) for n in ("raw", "calibrated"))
         model.load_state_dict(state)
         model.cases, model.factors = list(record["cases"]), list(record["factors"])
