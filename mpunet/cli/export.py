@@ -63,9 +63,9 @@ def export(
             network's, if torch can export that.
 
     Raises:
-        ValueError: if the format is unknown, the networks of a mean do not match, the network does not accept ``net`` or cannot be
-            written in this format, ``profile`` comes without ``spacing`` or does not fit, or
-            ``notes`` is not a YAML mapping.
+        ValueError: if the format is unknown, the networks of a mean do not match, the network does
+            not accept ``net`` or cannot be written in this format, ``profile`` comes without
+            ``spacing`` or does not fit, or ``notes`` is not a YAML mapping.
     """
     weights = read_weights(checkpoint)
     if mean_with:
