@@ -4,7 +4,8 @@
 
 Each phantom is thickened to 5 mm slices and read in four conditions: thick, cubic (spline of the
 thick slices), reconstructed (with --ckpt_path) and thin. The nodules of the phantom are the
-standard. The smallest score of the reader was chosen on the phantoms with seeds 101 to 108
+standard. With --error_maps, what the network's error map says at the findings is printed too. The
+smallest score of the reader was chosen on the phantoms with seeds 101 to 108
 (docs/reader_study.md), so use other seeds. Phantoms are not real anatomy: the results are not
 clinical results.
 """
@@ -16,11 +17,13 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
 from mpunet.cli.reader_study import AUTOMATIC, run
 from mpunet.evaluation.tables import write_whole
 from mpunet.geometry import grid_spacing, thick_affine
+from mpunet.io.scan_file import read_volume
 from mpunet.lungs import lung_mask
 from mpunet.phantom import chest_phantom
 from mpunet.reader_study.blob_reader import blob_findings
@@ -48,6 +51,11 @@ def main() -> int:
     parser.add_argument(
         "--stride", default="fast", help="thick slices between windows: best, fast, or a number"
     )
+    parser.add_argument(
+        "--error_maps",
+        action="store_true",
+        help="look up the findings in the reconstructions in the error maps of the network",
+    )
     parser.add_argument("--output", type=Path, default=Path("build/automatic_reader"))
     args = parser.parse_args()
     reconstruct = None
@@ -55,7 +63,12 @@ def main() -> int:
         import mpunet
 
         stride = args.stride if args.stride in ("best", "fast") else int(args.stride)
-        reconstruct = mpunet.Reconstructor.from_checkpoint(args.ckpt_path, stride=stride)
+        reconstruct = mpunet.Reconstructor.from_checkpoint(
+            args.ckpt_path, stride=stride, error=args.error_maps
+        )
+    elif args.error_maps:
+        parser.error("--error_maps needs --ckpt_path.")
+    maps = args.output / "reconstructed"
 
     args.output.mkdir(parents=True, exist_ok=True)
     files = args.output / "findings.csv", args.output / "standard.csv"
@@ -74,7 +87,15 @@ def main() -> int:
                 chest.affine,
             ),
         }
-        if reconstruct:
+        if reconstruct and args.error_maps:
+            scan = nib.Nifti1Image(thick, thick_affine(chest.affine, 0, RATIO))
+            image, error = reconstruct.with_error(scan)
+            maps.mkdir(exist_ok=True)
+            nib.save(image, maps / f"{case}.nii.gz")
+            nib.save(error, maps / f"{case}_error.nii.gz")
+            volume = read_volume(maps / f"{case}.nii.gz")
+            volumes["reconstructed"] = (volume.slab, volume.slab_affine)
+        elif reconstruct:
             volumes["reconstructed"] = (np.rint(reconstruct(thick)).astype(np.int16), chest.affine)
         volumes["thin"] = (chest.thin, chest.affine)
         for condition, (slab, affine) in volumes.items():
@@ -87,7 +108,10 @@ def main() -> int:
             f"{case}: {len(standard[case])} nodules, {time.monotonic() - start:.0f} s", flush=True
         )
     print()
-    return run([*map(str, files), "--output", str(args.output), "--reference", "thick"])
+    words = [*map(str, files), "--output", str(args.output), "--reference", "thick"]
+    if args.error_maps:
+        words += ["--error_maps", f"reconstructed={maps}"]
+    return run(words)
 
 
 if __name__ == "__main__":
