@@ -44,6 +44,7 @@ NOT_RUN = {
     "git show": "needs the history; the test has a file of that name",
     "jupyter": "a server that does not end; tests/examples/test_notebooks.py runs the notebooks",
     "jq": "shows a manifest that a command wrote",
+    "/usr/bin/time": "measures a command that another page runs",
     "tensorboard": "a server that does not end",
     "python examples/get_data.py": "downloads; tests/examples/test_get_data.py",
     "python examples/calibrate.py": "takes a minute: tests/examples/test_calibrate.py",
