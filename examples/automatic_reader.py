@@ -5,9 +5,8 @@
 Each phantom is thickened to 5 mm slices and read in four conditions: thick, cubic (spline of the
 thick slices), reconstructed (with --ckpt_path) and thin. The nodules of the phantom are the
 standard. With --error_maps, what the network's error map says at the findings is printed too. The
-smallest score of the reader was chosen on the phantoms with seeds 101 to 108
-(docs/reader_study.md), so use other seeds. Phantoms are not real anatomy: the results are not
-clinical results.
+smallest score of the reader was chosen on the phantoms with seeds 101 to 108 (docs/reader_study.md),
+so use other seeds. Phantoms are not real anatomy: the results are not clinical results.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import numpy as np
 from mpunet.cli.reader_study import AUTOMATIC, run
 from mpunet.evaluation.tables import write_whole
 from mpunet.geometry import grid_spacing, thick_affine
-from mpunet.io.scan_file import read_volume
+from mpunet.inference.errors.file import error_path
 from mpunet.lungs import lung_mask
 from mpunet.phantom import chest_phantom
 from mpunet.reader_study.blob_reader import blob_findings
@@ -91,10 +90,10 @@ def main() -> int:
             scan = nib.Nifti1Image(thick, thick_affine(chest.affine, 0, RATIO))
             image, error = reconstruct.with_error(scan)
             maps.mkdir(exist_ok=True)
-            nib.save(image, maps / f"{case}.nii.gz")
-            nib.save(error, maps / f"{case}_error.nii.gz")
-            volume = read_volume(maps / f"{case}.nii.gz")
-            volumes["reconstructed"] = (volume.slab, volume.slab_affine)
+            path = maps / f"{case}.nii.gz"
+            nib.save(image, path)
+            nib.save(error, error_path(path))
+            volumes["reconstructed"] = (np.asarray(image.dataobj), image.affine)
         elif reconstruct:
             volumes["reconstructed"] = (np.rint(reconstruct(thick)).astype(np.int16), chest.affine)
         volumes["thin"] = (chest.thin, chest.affine)

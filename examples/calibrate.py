@@ -27,7 +27,14 @@ import torch
 from torch import Tensor
 
 from mpunet.inference.errors.features import NAMES, Slice
-from mpunet.inference.errors.fit import COVERAGE, STEPS, Samples, draw, fit_error_model
+from mpunet.inference.errors.fit import (
+    COVERAGE,
+    STEPS,
+    Samples,
+    coverage_factor,
+    draw,
+    fit_error_model,
+)
 from mpunet.inference.errors.stream import known_slices
 from mpunet.inference.reconstruct import Reconstructor
 from mpunet.io.scan_file import read_volume
@@ -106,7 +113,7 @@ def main(words: Sequence[str] | None = None) -> int:
     for one in samples:
         print(figures(one, left_out[one.case]))
     for one in judged:
-        print(figures(one, model.calibrate(model.log_error(one.features).exp())))
+        print(figures(one, model.estimate(one.features)))
     patients = len({one.patient for one in samples})
     print(
         f"\nA new scan, if it is like these {patients} patients, has {COVERAGE:.0%} of its lung voxels "
@@ -140,13 +147,13 @@ def drawn(
 
 def figures(one: Samples, estimate: Tensor) -> str:
     """Return a line with the quality of an estimate in the lungs, beside single features."""
-    error, estimate = one.error[one.lung].numpy(), estimate[one.lung].numpy()
-    found = error_quality(estimate, error)
+    error = one.error[one.lung].numpy()
+    found = error_quality(estimate[one.lung].numpy(), error)
     rivals = [
         auc(one.features[one.lung, NAMES.index(name)].numpy(), error, 100)
         for name in ("gradient", "spread", "absolute change")
     ]
-    factor = np.quantile(error / estimate.clip(min=0.1), COVERAGE)
+    factor = coverage_factor(one, estimate)
     return (
         f"{one.case:34s}{found.auc_100:6.3f}" + "".join(f"{rival:8.3f}" for rival in rivals)
         + f"{found.calibration_error:23.1f}{found.bias:10.1f}{factor:8.2f}"

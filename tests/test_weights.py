@@ -215,8 +215,8 @@ def test_export_of_a_mean(
     file: Path, weights: Weights, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other.safetensors"
-    doubled = {name: 3 * tensor for name, tensor in weights.tensors.items()}
-    write_weights(other, replace(weights, tensors=doubled))
+    tripled = {name: 3 * tensor for name, tensor in weights.tensors.items()}
+    write_weights(other, replace(weights, tensors=tripled))
     words = ["export", str(file), str(tmp_path / "mean.safetensors"), "--dtype", "float32"]
     assert main([*words, "--mean_with", f"[{file}, {other}, {other}]"]) == 0
     back = read_weights(tmp_path / "mean.safetensors")

@@ -23,7 +23,7 @@ from torch import Tensor
 from mpunet.inference.errors.features import Slice, features
 from mpunet.inference.errors.model import ErrorModel
 
-__all__ = ["COVERAGE", "Fit", "Samples", "draw", "fit_error_model"]
+__all__ = ["COVERAGE", "Fit", "Samples", "coverage_factor", "draw", "fit_error_model"]
 
 COVERAGE = 0.9
 STRANGE = 0.99  # quantile of the calibration voxels beyond which a voxel is strange
@@ -124,14 +124,18 @@ def fit_error_model(samples: Sequence[Samples], *, steps: int = STEPS, seed: int
         others = _fit([one for one in samples if one.patient != patient], steps, seed)
         for one in samples:
             if one.patient == patient:
-                left_out[one.case] = others.calibrate(others.log_error(one.features).exp())
+                left_out[one.case] = others.estimate(one.features)
                 shares.append(float(others.strange(one.features).float().mean()))
-    for one in samples:
-        ratio = one.error / left_out[one.case].clamp(min=0.1)
-        model.factors.append(float(np.quantile(ratio[one.lung].numpy(), COVERAGE)))
+    model.factors = [coverage_factor(one, left_out[one.case]) for one in samples]
     model.cases = [one.case for one in samples]
     model.strange_limit = min(1.0, MARGIN * max(shares))
     return Fit(model.eval(), left_out)
+
+
+def coverage_factor(one: Samples, estimate: Tensor) -> float:
+    """Return the factor by which estimates in HU cover 90 % of the errors in the lungs."""
+    ratio = one.error / estimate.clamp(min=0.1)
+    return float(np.quantile(ratio[one.lung].numpy(), COVERAGE))
 
 
 def _fit(samples: Sequence[Samples], steps: int, seed: int) -> ErrorModel:

@@ -97,10 +97,14 @@ class ErrorModel(nn.Module):
         share = ((raw - low) / (high - low)).clamp(0, 1)
         return torch.lerp(self.calibrated[place - 1], self.calibrated[place], share)
 
+    def estimate(self, features: Tensor) -> Tensor:
+        """Return calibrated estimates in HU, (...), of features (..., len(NAMES))."""
+        return self.calibrate(self.log_error(features).exp())
+
     @torch.inference_mode()
     def forward(self, features: Tensor) -> Tensor:
         """Estimate the absolute error, (H, W) in HU, from features (len(NAMES), H, W)."""
-        return self.calibrate(self.log_error(features.movedim(0, -1)).exp()).clone()
+        return self.estimate(features.movedim(0, -1)).clone()
 
     @torch.inference_mode()
     def strange(self, features: Tensor) -> Tensor:
