@@ -9,6 +9,7 @@ import lightning as L
 from torch import nn
 
 from mpunet.metrics.consistency import ConsistencyRange
+from mpunet.models import MPUNet, ProgressiveBackbone, widened
 from mpunet.weights import Weights
 
 __all__ = ["RecordedModule"]
@@ -54,8 +55,9 @@ class RecordedModule(L.LightningModule):
     def initialize_from(self, weights: Weights) -> list[str]:
         """Start training from weights: copy the tensors that match in name and shape.
 
-        A network for another ratio can use all but a few tensors. The origin of the weights is
-        stored in the record of the checkpoints.
+        A network for another ratio can use all but a few tensors. A wider MPU-Net starts as the
+        same function, see :func:`mpunet.models.widened`. The origin of the weights is stored in the
+        record of the checkpoints.
 
         Returns:
             The names of the tensors that keep their random values.
@@ -64,11 +66,14 @@ class RecordedModule(L.LightningModule):
             ValueError: if no tensor matches.
         """
         own = self.net.state_dict()
-        fitting = {
-            key: value
-            for key, value in weights.tensors.items()
-            if key in own and own[key].shape == value.shape
-        }
+        if isinstance(self.net, MPUNet) and isinstance(self.net.backbone, ProgressiveBackbone):
+            fitting = widened(weights.tensors, self.net)
+        else:
+            fitting = {
+                key: value
+                for key, value in weights.tensors.items()
+                if key in own and own[key].shape == value.shape
+            }
         if not fitting:
             raise ValueError(
                 f"{weights.source} has no tensor that fits {type(self.net).__name__}: it is for "

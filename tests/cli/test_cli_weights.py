@@ -286,6 +286,21 @@ def test_a_network_for_another_ratio_begins_with_what_fits(
     assert 0.8 * len(after) < len(same) < len(after)
 
 
+def test_a_wider_network_begins_as_the_same_function(
+    data: Path, file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wider = [width + 1 for width in WIDTHS]
+    net = ["--model.net.widths", str(wider), "--model.lr", "0"]
+    assert fit(data, tmp_path, "--init_from", str(file), *net) == 0
+    assert f"Starts from the weights in {file}." in caplog.text
+    weights = read_weights(tmp_path / "last.ckpt")
+    assert weights.net["init_args"]["widths"] == wider
+    thick = torch.rand(1, 1, 8, 32, 32)
+    with torch.no_grad():
+        expected, image = (one.network()(thick).image for one in (read_weights(file), weights))
+    torch.testing.assert_close(image, expected, rtol=0, atol=1e-4)
+
+
 def test_a_network_is_exported_for_a_scanner(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
