@@ -12,7 +12,6 @@ from mpunet.models.mpunet import MPUNet
 from mpunet.models.srcnn import SRCNN
 from mpunet.models.subpixel import SubpixelNet
 from mpunet.models.vnet import VNet
-from mpunet.models.widen import widened
 
 __all__ = [
     "SRCNN",
@@ -35,5 +34,4 @@ __all__ = [
     "VNet",
     "compose",
     "interpolation_matrix",
-    "widened",
 ]

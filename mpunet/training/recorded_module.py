@@ -9,7 +9,8 @@ import lightning as L
 from torch import nn
 
 from mpunet.metrics.consistency import ConsistencyRange
-from mpunet.models import MPUNet, ProgressiveBackbone, widened
+from mpunet.models import MPUNet, ProgressiveBackbone
+from mpunet.training.widen import widened
 from mpunet.weights import Weights
 
 __all__ = ["RecordedModule"]
@@ -56,7 +57,7 @@ class RecordedModule(L.LightningModule):
         """Start training from weights: copy the tensors that match in name and shape.
 
         A network for another ratio can use all but a few tensors. A wider MPU-Net starts as the
-        same function, see :func:`mpunet.models.widened`. The origin of the weights is stored in the
+        same function, see :func:`mpunet.training.widen.widened`. The origin of the weights is stored in the
         record of the checkpoints.
 
         Returns:

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from mpunet.models import MPUNet, widened
+from mpunet.models import MPUNet
+from mpunet.training.widen import widened
 
 NARROW = {"widths": (2, 3, 4, 3, 2, 3), "stem_width": 3, "head_width": 2}
 WIDE = {"widths": (3, 5, 6, 3, 4, 4), "stem_width": 4, "head_width": 5}
