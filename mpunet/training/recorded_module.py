@@ -9,7 +9,6 @@ import lightning as L
 from torch import nn
 
 from mpunet.metrics.consistency import ConsistencyRange
-from mpunet.models import MPUNet, ProgressiveBackbone
 from mpunet.training.widen import widened
 from mpunet.weights import Weights
 
@@ -57,8 +56,8 @@ class RecordedModule(L.LightningModule):
         """Start training from weights: copy the tensors that match in name and shape.
 
         A network for another ratio can use all but a few tensors. A wider MPU-Net starts as the
-        same function, see :func:`mpunet.training.widen.widened`. The origin of the weights is stored in the
-        record of the checkpoints.
+        same function, see :func:`mpunet.training.widen.widened`. The origin of the weights is
+        stored in the record of the checkpoints.
 
         Returns:
             The names of the tensors that keep their random values.
@@ -67,14 +66,7 @@ class RecordedModule(L.LightningModule):
             ValueError: if no tensor matches.
         """
         own = self.net.state_dict()
-        if isinstance(self.net, MPUNet) and isinstance(self.net.backbone, ProgressiveBackbone):
-            fitting = widened(weights.tensors, self.net)
-        else:
-            fitting = {
-                key: value
-                for key, value in weights.tensors.items()
-                if key in own and own[key].shape == value.shape
-            }
+        fitting = widened(weights.tensors, self.net)
         if not fitting:
             raise ValueError(
                 f"{weights.source} has no tensor that fits {type(self.net).__name__}: it is for "
