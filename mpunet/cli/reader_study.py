@@ -64,7 +64,8 @@ def study(
         radius: largest distance in mm between a finding and the centre of the nodule that it hits;
             the radius of the nodule is used instead if it is larger.
         reference: condition that the others are compared with; by default the first one.
-        coordinates: coordinate system of the CSV files: RAS as in NIfTI, or LPS as in DICOM.
+        coordinates: coordinate system of all CSV files, read and written: RAS as in NIfTI, or LPS as in
+            DICOM.
         min_score: lowest score in HU of the findings that the automatic reader reports.
         error_maps: CONDITION=FOLDER, where FOLDER is that of `mpunet predict --error_map`, to
             compare the findings of this condition with the error maps; writes error_places.csv.
@@ -96,13 +97,13 @@ def study(
         readings |= found
     result = reader_study(readings, truth, thresholds=wanted, radius=radius, reference=reference)
     if automatic:
-        write_whole(folder / "findings.csv", findings_csv(automatic))
+        write_whole(folder / "findings.csv", findings_csv(automatic, coordinates))
     write_study(result, folder)
     if figure:
         draw_study(result, folder / "study.png")
     judged = _judged(error_maps, readings, truth, radius)
     if judged:
-        write_whole(folder / "error_places.csv", places_csv(judged))
+        write_whole(folder / "error_places.csv", places_csv(judged, coordinates))
         print(f"Error map at what the readers judged:\n\n{places_table(judged)}\n")
     print(f"{markdown(result)}\nTables{' and figure' if figure else ''}: {folder}")
     if failures:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpunet.data.case import Case
-from mpunet.io.scan_file import read_volume
+from mpunet.io.scan_file import read_like
 from mpunet.io.volume import Volume
 from mpunet.lungs.threshold import lung_mask
 
@@ -65,8 +65,8 @@ def find_lungs(case: Case, thin: Volume, masks: LungMasks) -> npt.NDArray[np.boo
 def _from_file(case: Case, thin: Volume) -> npt.NDArray[np.bool_]:
     if case.lung is None:  # lung_source refuses it
         raise ValueError(f"{case.name}: no lung mask.")
-    mask = read_volume(case.lung, slice_axis=thin.slice_axis, check_hu=False)
-    if mask.slab.shape != thin.slab.shape or not np.allclose(mask.affine, thin.affine, atol=0.05):
+    mask = read_like(case.lung, thin)
+    if mask.shape != thin.shape or not np.allclose(mask.slab_affine, thin.slab_affine, atol=0.05):
         raise ValueError(
             f"The lung mask {case.lung} of shape {mask.slab.shape} is not on the grid of "
             f"{case.thin}, {thin.slab.shape}, or has another affine; "

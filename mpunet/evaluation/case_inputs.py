@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpunet.evaluation.cases import common_slices
-from mpunet.io.scan_file import read_volume
+from mpunet.io.scan_file import read_like
 from mpunet.io.thin_file import write_slices
 from mpunet.io.volume import Volume
 from mpunet.lungs.threshold import lung_mask
@@ -26,7 +26,7 @@ def reference_lung(reference: Volume, path: Path | None) -> npt.NDArray[np.bool_
     if path is None:
         lung = lung_mask(reference.slab, reference.spacing)
     else:
-        mask = read_volume(path, slice_axis=reference.slice_axis, check_hu=False)
+        mask = read_like(path, reference)
         _, covered = common_slices(mask, reference)
         if covered != slice(0, reference.shape[0]) or mask.shape != reference.shape:
             raise ValueError(f"{path} does not cover the reference's slices")

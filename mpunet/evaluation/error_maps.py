@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mpunet.evaluation.cases import ERROR_SUFFIX, common_slices
 from mpunet.evaluation.scores import Measure
 from mpunet.intensity import HU_MAX, HU_MIN
-from mpunet.io.scan_file import read_volume
+from mpunet.io.scan_file import read_like
 from mpunet.io.volume import Volume
 from mpunet.metrics.error_estimate import EDGES, error_quality, reliability, sparsification
 
@@ -86,7 +86,7 @@ def read_error_map(path: Path, prediction: Volume) -> Slab:
     Raises:
         ValueError: if its grid is not that of the prediction, or it has negative values.
     """
-    found = read_volume(path, slice_axis=prediction.slice_axis, check_hu=False)
+    found = read_like(path, prediction)
     common_slices(found, prediction)
     if found.shape != prediction.shape:
         raise ValueError(

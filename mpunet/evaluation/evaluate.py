@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from mpunet.evaluation.error_maps import against_error_map, error_map_of, read_e
 from mpunet.evaluation.scores import THICK, TRUTH, Evaluation, Measure, Problem, Score
 from mpunet.geometry import grid_spacing
 from mpunet.io.rplhr import Intensity
-from mpunet.io.scan_file import read_volume
+from mpunet.io.scan_file import read_info, read_volume
 from mpunet.io.volume import Volume
 from mpunet.metrics.quality import PROTOCOLS, Protocol
 from mpunet.slices.interpolate import Interpolation
@@ -123,6 +124,12 @@ class Evaluator:
         self.inputs = {name: case.thick for name, case in self.cases.items() if case.thick}
         if inputs is not None:
             self.inputs = self._files(inputs)
+            if not self.inputs.keys() & self.cases.keys():
+                raise ValueError(
+                    f"No thick scan in {inputs} has the same name as a file in {references}: thick "
+                    f"scans include {next(iter(self.inputs))!r}, references include "
+                    f"{next(iter(self.cases))!r}."
+                )
         if baselines and not self.inputs:
             raise ValueError("Expected the thick scans that baselines interpolate: give inputs.")
         if baselines and baselines_dir is None:
@@ -223,20 +230,48 @@ class Evaluator:
                 self.problems.append(
                     Problem(THICK, case.name, f"no consistency and no baselines: {error}", False)
                 )
+        elif self.inputs:
+            note = "no consistency and no baselines: no thick scan of this name"
+            self.problems.append(Problem(THICK, case.name, note, False))
+        within = self._shared(case.name, files, reference)
         for method, path in files.items():
             try:
-                self._measure_one(method, case.name, self._read(path), reference, lung, thick)
+                volume = self._read(path)
+                self._measure_one(method, case.name, volume, reference, lung, thick, within)
             except (ValueError, OSError) as error:
                 self.problems.append(Problem(method, case.name, str(error), False))
             else:
                 shown[method] = path
         # Only where the truth was measured too, so that both means are over the same cases.
         if (TRUTH, case.name) in self._done and thick is not None and lung is not None:
+            shared = np.zeros_like(lung)
+            shared[within] = lung[within]
             try:
-                self._add(THICK, case.name, list(thick_densities(thick, reference, lung)))
+                self._add(THICK, case.name, list(thick_densities(thick, reference, shared)))
             except ValueError as error:
                 self.problems.append(Problem(THICK, case.name, f"no lung density: {error}", True))
         self.files[case.name] = {**shown, TRUTH: case.thin}
+
+    def _shared(self, case: str, files: Mapping[str, Path], reference: Volume) -> slice:
+        """Return the slices of the reference that all methods cover, so that they can be compared.
+
+        Methods that cannot be measured are left out; :meth:`_measure_one` says why.
+        """
+        start, stop, covered = 0, len(reference.slab), {}
+        for method, path in files.items():
+            with suppress(ValueError, OSError):
+                one = common_slices(read_info(path), reference)[1]
+                if one.start < stop and start < one.stop:
+                    start, stop = max(start, one.start), min(stop, one.stop)
+                    covered[method] = f"{one.start} to {one.stop - 1}"
+        if len(set(covered.values())) > 1:
+            parts = ", ".join(f"{method} has {slices}" for method, slices in covered.items())
+            note = (
+                f"methods cover different slices of the reference ({parts}): all are compared on "
+                f"{start} to {stop - 1}"
+            )
+            self.problems.append(Problem(TRUTH, case, note, True))
+        return slice(start, stop)
 
     def _measure_one(
         self,
@@ -246,8 +281,14 @@ class Evaluator:
         reference: Volume,
         lung: npt.NDArray[np.bool_] | None,
         thick: Volume | None,
+        within: slice,
     ) -> None:
         mine, used = common_slices(volume, reference)
+        offset = used.start or -mine.start
+        if used.start > within.start or used.stop < within.stop:
+            raise ValueError("it has no slice in common with the other methods")
+        first = mine.start + within.start - used.start
+        mine, used = slice(first, first + within.stop - within.start), within
         prediction, truth = volume.slab[mine], reference.slab[used]
         mask = None if lung is None else lung[used]
         # Not reference.spacing: sharpness is measured along lines of voxels, tilted or not.
@@ -273,9 +314,9 @@ class Evaluator:
             self._done.add((name, case))
         if self.error_maps and method == self.methods[0].name:
             self._measure_errors(case, volume, mine, truth, mask)
-        if len(prediction) < len(reference.slab) and (used.start > 0 or mine.start > 0):
+        if len(prediction) < len(reference.slab) and offset:
             note = (
-                f"slice offset of {used.start or -mine.start} from the reference: "
+                f"slice offset of {offset} from the reference: "
                 f"{len(prediction)} of {len(reference.slab)} slices compared"
             )
             self.problems.append(Problem(method, case, note, True))

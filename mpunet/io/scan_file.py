@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from mpunet.io.base import ScanFile
 from mpunet.io.dicom.folder import series_at
 from mpunet.io.dicom.headers import is_dicom
@@ -15,7 +17,7 @@ from mpunet.io.nifti.scan import find_nifti
 from mpunet.io.rplhr import Intensity
 from mpunet.io.volume import Volume, VolumeInfo, nifti_suffix
 
-__all__ = ["ScanFile", "open_scan", "read_info", "read_volume"]
+__all__ = ["ScanFile", "open_scan", "read_info", "read_like", "read_volume"]
 
 
 def open_scan(
@@ -65,6 +67,21 @@ def read_volume(
     Arguments and errors are those of :func:`open_scan`.
     """
     return _find(Path(path), slice_axis).read(check_hu=check_hu, intensity=intensity)
+
+
+def read_like(path: str | Path, other: VolumeInfo) -> Volume:
+    """Read a volume that belongs to another, such as its mask, as a slab along the same axes.
+
+    Intensities may be anything. Slices are those of ``other``, however the file is stored and
+    whatever its spacings. Its grid remains to be checked.
+
+    Raises:
+        ValueError: if the file cannot be read as one 3D volume.
+    """
+    along = other.slab_affine[:3, 0]
+    axes = read_info(path).affine[:3, :3]
+    cosines = np.abs(along @ axes) / np.linalg.norm(axes, axis=0)
+    return read_volume(path, slice_axis=int(cosines.argmax()), check_hu=False)
 
 
 def read_info(path: str | Path, *, slice_axis: int | None = None) -> VolumeInfo:

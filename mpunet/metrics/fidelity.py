@@ -116,9 +116,9 @@ def lung_density(volume: Slab, lung: Slab) -> LungDensity:
     """Measure LAA-950, LAA-910 and Perc15, the CT measures of emphysema.
 
     Reviewed by Mascalchi et al. 2017, doi 10.21037/jtd.2017.08.17. They are computed from a
-    histogram of HU from -1024 to 3071, slice by slice. The histogram is exact for whole HU, for
-    which ``perc15`` equals :func:`numpy.percentile`; other values are assumed to be spread evenly
-    over their bin of 1 HU. Some trials report Perc15 + 1000 as a density in g/L (Parr et al. 2009,
+    histogram of HU from -1024 to 3071, slice by slice. The histogram is exact for whole HU, of any
+    data type, for which ``perc15`` equals :func:`numpy.percentile`; other values are assumed to be
+    spread evenly over their bin of 1 HU. Some trials report Perc15 + 1000 as a density in g/L (Parr et al. 2009,
     doi 10.1186/1465-9921-10-75); here it is in HU. All three depend on noise, and therefore on
     slice thickness: the tail of a noisy histogram reaches below the threshold without emphysema.
 
@@ -130,17 +130,19 @@ def lung_density(volume: Slab, lung: Slab) -> LungDensity:
     LungDensity(laa950=49.504950495049506, laa910=89.10891089108911, perc15=-985.0, voxels=101)
     """
     _check(volume, lung)
-    counts = np.zeros(int(HU_MAX - HU_MIN) + 1, np.int64)
+    counts, whole = np.zeros(int(HU_MAX - HU_MIN) + 1, np.int64), True
     for plane, mask in zip(volume, lung, strict=True):
         hu = plane[mask != 0].clip(HU_MIN, HU_MAX) - HU_MIN
-        counts += np.bincount(np.floor(hu).astype(np.intp), minlength=len(counts))
+        bins = np.floor(hu)
+        whole = whole and np.array_equal(bins, hu)
+        counts += np.bincount(bins.astype(np.intp), minlength=len(counts))
     voxels = int(counts.sum())
     if voxels == 0:
         return LungDensity(math.nan, math.nan, math.nan, 0)
     laa950, laa910 = (
         100 * int(counts[: int(limit - HU_MIN)].sum()) / voxels for limit in (-950, -910)
     )
-    at = _order_statistics if np.issubdtype(volume.dtype, np.integer) else _spread
+    at = _order_statistics if whole else _spread
     perc15 = HU_MIN + at(np.cumsum(counts), 0.15 * (voxels - 1))
     return LungDensity(laa950, laa910, perc15, voxels)
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "LEAST_CLUSTERS",
     "Floats",
     "Values",
     "complete",
@@ -22,6 +23,9 @@ __all__ = [
 
 Values = Sequence[float] | npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
+
+LEAST_CLUSTERS = 4
+"""Fewer give no interval: it would cover 75 % at 3 clusters, not 95 % (our choice)."""
 
 _DRAWS_AT_ONCE = 1_000_000  # indices drawn at a time, 8 MB
 
@@ -45,11 +49,11 @@ def complete(*columns: Values) -> list[Floats]:
 def resample_indices(n: int, resamples: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
     """Yield the bootstrap resamples of n clusters in parts, as indices (R, n).
 
-    Fewer than two clusters give no resamples.
+    Fewer than :data:`LEAST_CLUSTERS` give no resamples.
     """
     rng = np.random.default_rng(seed)
     at_once = max(1, _DRAWS_AT_ONCE // max(n, 1))
-    for start in range(0, resamples if n > 1 else 0, at_once):
+    for start in range(0, resamples if n >= LEAST_CLUSTERS else 0, at_once):
         yield rng.integers(0, n, (min(at_once, resamples - start), n))
 
 
@@ -67,14 +71,14 @@ def ratio_difference(num_a: Any, den_a: Any, num_b: Any, den_b: Any) -> Any:
 def expanded_percentiles(draws: list[Floats], n: int, level: float) -> tuple[float, float]:
     """Return the bounds of the expanded percentile interval from the draws that are not NaN.
 
-    Bounds are NaN for fewer than two clusters (``n``), without draws, or if a draw is infinite. See
-    :mod:`mpunet.metrics.statistics` for the method.
+    Bounds are NaN without draws, or if a draw is infinite. See :mod:`mpunet.metrics.statistics` for
+    the method.
     """
     from scipy.special import ndtr, stdtrit
 
     defined = np.concatenate([*draws, np.empty(0)])
     defined = defined[~np.isnan(defined)]
-    if n < 2 or defined.size == 0 or not np.isfinite(defined).all():
+    if defined.size == 0 or not np.isfinite(defined).all():
         return math.nan, math.nan
     tail = ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - level) / 2))
     low, high = np.quantile(defined, [tail, 1 - tail])

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpunet.metrics.error_estimate import auc
-from mpunet.reader_study.findings import Finding, Reading
+from mpunet.reader_study.findings import Coordinates, Finding, Reading, turned
 from mpunet.reader_study.matching import RADIUS_MM, match_findings
 
 __all__ = ["Kind", "Place", "places", "places_csv", "places_table"]
@@ -110,20 +110,21 @@ def places_table(found: Iterable[Place]) -> str:
     return "\n".join(lines)
 
 
-def places_csv(found: Iterable[Place]) -> str:
-    """Return the places as CSV, positions in RAS+."""
+def places_csv(found: Iterable[Place], coordinates: Coordinates = "RAS") -> str:
+    """Return the places as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     heads = ("kind", "x", "y", "z", "diameter", "error", "percentile")
     writer.writerow([*Reading._fields, *heads])
-    writer.writerows(_fields(place) for place in found)
+    writer.writerows(_fields(place, coordinates) for place in found)
     return text.getvalue()
 
 
-def _fields(place: Place) -> Iterator[str]:
+def _fields(place: Place, coordinates: Coordinates) -> Iterator[str]:
     yield from place.reading
     yield place.kind
-    numbers = (*place.finding.position, place.finding.diameter, place.error, place.percentile)
+    position = turned(place.finding.position, coordinates)
+    numbers = (*position, place.finding.diameter, place.error, place.percentile)
     yield from ("" if math.isnan(number) else f"{number:.2f}" for number in numbers)
 
 

@@ -64,15 +64,16 @@ def draw_study(study: ReaderStudy, path: Path) -> Path:
     for axis in axes[-1]:
         turn = {"rotation": 20, "ha": "right"} if max(map(len, conditions)) > 13 else {}
         axis.set_xticks(range(len(conditions)), conditions, **turn)
-    # A row of the legend has about ten characters per inch.
-    beside = max(1, int(10 * width / (max(map(len, handles)) + 6)))
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=min(beside, len(handles)),
-        frameon=False,
-    )
+    if handles:  # there are none without findings and nodules
+        # A row of the legend has about ten characters per inch.
+        beside = max(1, int(10 * width / (max(map(len, handles)) + 6)))
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside lower center",
+            ncols=min(beside, len(handles)),
+            frameon=False,
+        )
     try:
         with whole_file(path) as unfinished:
             figure.savefig(unfinished, dpi=160, facecolor="white")

@@ -25,6 +25,7 @@ __all__ = [
     "read_findings",
     "read_standard",
     "standard_csv",
+    "turned",
 ]
 
 Coordinates = Literal["RAS", "LPS"]
@@ -119,14 +120,32 @@ def read_standard(
     return standard
 
 
-def findings_csv(readings: Mapping[Reading, Sequence[Finding]]) -> str:
-    """Return findings as CSV (RAS+), with an additional column ``score``.
+def turned(
+    position: tuple[float, float, float], coordinates: Coordinates
+) -> tuple[float, float, float]:
+    """Convert a position between RAS+ and a coordinate system, in either direction.
+
+    >>> turned((1.5, 0.0, 33.0), "LPS")
+    (-1.5, 0.0, 33.0)
+    """
+    x, y, z = position
+    return (0.0 - x, 0.0 - y, z) if coordinates == "LPS" else position
+
+
+def findings_csv(
+    readings: Mapping[Reading, Sequence[Finding]], coordinates: Coordinates = "RAS"
+) -> str:
+    """Return findings as CSV, with an additional column ``score``.
 
     >>> print(findings_csv({Reading("anna", "thick", "p1"): []}), end="")
     reader,condition,case,x,y,z,diameter,score
     anna,thick,p1,,,,,
     """
-    lines = ([*reading, *place] for reading, found in readings.items() for place in _places(found))
+    lines = (
+        [*reading, *place]
+        for reading, found in readings.items()
+        for place in _places(found, coordinates)
+    )
     return _csv([*_READING, *_PLACE, "score"], lines)
 
 
@@ -139,14 +158,14 @@ def standard_csv(standard: Mapping[str, Sequence[Finding]]) -> str:
     """
     return _csv(
         ["case", *_PLACE],
-        ([case, *place[:4]] for case, found in standard.items() for place in _places(found)),
+        ([case, *place[:4]] for case, found in standard.items() for place in _places(found, "RAS")),
     )
 
 
-def _places(found: Sequence[Finding]) -> Iterator[list[str]]:
-    for position, diameter, score in found:
-        yield [f"{value:.2f}" for value in (*position, diameter)] + [
-            "" if score is None else f"{score:.1f}"
+def _places(found: Sequence[Finding], coordinates: Coordinates) -> Iterator[list[str]]:
+    for one in found:
+        yield [f"{value:.2f}" for value in (*turned(one.position, coordinates), one.diameter)] + [
+            "" if one.score is None else f"{one.score:.1f}"
         ]
     if not found:
         yield [""] * 5
@@ -211,8 +230,7 @@ def _finding(row: Mapping[str, str], coordinates: Coordinates, where: str) -> Fi
     x, y, z, diameter = values
     if diameter <= 0:
         raise ValueError(f"{where}: expected a diameter above 0 mm, got {row['diameter']}.")
-    sign = -1.0 if coordinates == "LPS" else 1.0
-    return Finding((sign * x, sign * y, z), diameter)
+    return Finding(turned((x, y, z), coordinates), diameter)
 
 
 def _fields(path: Path, names: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:

@@ -157,7 +157,8 @@ def difference_table(evaluation: Evaluation) -> str:
     return (
         "<section><h2>Paired differences</h2><p>Over the cases that both methods have, with 95 % "
         "bootstrap interval and Wilcoxon signed-rank test; p is not corrected for the number of "
-        "tests. Better and worse are stated if the interval excludes 0.</p>"
+        "tests. Better and worse are stated if the interval excludes 0; fewer than four cases have "
+        "no interval.</p>"
         f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div></section>"
     )

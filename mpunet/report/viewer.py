@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from mpunet.io.intensity_range import check_voxels
 from mpunet.io.scan_file import read_info, read_volume
-from mpunet.io.volume import VolumeInfo
 from mpunet.report.hu_codec import HU_LEVELS, encode_slice, to_codes, uniform_levels
 from mpunet.report.patient_grid import (
     OBLIQUE_DEGREES,
@@ -86,9 +85,9 @@ def encode_case(
     directions = directions_of(next(iter(infos.values())))
     grids = {key: patient_grid(info, directions) for key, info in infos.items()}
     main = reference or min(grids, key=lambda key: float(grids[key].spacing.prod()))
-    maps = {key: (path, infos[key]) for key, path in (error_maps or {}).items()}
-    for key, (path, info) in maps.items():
-        _check_error_map(key, path, info)
+    maps = dict(error_maps or {})
+    for key, path in maps.items():
+        _check_error_map(key, path, grids[key], directions)
 
     voxels, is_hu = _read_lpi(files[main])
     box = _box(voxels if is_hu else None, grids[main])
@@ -106,7 +105,7 @@ def encode_case(
         shown[key] = _show(key, voxels, is_hu, grids[key], box, positions, compared)
     volumes = [shown[key] for key in files]
     windows = _common_windows(volumes)
-    for key, (path, _) in maps.items():
+    for key, path in maps.items():
         errors = patient_voxels(read_volume(path, check_hu=False))
         found = _show(f"Error map of {key}", errors, False, grids[key], box, positions, False)
         found["unit"], found["error_of"] = "HU", key
@@ -226,11 +225,14 @@ def _bytes_per_slice(grid: PatientGrid, box: Box) -> float:
     return pixels * _BYTES_PER_PIXEL
 
 
-def _check_error_map(name: str, path: Path, volume: VolumeInfo) -> None:
+def _check_error_map(
+    name: str, path: Path, grid: PatientGrid, directions: npt.NDArray[np.float64]
+) -> None:
     """Raise ValueError if the error map of a volume has another grid."""
     info = read_info(path)
-    same = info.stored_shape == volume.stored_shape
-    if not same or not np.allclose(info.affine, volume.affine, atol=1e-3):
+    own = patient_grid(info, directions)
+    same = (np.allclose(a, b, atol=1e-3) for a, b in zip(own, grid, strict=True))
+    if not np.array_equal(own.shape, grid.shape) or not all(same):
         raise ValueError(
             f"Expected an error map on the grid of {name}, got {path.name} of {info.shape} voxels "
             "at other positions; mpunet predict --error_map writes one beside each result."

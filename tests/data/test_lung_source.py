@@ -87,12 +87,17 @@ def test_lungmask_has_no_weights(monkeypatch, no_network):
         find_lungs(CASE, volume(SLAB), "lungmask")
 
 
+@pytest.mark.parametrize("codes", ["RPS", "SAR"])
+def test_a_file_of_another_orientation(tmp_path, codes):
+    case = CASE._replace(lung=save(tmp_path / "lung.nii", (SLAB > 0).astype(np.uint8), codes=codes))
+    np.testing.assert_array_equal(find_lungs(case, volume(SLAB), "files"), SLAB > 0)
+
+
 @pytest.mark.parametrize(
     ("shape", "options"),
     [
         ((19, 8, 9), {}),
         (SHAPE, {"start": 1.0}),
-        (SHAPE, {"codes": "RPS"}),
         (SHAPE, {"spacing": (1, 0.8, 0.8)}),
     ],
 )

@@ -77,6 +77,9 @@ class TestDensity:
             assert found.laa910 == pytest.approx(100 * (volume[lung] < -910).mean(), rel=1e-12)
             assert found.perc15 == pytest.approx(np.percentile(volume[lung], 15), rel=1e-12)
             assert found.voxels == lung.sum()
+            assert (
+                lung_density(volume.astype(np.float32), lung) == found
+            )  # as scaled files are read
 
     def test_other_values_to_a_bin(self):
         volume = np.random.default_rng(0).normal(-900, 30, (20, 60, 60)).astype(np.float32)

@@ -22,18 +22,17 @@ from mpunet.metrics.statistics import (
 Values = list[float]
 
 
-def test_two_values_have_a_closed_form() -> None:
-    """Resamples of 0 and 4 have means 0, 2, 4 with probabilities 1/4, 1/2, 1/4.
+def test_four_values_have_a_closed_form() -> None:
+    """Resamples of 0, 0, 0 and 4 have means 0 to 4 with probabilities 81, 108, 54, 12 and 1 / 256.
 
     The widened percentiles are 0 and 4 unless the level is low.
     """
-    assert bootstrap_mean([0.0, 4.0]) == Interval(2, 0, 4)
-    assert bootstrap_mean([0.0, 4.0], level=0.5) == Interval(
-        2, 0, 4
-    )  # t of 1 degree is 1.0; tail ndtr(-sqrt(2)) = 0.08 < 1/4
-    assert bootstrap_mean([0.0, 4.0], level=0.2) == Interval(
-        2, 2, 2
-    )  # t is 0.32; tail ndtr(-0.46) = 0.32 > 1/4
+    values = [0.0, 0.0, 0.0, 4.0]
+    assert bootstrap_mean(values) == Interval(1, 0, 4)
+    # t of 3 degrees is 0.76; tail ndtr(-0.88) = 0.19 < 81 / 256, and 1 - 0.19 < 243 / 256
+    assert bootstrap_mean(values, level=0.5) == Interval(1, 0, 2)
+    # t is 0.28; tail ndtr(-0.32) = 0.37 > 81 / 256
+    assert bootstrap_mean(values, level=0.2) == Interval(1, 1, 1)
 
 
 def test_a_mean_against_scipy() -> None:
@@ -75,21 +74,22 @@ def test_parts_of_resamples_are_all_drawn(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_nan_is_left_out_and_too_few_values_have_no_bounds() -> None:
-    assert bootstrap_mean([1.0, math.nan, 3.0, 8.0]) == bootstrap_mean([1.0, 3.0, 8.0])
-    assert bootstrap_mean([1.0, math.nan, 3.0, 8.0], groups=["a", "b", "c", "c"]) == bootstrap_mean(
-        [1, 3, 8], groups=[0, 1, 1]
-    )
+    assert bootstrap_mean([1.0, math.nan, 3, 8, 9]) == bootstrap_mean([1.0, 3, 8, 9])
+    assert bootstrap_mean(
+        [1.0, math.nan, 3, 8, 9, 2], groups=["a", "b", "c", "c", "d", "e"]
+    ) == bootstrap_mean([1, 3, 8, 9, 2], groups=[0, 1, 1, 2, 3])
     for nothing in ([], [math.nan]):
         assert all(map(math.isnan, bootstrap_mean(nothing)))
     single = bootstrap_mean([5.0])
     assert single.mean == 5
     assert math.isnan(single.low)
     assert math.isnan(single.high)
-    assert math.isnan(bootstrap_mean([5.0, 7.0], groups=["a", "a"]).low)
+    assert math.isnan(bootstrap_mean([5.0, 7.0, 8.0]).low)
+    assert math.isnan(bootstrap_mean([5.0, 7, 8, 9], groups=["a", "a", "b", "c"]).low)
 
 
 def test_infinite_values_have_no_bounds() -> None:
-    found = bootstrap_mean([40.0, math.inf, 41.0])  # the PSNR of a perfect case
+    found = bootstrap_mean([40.0, math.inf, 41.0, 42.0])  # the PSNR of a perfect case
     assert found.mean == math.inf
     assert math.isnan(found.low)
 
@@ -104,7 +104,7 @@ def test_clusters_are_resampled_whole() -> None:
 
 
 def test_a_value_weighs_the_same_in_every_cluster() -> None:
-    assert bootstrap_mean([1, 1, 1, 5], groups=["a", "a", "a", "b"]) == Interval(2, 1, 5)
+    assert bootstrap_mean([1, 1, 1, 5, 1, 1], groups=[*"aaabcd"]) == Interval(10 / 6, 1, 5)
 
 
 def coverage(
@@ -195,19 +195,20 @@ def test_wilcoxon_against_all_signs(differences: Values) -> None:
 
 
 def test_paired_differences() -> None:
-    a, b = [40.0, 41.0, math.nan, 38.0, 39.0], [39.0, math.nan, 37.0, 36.5, 38.8]
+    a, b = [40.0, 41.0, math.nan, 38.0, 39.0, 42.0], [39.0, math.nan, 37.0, 36.5, 38.8, 41.5]
     found = paired_difference(a, b)
-    assert found.mean == pytest.approx((1 + 1.5 + 0.2) / 3)
-    assert found[1:3] == pytest.approx(bootstrap_mean([1, 1.5, 0.2])[1:])
-    assert found.p == pytest.approx(0.25)  # 3 of one sign: 2 / 2 ** 3
-    assert found.n == 3
+    assert found.mean == pytest.approx((1 + 1.5 + 0.2 + 0.5) / 4)
+    assert found[1:3] == pytest.approx(bootstrap_mean([1, 1.5, 0.2, 0.5])[1:])
+    assert found.p == pytest.approx(0.125)  # 4 of one sign: 2 / 2 ** 4
+    assert found.n == 4
     back = paired_difference(b, a)
     assert back.mean == pytest.approx(-found.mean)
     assert back.p == found.p
 
 
 def test_zero_differences() -> None:
-    assert paired_difference([1.0, 2.0], [1.0, 2.0]) == Difference(0, 0, 0, 1.0, 2)
+    same = [1.0, 2.0, 3.0, 4.0]
+    assert paired_difference(same, same) == Difference(0, 0, 0, 1.0, 4)
     with_zeros = paired_difference([1.0, 2, 3, 4, 5, 5], [1.0, 2, 2, 2.5, 2, 1])
     assert with_zeros.p == pytest.approx(2 / 2**4)  # of four that are not zero
     assert with_zeros.n == 6
@@ -221,11 +222,10 @@ def test_differences_of_too_few_pairs() -> None:
 
 
 def test_ratios_are_of_sums() -> None:
-    assert bootstrap_ratio([1, 9], [10, 10]) == Interval(0.5, 0.1, 0.9)
-    assert bootstrap_ratio([1, 3], [1, 9]) == Interval(0.4, 1 / 3, 1.0)
-    # Resamples of only the second case have no ratio: the others give 1 / 2 (half of all resamples)
-    # and 2 / 4.
-    assert bootstrap_ratio([1, 0], [2, 0]) == Interval(0.5, 0.5, 0.5)
+    assert bootstrap_ratio([1, 9, 5, 5], [10, 10, 10, 10]) == Interval(0.5, 0.1, 0.9)
+    assert bootstrap_ratio([1, 3, 3, 3], [1, 9, 9, 9]) == Interval(10 / 28, 1 / 3, 1.0)
+    # Resamples without the first case have no ratio: the others give 1 / 2, 2 / 4 and so on.
+    assert bootstrap_ratio([1, 0, 0, 0], [2, 0, 0, 0]) == Interval(0.5, 0.5, 0.5)
     assert all(map(math.isnan, bootstrap_ratio([0, 0], [0, 0])))
 
 
@@ -281,7 +281,9 @@ def test_a_paired_difference_is_sharper_than_its_parts() -> None:
 
 
 def test_equal_ratios_have_no_difference() -> None:
-    assert bootstrap_ratio_difference([1, 2], [2, 3], [1, 2], [2, 3]) == Difference(0, 0, 0, 1.0, 2)
+    found, existing = [1, 2, 1, 2], [2, 3, 2, 3]
+    same = bootstrap_ratio_difference(found, existing, found, existing)
+    assert same == Difference(0, 0, 0, 1.0, 4)
     single = bootstrap_ratio_difference([1], [2], [2], [2])
     assert (single.mean, single.n) == (-0.5, 1)
     assert all(math.isnan(value) for value in single[1:4])

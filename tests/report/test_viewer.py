@@ -184,12 +184,12 @@ def test_errors(tmp_path):
         encode_case("a", {"a": tmp_path / "text.nii"})
 
 
-@pytest.mark.parametrize("codes", ["LPS", "RAS"])
-def test_an_error_map_is_shown_on_the_grid_of_its_volume(tmp_path, codes):
+@pytest.mark.parametrize(("codes", "map_codes"), [("LPS", "LPS"), ("RAS", "RAS"), ("RAS", "SLP")])
+def test_an_error_map_is_shown_on_the_grid_of_its_volume(tmp_path, codes, map_codes):
     errors = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE) % 256
     path = save(tmp_path / "a.nii.gz", marked(), codes=codes)
     image, shown = encode_case(
-        "a", {"a": path}, error_maps={"a": save(tmp_path / "e.nii.gz", errors, codes=codes)}
+        "a", {"a": path}, error_maps={"a": save(tmp_path / "e.nii.gz", errors, codes=map_codes)}
     )["volumes"]
     assert (image["error_of"], shown["error_of"], shown["unit"]) == (None, "a", "HU")
     plane = "axial"
