@@ -20,6 +20,7 @@ import yaml
 from mpunet.benchmark.measure import Result, Task
 from mpunet.benchmark.program import last_line, unset_variables
 from mpunet.benchmark.rows import Row, find_rows
+from mpunet.benchmark.settings import OF_TEST_CASES, check_same, flat, merged_net
 from mpunet.config import from_config
 from mpunet.inference.options import Stride
 from mpunet.losses import VGG16Features
@@ -51,9 +52,9 @@ class Benchmark:
     A row is a network, or the command line of an external program, which is only measured; see
     :class:`mpunet.benchmark.program.Program`. All networks train on the same crops in the same
     order, for the same number of steps or minutes. Each row has a folder with its name, with
-    ``train.log``, ``last.ckpt``, ``version_*/metrics.csv`` (learning curves) and ``result.json``. A
-    row with a result is skipped, a row with a checkpoint is resumed, and a row that fails does not
-    stop the others.
+    ``train.log``, ``last.ckpt``, ``version_*/metrics.csv`` (learning curves), ``settings.json`` and
+    ``result.json``. A row with a result is skipped, a row with a checkpoint is resumed, both only
+    with the same settings, and a row that fails does not stop the others.
 
     Args:
         rows: folder of YAML files, one for each row, or a list of files and folders; see
@@ -115,14 +116,14 @@ class Benchmark:
                 )
         if vgg_weights is not None and not Path(vgg_weights).is_file():
             raise ValueError(f"Expected a file with VGG-16's weights, found none at {vgg_weights}.")
-        self.train_dir = train_dir
-        self.test_dir = test_dir
+        self.train_dir = str(Path(train_dir).absolute())
+        self.test_dir = str(Path(test_dir).absolute())
         self.output = Path(output_dir)
         self.steps = steps
         self.minutes = minutes
         self.stride = stride
         self.validations = validations
-        self.vgg_weights = vgg_weights
+        self.vgg_weights = vgg_weights and str(Path(vgg_weights).absolute())
         self.options = list(options)
 
     def run(self) -> list[Outcome]:
@@ -156,10 +157,16 @@ class Benchmark:
                 variables = ", ".join(f"${name}" for name in unset)
                 reason = f"needs {variables}, see {row.config}"
                 return Outcome(row, "not run", reason, None)
-            # Raises if the row was started with another budget, even if it has a result.
+            task = self._task(row, folder, trained=trained)
+            # These raise if the row was started with other settings or another budget, even if it
+            # has a result.
+            settings = self._check_settings(row, folder, task)
             steps = self._steps(row, folder) if trained else 0
             if not finished.is_file():
-                self._measure(row, folder, self._train(row, folder, steps) if trained else None)
+                (folder / "settings.json").write_text(json.dumps(settings, indent=2))
+                if trained:
+                    self._train(row, folder, steps)
+                self._measure(task)
             return Outcome(row, "done", None, cast(Result, json.loads(finished.read_text())))
         except subprocess.CalledProcessError:
             return Outcome(row, "failed", last_line(folder / "train.log"), None)
@@ -181,15 +188,56 @@ class Benchmark:
     def _is_trained(self, row: Row) -> bool:
         if row.command:
             return False
-        network: Any = from_config(row.section("model", "net"))
+        network: Any = from_config(self._net(row))
         return any(parameter.requires_grad for parameter in network.parameters())
 
-    def _train(self, row: Row, folder: Path, steps: int) -> Path:
+    def _net(self, row: Row) -> dict[str, Any]:
+        net = merged_net((self._base.get("model") or {}).get("net"), row.section("model", "net"))
+        if "class_path" not in net:
+            raise ValueError(
+                f"Expected a network (model.net) in {row.config} or {self.base}, got none."
+            )
+        return net
+
+    def _check_settings(self, row: Row, folder: Path, task: Task) -> dict[str, dict[str, Any]]:
+        """Return the settings that determine the result of the row.
+
+        Raises:
+            ValueError: if the folder has a checkpoint or a result of other settings. Folders of
+                earlier versions do not say of which; they are accepted.
+        """
+        training: dict[str, Any] = {}
+        if task["checkpoint"]:
+            training = flat(self._base) | flat(row.section() or {}) | flat(self._given)
+            training["data.train_dir"] = self.train_dir
+            if row.needs_imagenet:
+                training["vgg_weights"] = self.vgg_weights
+        settings: dict[str, dict[str, Any]] = {"training": training, "measuring": flat(task)}
+        settings = json.loads(json.dumps(settings, default=str))  # as they come from the file
+        finished = (folder / "result.json").is_file()
+        if (file := folder / "settings.json").is_file():
+            was = json.loads(file.read_text())
+            if finished or (folder / "last.ckpt").is_file():
+                check_same(
+                    was["training"],
+                    settings["training"],
+                    what=f"{folder} was trained",
+                    way_out="give another output_dir, or remove the folder",
+                )
+            if finished:
+                check_same(
+                    was["measuring"],
+                    settings["measuring"],
+                    what=f"{folder} was measured",
+                    way_out="give another output_dir, or remove result.json there to measure again",
+                )
+        return settings
+
+    def _train(self, row: Row, folder: Path, steps: int) -> None:
         checkpoint = folder / "last.ckpt"
         done = read_checkpoint(checkpoint)["global_step"] if checkpoint.is_file() else 0
         if done < steps:
             self._fit(row, folder, folder / "train.log", steps, resume=checkpoint if done else None)
-        return checkpoint
 
     def _steps(self, row: Row, folder: Path) -> int:
         """Return the training steps of the row.
@@ -255,6 +303,7 @@ class Benchmark:
             options["--trainer.check_val_every_n_epoch"] = "null"
             options["--trainer.val_check_interval"] = str(every)
         else:
+            options["--data.test_dir"] = self.test_dir  # only compared with train_dir
             options["--trainer.limit_val_batches"] = "0"
         if row.needs_imagenet and self.vgg_weights:
             options["--model.objective.init_args.feature_weights"] = self.vgg_weights
@@ -264,15 +313,11 @@ class Benchmark:
         words += [word for option in options.items() for word in option]
         self._python(["-m", "mpunet", *words, *self.options], log)
 
-    def _measure(self, row: Row, folder: Path, checkpoint: Path | None) -> None:
-        data = {
-            key: value
-            for key, value in self._shared("data").items()
-            if key in ("profile", "fwhm", "cache_dir", "slice_axis")
-        }
-        task = Task(
-            checkpoint=str(checkpoint) if checkpoint else None,
-            net=row.section("model", "net"),
+    def _task(self, row: Row, folder: Path, *, trained: bool) -> Task:
+        data = {key: value for key, value in self._shared("data").items() if key in OF_TEST_CASES}
+        return Task(
+            checkpoint=str(folder / "last.ckpt") if trained else None,
+            net=None if row.command else self._net(row),
             command=row.command,
             ratio=row.section("ratio") or 5,
             data={**data, "test_dir": self.test_dir},
@@ -281,24 +326,41 @@ class Benchmark:
             vgg_weights=self.vgg_weights,
             output=str(folder),
         )
+
+    def _measure(self, task: Task) -> None:
+        folder = Path(task["output"])
         (folder / "task.json").write_text(json.dumps(task, indent=2))
         self._python(
             ["-m", "mpunet.benchmark.measure", str(folder / "task.json")], folder / "train.log"
         )
 
-    def _shared(self, section: str) -> dict[str, Any]:
-        """Return a section that all rows share: the base's, changed by ``options``."""
-        base = yaml.safe_load(self.base.read_text(encoding="utf-8")) or {}
-        values = dict(base.get(section) or {})
+    @cached_property
+    def _base(self) -> dict[str, Any]:
+        """The options that all rows share, but for ``options``."""
+        return yaml.safe_load(self.base.read_text(encoding="utf-8")) or {}
+
+    @cached_property
+    def _given(self) -> dict[str, Any]:
+        """The values of ``options`` by name, such as ``data.profile``."""
         words = iter(
             part
             for word in self.options
             for part in (word.split("=", 1) if word.startswith("--") else [word])
         )
-        for word in words:
-            if word.startswith(f"--{section}."):
-                values[word.removeprefix(f"--{section}.")] = yaml.safe_load(next(words, ""))
-        return values
+        return {
+            word.removeprefix("--"): yaml.safe_load(next(words, ""))
+            for word in words
+            if word.startswith("--")
+        }
+
+    def _shared(self, section: str) -> dict[str, Any]:
+        """Return a section that all rows share: the base's, changed by ``options``."""
+        given = {
+            name.removeprefix(f"{section}."): value
+            for name, value in self._given.items()
+            if name.startswith(f"{section}.")
+        }
+        return (self._base.get(section) or {}) | given
 
     @staticmethod
     def _python(words: list[str], log: Path) -> None:

@@ -32,10 +32,11 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
             if outcome.result is None:
                 lines.append(f"| {outcome.row.name} | {outcome.status} | | | |")
             else:
-                mae, rmse, psnr, ssim = (outcome.result["metrics"][key] for key in keys)
-                lines.append(
-                    f"| {outcome.row.name} | {mae:.2f} | {rmse:.2f} | {psnr:.2f} | {ssim:.4f} |"
+                cells = (
+                    _cell(outcome.result["metrics"], key, form)
+                    for key, form in zip(keys, (".2f", ".2f", ".2f", ".4f"), strict=True)
                 )
+                lines.append(f"| {outcome.row.name} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     parts += ["\n".join(_fidelity(outcomes)), "\n".join(_costs(outcomes))]
     parts.append(
@@ -55,15 +56,21 @@ def _fidelity(outcomes: Sequence[Outcome]) -> list[str]:
     ]
     done = [(o.row.name, o.result["metrics"]) for o in outcomes if o.result is not None]
     for name, metrics in done:
-        bias, distance = metrics.get("lung_bias", math.nan), metrics.get("perceptual", math.nan)
-        lines.append(f"| {name} | {bias:+.2f} | {_texture(metrics, 'lung')} | {distance:.3f} |")
+        bias, distance = _cell(metrics, "lung_bias", "+.2f"), _cell(metrics, "perceptual", ".3f")
+        lines.append(f"| {name} | {bias} | {_texture(metrics, 'lung')} | {distance} |")
     lines += [f"| truth | | {_texture(metrics, 'truth')} | |" for _, metrics in done[:1]]
     return lines
 
 
 def _texture(metrics: Mapping[str, float], of: str) -> str:
-    laa950, sharp, noise = (metrics.get(f"{of}_{name}", math.nan) for name in TEXTURE)
-    return f"{laa950:.2f} | {sharp:.3f} | {noise:.1f}"
+    forms = zip(TEXTURE, (".2f", ".3f", ".1f"), strict=True)
+    return " | ".join(_cell(metrics, f"{of}_{name}", form) for name, form in forms)
+
+
+def _cell(metrics: Mapping[str, float], key: str, form: str) -> str:
+    """Format a metric; "-" if it is missing or NaN, as those in the lungs are without lungs."""
+    value = metrics.get(key, math.nan)
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def _costs(outcomes: Sequence[Outcome]) -> list[str]:
@@ -142,7 +149,7 @@ def draw_curves(
             axis.plot(*zip(*curve, strict=True), marker="o", markersize=3, label=outcome.row.name)
         elif outcome.result is not None:
             axis.axhline(
-                outcome.result["metrics"]["lung_rmse"],
+                outcome.result["metrics"].get("lung_rmse", math.nan),
                 color="grey",
                 linestyle="--",
                 label=outcome.row.name,

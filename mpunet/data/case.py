@@ -37,6 +37,11 @@ class Case(NamedTuple):
     part: Part | None = None
     intensity: Intensity = "auto"
 
+    @property
+    def name_in_part(self) -> str:
+        """The name without the folder of the part, so that a patient has one name in all parts."""
+        return self.name.removeprefix(f"{self.part}/") if self.part else self.name
+
 
 def patient_of(name: str, pattern: str | None) -> str:
     """Return the patient of a case, extracted from the case's name by a regular expression.

@@ -42,6 +42,7 @@ def find_cases(
               optional; the files of a case have the same name in each.
         patient_pattern: regular expression that finds the patient in a case's name: its first
             group, or the whole match if it has no group. By default the patient is the case's name.
+            The folder of a part ("train/") does not belong to the name here.
         intensity: meaning of intensities within [0, 1]; stored in each case.
 
     Raises:
@@ -56,7 +57,8 @@ def find_cases(
         cases = _in_folder(Path(source))
     return [
         case._replace(
-            patient=case.patient or patient_of(case.name, patient_pattern), intensity=intensity
+            patient=case.patient or patient_of(case.name_in_part, patient_pattern),
+            intensity=intensity,
         )
         for case in cases
     ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from mpunet.data.case import PARTS, Case, Part
 from mpunet.io.scan_file import read_info
 from mpunet.io.volume import VolumeInfo
 
-__all__ = ["align_pair", "check_alignment", "split_by_patient", "split_cases"]
+__all__ = ["align_pair", "check_alignment", "check_apart", "split_by_patient", "split_cases"]
 
 
 def split_cases(
@@ -32,14 +34,40 @@ def split_cases(
     """
     if not any(case.part for case in cases):
         return dict(zip(PARTS, split_by_patient(cases, fractions, seed=seed), strict=True))
-    part_of: dict[str, Part | None] = {}
-    for case in cases:
-        if part_of.setdefault(case.patient, case.part) != case.part:
-            raise ValueError(
-                f"The patient {case.patient!r} is both in {part_of[case.patient]} and in "
-                f"{case.part}; a patient in two parts makes results look better than they are."
-            )
-    return {part: [case for case in cases if case.part == part] for part in PARTS}
+    parts = {part: [case for case in cases if case.part == part] for part in PARTS}
+    check_apart(parts)
+    return parts
+
+
+def check_apart(parts: Mapping[Part, Sequence[Case]]) -> None:
+    """Check that no patient and no thin volume is in two parts.
+
+    Where patients are named after their files, the same name in two parts can be two patients (as
+    where each part is numbered anew). It is one if the files are the same (our choice).
+
+    Raises:
+        ValueError: for the first patient or volume that is.
+    """
+    seen: dict[str | Path, tuple[Part, Case]] = {}
+    for part, cases in parts.items():
+        for case in cases:
+            for key in (case.patient, case.thin.absolute()):
+                other, first = seen.setdefault(key, (part, case))
+                if other != part and (
+                    case.patient != case.name_in_part or _same_file(first.thin, case.thin)
+                ):
+                    raise ValueError(
+                        f"The patient {case.patient!r} is both in {other} ({first.thin}) and in "
+                        f"{part} ({case.thin}); a patient in two parts makes results look better "
+                        "than they are. Remove one of the two."
+                    )
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    """Return whether two paths are the same scan, or NIfTI files with the same bytes."""
+    if one.absolute() == other.absolute():
+        return True
+    return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
 def split_by_patient(

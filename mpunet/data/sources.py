@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mpunet.data.case import Case, Part
 from mpunet.data.layouts import find_cases
-from mpunet.data.pairs import split_cases
+from mpunet.data.pairs import check_apart, split_cases
 from mpunet.io.rplhr import Intensity
 from mpunet.io.scan_file import read_info
 
@@ -63,7 +63,9 @@ class CaseSources:
         """Return the parts that a stage ("fit", "validate" or "test") uses and that have cases.
 
         Raises:
-            ValueError: if the first part that the stage needs has no case.
+            ValueError: if the first part that the stage needs has no case, or if a patient is in
+                two parts. Without ``data_dir``, only "fit" compares the parts, all that are given:
+                later the training data may be elsewhere.
         """
         needed = NEEDED[stage]
         first = needed[0]
@@ -72,6 +74,8 @@ class CaseSources:
                 raise ValueError(
                     f"Expected a folder for {stage}: give {first}_dir, or data_dir, which is split."
                 )
+            if stage == "fit":
+                check_apart({part: self.cases(part) for part in self.dirs})
             return [part for part in needed if self.dirs[part] is not None]
         has = [part for part in needed if self.cases(part)]
         if first not in has:

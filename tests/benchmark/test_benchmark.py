@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from mpunet.__main__ import main
 from mpunet.benchmark import Benchmark, Row, find_rows
 from mpunet.benchmark.network import flops_per_slice
 from mpunet.benchmark.run import Outcome
-from mpunet.benchmark.table import learning_curve, markdown, write_csv
+from mpunet.benchmark.table import draw_curves, learning_curve, markdown, write_csv
 from mpunet.phantom.chest import phantom_image
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "table1"
@@ -126,6 +127,19 @@ class TestTable:
         assert "| bad | failed | | | |" in text
         assert "bad: failed, loss is NaN." in text
         assert "vgg: not run, needs weights." in text
+
+    def test_without_lungs(self, tmp_path: Path) -> None:
+        good = self.outcomes()[0]
+        assert good.result is not None
+        metrics = {k: v for k, v in good.result["metrics"].items() if not k.startswith("lung_")}
+        metrics |= {"lung_bias": float("nan"), "perceptual": 0.5}
+        good = good._replace(result=good.result | {"metrics": metrics})  # type: ignore[arg-type]
+        text = markdown([good])
+        assert "| good | - | - | - | - |" in text
+        assert "| good | 1.00 | 2.50 | 30.25 | 0.9876 |" in text
+        assert "| good | - | - | - | - | 0.500 |" in text
+        draw_curves([good], tmp_path, tmp_path / "curves.png")
+        assert (tmp_path / "curves.png").is_file()
 
     def test_csv(self, tmp_path: Path) -> None:
         write_csv(self.outcomes(), tmp_path / "t.csv")
@@ -291,17 +305,78 @@ class TestRun:
     def test_measured_on_the_slices_that_options_ask_for(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        """A profile or cache in ``options`` overrides the base for the test cases too."""
+        """What ``options`` say of data overrides the base for the test cases too."""
         rows, scans = str(folder / "rows"), str(folder / "train")
         options = ["--data.profile=box", "--trainer.devices", "1", "--data.cache_dir", "somewhere"]
-        options += ["--inference.tile=320"]
+        options += ["--inference.tile=320", "--data.check_data=false", "--data.intensity", "rplhr"]
+        options += ["--data.lung_masks=lungmask", "--data.batch_size=4", "--data.seed", "7"]
         benchmark = Benchmark(rows, scans, scans, str(tmp_path), steps=1, options=options)
         monkeypatch.setattr(Benchmark, "_python", lambda *_: None)
-        benchmark._measure(benchmark.rows[0], tmp_path, None)
+        benchmark._measure(benchmark._task(benchmark.rows[0], tmp_path, trained=False))
         task = json.loads((tmp_path / "task.json").read_text())
-        data = task["data"]
         assert task["tile"] == 320
-        assert (data["profile"], data["cache_dir"], data["test_dir"]) == ("box", "somewhere", scans)
+        assert task["data"] == {
+            "profile": "box",
+            "cache_dir": "somewhere",
+            "check_data": False,
+            "intensity": "rplhr",
+            "lung_masks": "lungmask",
+            "test_dir": scans,
+        }
+
+    def test_the_network_may_be_in_the_base(self, folder: Path, tmp_path: Path) -> None:
+        scans = str(folder / "train")
+        net = {"class_path": "mpunet.models.VNet", "init_args": {"widths": [2, 2]}}
+        (tmp_path / "a.yaml").write_text("{model: {lr: 0.1}}")
+        (tmp_path / "base.yaml").write_text(yaml.safe_dump({"model": {"net": net}}))
+        benchmark = Benchmark(str(tmp_path), scans, scans, str(tmp_path / "out"), steps=1)
+        assert benchmark._is_trained(benchmark.rows[0])
+        assert benchmark._task(benchmark.rows[0], tmp_path, trained=False)["net"] == net
+        (tmp_path / "base.yaml").write_text("{}")
+        [outcome] = Benchmark(str(tmp_path), scans, scans, str(tmp_path / "out"), steps=1).run()
+        assert "a network (model.net) in" in (outcome.reason or "")
+        assert outcome.status == "failed"
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            ({}, None),
+            ({"options": ["--data.num_workers=0", "--data.cache_dir", "elsewhere"]}, None),
+            ({"options": ["--model.lr", "0.2"]}, r"trained .*\(model.lr was 0.1, is 0.2\).*folder"),
+            ({"train_dir": "test"}, r"trained .*train_dir was '.*/train', is '.*/test'"),
+            ({"test_dir": "rows"}, r"measured .*test_dir was '.*/test', is '.*/rows'.*result.json"),
+            ({"stride": "fast"}, r"measured .*stride was 'best', is 'fast'"),
+            ({"vgg_weights": "rows/base.yaml"}, r"measured .*vgg_weights was None, is '.*/base"),
+        ],
+    )
+    def test_results_of_other_settings_are_not_taken(
+        self,
+        folder: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        change: dict,
+        reason: str | None,
+    ) -> None:
+        monkeypatch.chdir(folder)
+        net = {"class_path": "mpunet.models.VNet", "init_args": {"widths": [2, 2]}}
+        (tmp_path / "a.yaml").write_text(yaml.safe_dump({"model": {"net": net, "lr": 0.1}}))
+        given = {"base": "rows/base.yaml", "train_dir": "train", "test_dir": "test", "steps": 1}
+        given |= {"rows": str(tmp_path / "a.yaml"), "output_dir": str(tmp_path)}
+
+        def result(benchmark: Benchmark, *_: object, **__: object) -> None:
+            (benchmark.output / "a" / "result.json").write_text("{}")
+
+        monkeypatch.setattr(Benchmark, "_train", lambda *_: None)
+        monkeypatch.setattr(Benchmark, "_measure", result)
+        assert [outcome.status for outcome in Benchmark(**given).run()] == ["done"]
+        [outcome] = Benchmark(**given | change).run()
+        if reason is None:
+            assert outcome.status == "done"
+        else:
+            assert re.search(reason, outcome.reason or "")
+        # Results of earlier versions do not say how they were made.
+        (tmp_path / "a" / "settings.json").unlink()
+        assert [outcome.status for outcome in Benchmark(**given | change).run()] == ["done"]
 
     def test_minutes_become_steps(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -188,10 +188,10 @@ def test_a_program_is_judged_like_a_network(
     bias, distance, laa950, sharp, noise, truth_laa950, truth_sharp, truth_noise = (
         network.result["metrics"][k] for k in FIDELITY
     )
-    assert math.isnan(distance)  # without vgg_weights
-    assert f"| program | {bias:+.2f} | {laa950:.2f} | {sharp:.3f} | {noise:.1f} | nan |" in table
-    assert f"| truth | | {truth_laa950:.2f} | {truth_sharp:.3f} | {truth_noise:.1f} | |" in table
-    assert sharp < truth_sharp or math.isnan(sharp)
+    # Without vgg_weights, and in lungs too small for the texture.
+    assert all(map(math.isnan, (distance, sharp, noise, truth_sharp, truth_noise)))
+    assert f"| program | {bias:+.2f} | {laa950:.2f} | - | - | - |" in table
+    assert f"| truth | | {truth_laa950:.2f} | - | - | |" in table
     write_csv([network, ran], tmp_path / "t.csv")
     head, *lines = (tmp_path / "t.csv").read_text().splitlines()
     assert head.endswith("truth_noise,parameters,gflops,seconds,peak_mb")

@@ -313,10 +313,11 @@ def test_refused(given, reason):
 class TestDataModule:
     @pytest.fixture
     def data(self, thin_folder, tmp_path):
+        save(tmp_path / "val" / "v.nii.gz", position_slab((19, 8, 10)))
         vary = Augmentation(rotate_prob=0.7, shift_prob=0.7, scale_prob=0.7, noise_prob=0.7)
         data = ThickThinDataModule(
             train_dir=str(thin_folder),
-            val_dir=str(thin_folder),
+            val_dir=str(tmp_path / "val"),
             n_thick=4,
             ratio=3,
             crop=(4, 6),

@@ -200,13 +200,13 @@ class TestCrops:
         assert train(make(**options), tmp_path, 9, ckpt_path=tmp_path / "last.ckpt") == whole[stop:]
 
     def test_thick_series_are_left_out(self, make, tmp_path):
-        for name, spacing in (("a", 1.0), ("b", 2.5)):
-            save(tmp_path / "train" / f"{name}.nii.gz", SLAB, spacing=(spacing, 0.7, 0.7))
+        for name, spacing in (("train/a", 1.0), ("train/b", 2.5), ("val/c", 2.5)):
+            save(tmp_path / f"{name}.nii.gz", SLAB, spacing=(spacing, 0.7, 0.7))
         data = fitted(
-            make(train_dir=tmp_path / "train", val_dir=tmp_path / "train", max_thin_spacing=1.5)
+            make(train_dir=tmp_path / "train", val_dir=tmp_path / "val", max_thin_spacing=1.5)
         )
         assert [case.name for case in data.cases["train"]] == ["a"]
-        assert [case.name for case in data.cases["val"]] == ["a", "b"]
+        assert [case.name for case in data.cases["val"]] == ["c"]
         with pytest.raises(
             ValueError, match=r"at most 0.5 mm apart \(max_thin_spacing\): a 1.00 mm, b 2.50 mm"
         ):

@@ -1,5 +1,7 @@
 """The data module on each layout: cases of each part, in HU and aligned; pairs with an offset."""
 
+import shutil
+
 import lightning as L
 import nibabel as nib
 import numpy as np
@@ -115,6 +117,44 @@ class TestRplhr:
             data = make(predict_dir=str(root / "mine" / "5mm"), intensity=intensity)
             data.setup("predict")
             assert [case.error is not None for case in data.predict_dataloader()] == [failed]
+
+
+class TestApart:
+    """A patient in two parts makes results look better than they are."""
+
+    def test_in_one_source(self, make, tmp_path):
+        root = as_rplhr(tmp_path / "rplhr", train="ab", val="b")
+        make(data_dir=str(root)).setup("fit")  # files that only share a name
+        same = "1mm/b.nii.gz"
+        shutil.copy(root / "train" / same, root / "val" / same)
+        with pytest.raises(
+            ValueError,
+            match=r"'b' is both in train \(.*train/1mm/b.nii.gz\) and in val \(.*Remove one",
+        ):
+            make(data_dir=str(root)).setup("fit")
+
+    @pytest.mark.parametrize(
+        ("parts", "pattern", "reason"),
+        [
+            ({"train": "x", "val": "x"}, None, r"'1_a' is both in train .*x/1_a.nii\) and in val"),
+            ({"train": "x", "val": "y"}, "([12])_", "'1' is both in train .* and in val .*1_b.nii"),
+            ({"train": "x", "test": "x"}, None, "'1_a' is both in train .* and in test"),
+            ({"train": "x", "val": "x/sub"}, None, r"'2_a' is both in train .*x/sub/2_a.nii"),
+        ],
+    )
+    def test_in_folders_of_their_own(self, make, tmp_path, parts, pattern, reason):
+        for name in ("x/1_a", "x/sub/2_a", "y/1_b"):
+            save(tmp_path / f"{name}.nii", SLAB)
+        folders = {f"{part}_dir": str(tmp_path / folder) for part, folder in parts.items()}
+        with pytest.raises(ValueError, match=reason):
+            make(**folders, patient_pattern=pattern).setup("fit")
+
+    def test_of_two_patients_with_names_of_their_own(self, make, tmp_path):
+        for name in ("x/1_a", "y/1_b"):
+            save(tmp_path / f"{name}.nii", SLAB)
+        data = make(train_dir=str(tmp_path / "x"), val_dir=str(tmp_path / "y"))
+        data.setup("fit")
+        assert {part: len(cases) for part, cases in data.cases.items()} == {"train": 1, "val": 1}
 
 
 class TestOtherSources:

@@ -75,17 +75,17 @@ class TestPairs:
 
 class TestOwnSplit:
     def test_as_rplhr_is_published(self, tmp_path):
-        for part, names in {"train": "ab", "val": "c", "test": "ad"}.items():
+        for part, names in {"train": "ab", "val": "c", "test": "de"}.items():
             touch(
                 tmp_path,
                 *(f"{part}/{kind}/{name}.nii.gz" for kind in ("1mm", "5mm") for name in names),
             )
-        touch(tmp_path, "readme.md", "tiny/1mm/e.nii.gz")
-        expected = [("train", "a"), ("train", "b"), ("val", "c"), ("test", "a"), ("test", "d")]
+        touch(tmp_path, "readme.md", "tiny/1mm/f.nii.gz")
+        expected = [("train", "a"), ("train", "b"), ("val", "c"), ("test", "d"), ("test", "e")]
         assert find_cases(tmp_path) == [
             Case(
                 f"{p}/{n}",
-                f"{p}/{n}",
+                n,
                 tmp_path / p / "1mm" / f"{n}.nii.gz",
                 tmp_path / p / "5mm" / f"{n}.nii.gz",
                 None,
@@ -95,9 +95,9 @@ class TestOwnSplit:
         ]
         assert find_cases(tmp_path / "test") == [
             Case(n, n, tmp_path / "test/1mm" / f"{n}.nii.gz", tmp_path / "test/5mm" / f"{n}.nii.gz")
-            for n in "ad"
+            for n in "de"
         ]
-        assert find_cases(tmp_path / "test" / "1mm")[1] == Case(
+        assert find_cases(tmp_path / "test" / "1mm")[0] == Case(
             "d", "d", tmp_path / "test/1mm/d.nii.gz"
         )
 
@@ -133,6 +133,14 @@ class TestPatients:
     def test_patients(self, tmp_path, pattern, patients):
         touch(tmp_path, "LIDC-1_a.nii", "LIDC-1_b.nii", "LIDC-22_a.nii")
         assert [case.patient for case in find_cases(tmp_path, patient_pattern=pattern)] == patients
+
+    def test_the_folder_of_a_part_is_no_part_of_the_name(self, tmp_path):
+        touch(tmp_path, "train/LIDC-1_a.nii", "val/LIDC-2_a.nii")
+        cases = find_cases(tmp_path, patient_pattern=r"^(LIDC-\d+)_")
+        assert [(case.name, case.patient) for case in cases] == [
+            ("train/LIDC-1_a", "LIDC-1"),
+            ("val/LIDC-2_a", "LIDC-2"),
+        ]
 
     def test_pattern_that_does_not_match(self, tmp_path):
         touch(tmp_path, "a1.nii", "b.nii")

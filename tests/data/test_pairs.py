@@ -101,7 +101,9 @@ class TestOwnSplit:
 
     def test_a_patient_in_two_parts(self):
         first, second = cases_of("a", scans=2)
-        with pytest.raises(ValueError, match="patient 'a' is both in train and in test"):
+        with pytest.raises(
+            ValueError, match=r"patient 'a' is both in train \(a_0.nii\) and in test \(a_1.nii\)"
+        ):
             split_cases([first._replace(part="train"), second._replace(part="test")], (1, 0, 0))
 
 

@@ -108,6 +108,8 @@ def data(tmp_path_factory, untrained):
     shutil.copytree(folder / "pairs/thick", folder / "RPLHR-CT/test/5mm")
     for part in ("train", "val"):
         shutil.copytree(folder / "RPLHR-CT/test", folder / "RPLHR-CT" / part)
+        for file in [*(folder / "RPLHR-CT" / part).rglob("*.nii.gz")]:
+            file.rename(file.with_name(f"{part}_{file.name}"))  # no patient is in two parts
     for name in ("val", "test", "THIN", "thin_scans", "true_thin", "ct/val"):
         shutil.copytree(folder / "truth", folder / name)
     shutil.copytree(folder / "train", folder / "ct/train")

@@ -51,10 +51,11 @@ class CubicPlus(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory):
-    """Thin phantoms in `val`; thick ones in `scans`, in both slice directions and across."""
+    """Thin phantoms in `train` and `val`; thick ones in `scans`, in both slice directions and across."""
     root = tmp_path_factory.mktemp("scans")
     for seed in range(3):
         save(root / "val" / f"{seed}.nii.gz", chest(seed), spacing=(1.0, 10.0, 10.0))
+    save(root / "train" / "4.nii.gz", chest(4), spacing=(1.0, 10.0, 10.0))
     thick = np.rint(thicken(chest(3), 5)).astype(np.int16)
     for name, codes in (("a.nii.gz", "LPS"), ("b.nii.gz", "LPI"), ("c.nii.gz", "SPL")):
         save(root / "scans" / name, thick, spacing=(5.0, 10.0, 10.0), codes=codes)
@@ -72,11 +73,10 @@ def new_module():
 
 
 def data(scans, tmp_path, **options):
-    folder = str(scans / "val")
     cache = str(tmp_path / "cache")
     return mpunet.ThickThinDataModule(
-        train_dir=folder,
-        val_dir=folder,
+        train_dir=str(scans / "train"),
+        val_dir=str(scans / "val"),
         cache_dir=cache,
         crop=(32, 32),
         crops_per_epoch=2,

@@ -29,11 +29,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     different depth and a broken one.
     """
     root = tmp_path_factory.mktemp("ddp")
-    for folder in ("thin", "scans"):
+    for folder in ("thin", "val", "scans"):
         (root / folder).mkdir()
     for seed in range(3):
         thin = phantom_image(seed, shape=(56, 30, 32), spacing=(1.0, 10.0, 10.0))
         nib.save(thin, root / "thin" / f"case{seed}.nii.gz")
+        other = phantom_image(3 + seed, shape=(56, 30, 32), spacing=(1.0, 10.0, 10.0))
+        nib.save(other, root / "val" / f"other{seed}.nii.gz")
         thick = phantom_image(seed, shape=(3 + 4 * seed, 30, 32), spacing=(5.0, 10.0, 10.0))
         nib.save(thick, root / "scans" / f"scan{seed}.nii.gz")
     (root / "scans" / "broken.nii.gz").write_bytes(b"hello")
@@ -51,7 +53,7 @@ def fit(data: Path, number: int, out: Path, *words: str) -> dict:
 def test_two_processes_train_and_measure_as_one(data: Path, tmp_path: Path) -> None:
     metrics, checkpoints = {}, {}
     for number in (1, 2):
-        words = ["--config", EXAMPLE, "--data.val_dir", data / "thin", "--trainer.callbacks", "[]"]
+        words = ["--config", EXAMPLE, "--data.val_dir", data / "val", "--trainer.callbacks", "[]"]
         words += ["--trainer.max_steps", 3, "--trainer.val_check_interval", 3]
         words += ["--data.crops_per_epoch", 8, "--data.batch_size", 2 // number]
         words += ["--trainer.logger.class_path", "CSVLogger"]

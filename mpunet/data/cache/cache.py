@@ -23,7 +23,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]  # comes with lightning
 
 from mpunet.data.cache.entry import CachedCase, entry_size, open_entry, write_entry
 from mpunet.data.cache.limit import bookkeeping_lock, make_room, parse_bytes, sweep
-from mpunet.data.cache.preparation import Preparation, entry_key, prepare
+from mpunet.data.cache.preparation import Preparation, check_depth, entry_key, prepare
 from mpunet.data.case import Case
 from mpunet.io.content import content_hash, file_state, known_hash
 from mpunet.io.file_lock import Lease, extend_lease, locked
@@ -77,7 +77,10 @@ class Cache:
         ]
         with locked(bookkeeping_lock(self.folder)):
             lease.add(key for key in known if key is not None)
-        found = [key and self._open(key, case) for key, case in zip(known, cases, strict=True)]
+        found = [
+            key and self._open(key, case, preparation.ratio)
+            for key, case in zip(known, cases, strict=True)
+        ]
         missing = [i for i, entry in enumerate(found) if entry is None]
         make_room(self.folder, 0, self.limit)
         build = partial(
@@ -88,7 +91,7 @@ class Cache:
         for i, key in zip(
             missing, _mapped(build, [cases[i] for i in missing], workers), strict=True
         ):
-            found[i] = self._open(key, cases[i])
+            found[i] = self._open(key, cases[i], preparation.ratio)
         return [self._opened(entry, case) for entry, case in zip(found, cases, strict=True)]
 
     def turned_cases(
@@ -117,10 +120,12 @@ class Cache:
                 self._lease = Lease(self.folder / "leases")
         return self._lease
 
-    def _open(self, key: str, case: Case) -> CachedCase | None:
+    def _open(self, key: str, case: Case, ratio: int) -> CachedCase | None:
         path = _entry_path(self.folder, key)
         entry = open_entry(path, key, case.name, self._lease)
         if entry is not None:
+            # It may have been built for a smaller ratio.
+            check_depth(entry.layout["thin"][1][0], ratio, case.thin)
             _touch(path)
         return entry
 

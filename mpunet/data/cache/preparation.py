@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from mpunet.data.cache.entry import FORMAT
 from mpunet.data.case import Case
-from mpunet.data.checks import examine_volumes, refuse
+from mpunet.data.checks import check_mask, examine_volumes, refuse
 from mpunet.data.lung_source import LungMasks, find_lungs, lung_source
 from mpunet.data.pairs import align_pair
 from mpunet.geometry import thin_depth
@@ -20,7 +21,7 @@ from mpunet.io.scan_file import read_volume
 from mpunet.lungs.packed import PackedMask
 from mpunet.slices.in_plane import DepthAxis, turned
 
-__all__ = ["Preparation", "entry_key", "prepare"]
+__all__ = ["Preparation", "check_depth", "entry_key", "prepare"]
 
 
 class Preparation(NamedTuple):
@@ -64,15 +65,13 @@ def prepare(
         refuse(examine_volumes(thin, thick, ratio=ratio), name=case.name)
     slab, spacing = thin.slab, thin.spacing
     lung = find_lungs(case, thin, preparation.lung_masks)
+    if preparation.examine and lung_source(case, preparation.lung_masks) == "files":
+        refuse(check_mask(lung), name=case.name)
     if (depth_axis := preparation.depth_axis) is not None:
         slab, lung, spacing = turned(
             slab, spacing, lung, axis=depth_axis, thin_spacing=preparation.turned_spacing
         )
-    if len(slab) < (needed := thin_depth(2, ratio)):
-        raise ValueError(
-            f"Expected at least {needed} thin slices at ratio {ratio}, "
-            f"got {len(slab)} in {case.thin}."
-        )
+    check_depth(len(slab), ratio, case.thin)
     arrays: dict[str, npt.NDArray[Any]] = {}
     used = slice(None)
     if thick is not None:
@@ -82,6 +81,19 @@ def prepare(
     arrays |= {"thin": slab[used], "lung": PackedMask.pack(lung).bits}
     box = [_extent(np.asarray(lung.any(axis=tuple({0, 1, 2} - {axis})))) for axis in range(3)]
     return arrays, {"lung_box": box, "spacing": spacing.tolist()}
+
+
+def check_depth(depth: int, ratio: int, path: Path) -> None:
+    """Check that a thin volume is deep enough for two thick slices.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if depth < (needed := thin_depth(2, ratio)):
+        raise ValueError(
+            f"Expected at least {needed} thin slices at ratio {ratio}, got {depth} in {path}; "
+            "remove the case, or use a smaller ratio."
+        )
 
 
 def entry_key(case: Case, preparation: Preparation, hash_of: Any) -> str | None:
@@ -101,7 +113,7 @@ def entry_key(case: Case, preparation: Preparation, hash_of: Any) -> str | None:
         "format": FORMAT,
         "files": files,
         # These can change what is stored for the same files. The ratio matters only for pairs: a
-        # thin volume without a thick series is stored whole.
+        # thin volume without a thick series is stored whole, and checked again when it is opened.
         "rplhr": [
             path and reads_as_rplhr(path, case.intensity) for path in (case.thin, case.thick)
         ],

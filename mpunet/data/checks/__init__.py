@@ -3,7 +3,7 @@
 Start reading at :mod:`mpunet.data.checks.case`.
 """
 
-from mpunet.data.checks.case import examine, examine_volumes, refuse, verdict
+from mpunet.data.checks.case import check_mask, examine, examine_volumes, refuse, verdict
 from mpunet.data.checks.volume import Finding
 
-__all__ = ["Finding", "examine", "examine_volumes", "refuse", "verdict"]
+__all__ = ["Finding", "check_mask", "examine", "examine_volumes", "refuse", "verdict"]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 
 from mpunet.data.case import Case
 from mpunet.data.checks.survey import Survey, survey
@@ -26,7 +27,7 @@ from mpunet.io.scan_file import read_volume
 from mpunet.io.volume import Volume, VolumeInfo
 from mpunet.slices.registration import AGREES, find_steps, register
 
-__all__ = ["examine", "examine_volumes", "refuse", "verdict"]
+__all__ = ["check_mask", "examine", "examine_volumes", "refuse", "verdict"]
 
 # Smallest correlation of a pair with missing or doubled slices. It is below AGREES because only the
 # slices on one side of the gap are aligned.
@@ -241,5 +242,11 @@ def _check_lung(lung: Volume, thin: VolumeInfo) -> Iterator[Finding]:
             f"the mask of {lung.shape} voxels is not on the thin grid of {thin.shape}",
             "lung",
         )
-    elif not (lung.slab > 0).any():
+    else:
+        yield from check_mask(lung.slab > 0)
+
+
+def check_mask(mask: npt.NDArray[np.bool_]) -> Iterator[Finding]:
+    """Check that a lung mask, true in the lungs, is not empty."""
+    if not mask.any():
         yield Finding("lung mask", "refused", "the mask is empty", "lung")

@@ -117,6 +117,14 @@ class TestEntry:
         )
         np.testing.assert_array_equal(unseen.thin, doubled)
 
+    def test_an_empty_mask_file_is_refused_as_by_check(self, tmp_path):
+        empty = save(tmp_path / "lung.nii", np.zeros(SHAPE, np.uint8))
+        case = case_of(tmp_path / "a.nii")._replace(lung=empty)
+        with pytest.raises(ValueError, match="a: lung: the mask is empty"):
+            built(case, tmp_path / "cache")
+        for settings in (R3._replace(examine=False), R3._replace(lung_masks="threshold")):
+            assert not np.asarray(built(case, tmp_path / "cache", settings).lung).any()
+
     def test_the_format_is_safetensors(self, tmp_path):
         thick = save(tmp_path / "thick.nii", SLAB[::3], **THICK)
         found = built(case_of(tmp_path / "a.nii")._replace(thick=thick), tmp_path / "cache")
@@ -286,6 +294,12 @@ class TestWhole:
             ValueError, match=r"at least 6 thin slices at ratio 5, got 5 in .*a.nii"
         ):
             built(case_of(tmp_path / "a.nii", SLAB[:5]), tmp_path / "cache", Preparation(5))
+
+    def test_too_few_slices_for_another_ratio(self, tmp_path):
+        case, cache = case_of(tmp_path / "a.nii", SLAB[:5]), tmp_path / "cache"
+        assert len(built(case, cache, Preparation(2)).thin) == 5
+        with pytest.raises(ValueError, match="at least 6 thin slices at ratio 5, got 5"):
+            built(case, cache, Preparation(5))
 
     def test_a_file_that_is_missing(self, tmp_path):
         with pytest.raises(ValueError, match=r"gone.nii: no such file"):
