@@ -85,6 +85,16 @@ def test_a_changed_weight_is_noticed(file: Path) -> None:
         read_weights(file)
 
 
+@pytest.mark.parametrize(
+    "content", [b"model:\n  net: 3\n", b"mm,weight\n0,1\n", b"\x8a\x05abc", b"\x80\x02G123", b"e"]
+)
+def test_files_of_other_kinds_are_no_checkpoints(tmp_path: Path, content: bytes) -> None:
+    """Whatever torch raises for them, IndexError and struct.error among others."""
+    (tmp_path / "x.ckpt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.ckpt cannot be read as a checkpoint of tensors"):
+        read_weights(tmp_path / "x.ckpt")
+
+
 def test_files_of_others_are_refused(file: Path, tmp_path: Path) -> None:
     save_file(load_file(file), tmp_path / "foreign.safetensors")
     with pytest.raises(ValueError, match="no weights file of mpunet"):

@@ -31,6 +31,10 @@ while true; do
         [[ -e $thin/begun ]] || touch "$thin/begun"
         ${PREDICT:-mpunet predict --quiet} "$study" "$thin"
         status=$?
+        if ((status == 3)); then
+            say "the disk is full, another try follows"
+            continue
+        fi
         # 1: some series are unsuitable, as the manifest says; the others are sent.
         if ((status > 1)); then
             say "failed with exit status $status"

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from jsonargparse import ArgumentParser
 
+from mpunet.inference.manifest import one_line
 from mpunet.io.dicom.scan import DicomScan
 from mpunet.io.dicom.writer import write_thick_series
-from mpunet.io.scans import Scan, find_scans, opened, output_path
+from mpunet.io.scans import Scan, find_scans, has_result, input_places, opened, output_path
 from mpunet.io.thick_file import write_thick
 from mpunet.io.volume import VolumeInfo, nifti_suffix
 from mpunet.progress import Progress
@@ -57,13 +58,19 @@ def simulate(
         1 if a file could not be used, else 0.
     """
     kind = _profile(profile, fwhm)
-    jobs = [(scan, _target(scan, thin, thick, format)) for scan in find_scans(thin)]
-    if existing == "error" and (present := [path for _, path in jobs if path.exists()]):
+    scans = find_scans(thin)
+    jobs = [(scan, _target(scan, thin, thick, format)) for scan in scans]
+    inputs = input_places(scans)
+    if lost := [inputs[place] for _, path in jobs if (place := path.resolve()) in inputs]:
+        raise ValueError(
+            f"{lost[0].path} would be overwritten by thick slices; name another folder."
+        )
+    if existing == "error" and (present := [path for _, path in jobs if has_result(path)]):
         raise ValueError(
             f"{len(present)} of {len(jobs)} files exist, the first of them {present[0]}; "
             "use --existing skip or overwrite."
         )
-    todo = [job for job in jobs if existing != "skip" or not job[1].exists()]
+    todo = [job for job in jobs if existing != "skip" or not has_result(job[1])]
     skipped, failed = len(jobs) - len(todo), 0
     progress = Progress(len(todo), "scan")
     for scan, path in todo:
@@ -76,9 +83,9 @@ def simulate(
                     write_thick_series(path, source, ratio, weights=weights, start=offset)
                 else:
                     write_thick(path, source, ratio, weights=weights, start=offset)
-            except ValueError as error:
+            except Exception as error:  # other scans may succeed, whatever the error is
                 failed += 1
-                progress.fail(str(error).removeprefix(f"{scan.path.name}: "))
+                progress.fail(one_line(error).removeprefix(f"{scan.path.name}: "))
     progress.close()
     parts = [
         f"{len(jobs) - failed - skipped} written to {thick}",
@@ -120,14 +127,8 @@ def _weights(
 
 def _target(scan: Scan, thin: str, thick: str, file_format: Literal["auto", "nifti"]) -> Path:
     if Path(thin).is_file() and nifti_suffix(Path(thick)) is not None:
-        path = Path(thick)
-    else:
-        path = output_path(Path(thick), scan, file_format)
-    if path.resolve() == scan.path.resolve():
-        raise ValueError(
-            f"{scan.path} would be overwritten by its thick slices; name another folder."
-        )
-    return path
+        return Path(thick)
+    return output_path(Path(thick), scan, file_format)
 
 
 def run(args: Sequence[str]) -> int:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from mpunet.inference.errors.file import error_path
 from mpunet.io.dicom.template import find_templates
 from mpunet.io.partial_file import remove_partials
-from mpunet.io.scans import Format, Scan, output_path, scan_name, writes_dicom
+from mpunet.io.scans import (
+    Format,
+    Scan,
+    has_result,
+    input_places,
+    output_path,
+    scan_name,
+    writes_dicom,
+)
 from mpunet.io.volume import nifti_suffix
 
 __all__ = ["Existing", "plan_output"]
@@ -66,9 +74,11 @@ def plan_output(
         scan.relative: error_path(targets[scan.relative], as_dicom=writes_dicom(scan, file_format))
         for scan in (scans if error_maps else ())
     }
+    folders = [scan for scan in scans if writes_dicom(scan, file_format)]
     problem = (
         _overlap(output, scans, targets)
         or _template_overlap(output, scans, targets, dicom_from)
+        or _nested(folders, targets)
         or _error_overlap(scans, targets, maps)
     )
     if problem is not None:
@@ -83,9 +93,9 @@ def plan_output(
     todo = [
         scan
         for scan in scans
-        if not all(one[scan.relative].exists() for one in (targets, maps or targets))
+        if not all(has_result(one[scan.relative]) for one in (targets, maps or targets))
     ]
-    done = [path for path in targets.values() if path.exists()]
+    done = [path for path in targets.values() if has_result(path)]
     if existing == "error" and done:
         return [], (
             f"{len(done)} of {len(scans)} outputs already exist, such as {done[0]}; "
@@ -111,11 +121,11 @@ def _with_templates(scans: Sequence[Scan], folder: str) -> list[Scan]:
 
 def _overlap(output: Path, scans: Sequence[Scan], targets: Mapping[Path, Path]) -> str | None:
     """Return why results in ``output`` would damage the input; None if they would not."""
-    inputs = {scan.path.resolve() for scan in scans}
+    inputs = input_places(scans)
     for scan in scans:
-        if targets[scan.relative].resolve() in inputs:
+        if (lost := inputs.get(targets[scan.relative].resolve())) is not None:
             return (
-                f"Writing to {output} would overwrite the scan {scan.path}; choose another output "
+                f"Writing to {output} would overwrite the scan {lost.path}; choose another output "
                 "folder."
             )
         source = scan.path.parents[len(scan.relative.parts) - 1].resolve()
@@ -132,9 +142,10 @@ def _error_overlap(
     scans: Sequence[Scan], targets: Mapping[Path, Path], maps: Mapping[Path, Path]
 ) -> str | None:
     """Return why error maps would replace scans or results; None if they would not."""
-    taken = {scan.path.resolve() for scan in scans} | {path.resolve() for path in targets.values()}
+    inputs = input_places(scans) if maps else {}
+    taken = _places([*targets.values(), *maps.values()])
     for name, path in maps.items():
-        if path.resolve() in taken:
+        if path.resolve() in inputs or taken[path] > 1:
             return (
                 f"The error map of {name} would have the path {path}, which is that of another "
                 "scan or result; rename that scan."
@@ -145,7 +156,7 @@ def _error_overlap(
 def _template_overlap(
     output: Path, scans: Sequence[Scan], targets: Mapping[Path, Path], dicom_from: str | None
 ) -> str | None:
-    """Return why results in DICOM would replace each other or templates; None if they would not."""
+    """Return why results in DICOM would replace or become templates; None if they would not."""
     if dicom_from is None:
         return None
     root = Path(dicom_from).resolve()
@@ -156,7 +167,6 @@ def _template_overlap(
         )
     folders = {scan.template.folder.resolve() for scan in scans if scan.template is not None}
     templates = {place for folder in folders for place in (folder, *folder.parents)}
-    results = Counter(place for path in targets.values() for place in (path, *path.parents))
     for scan in scans:
         path = targets[scan.relative]
         if path.resolve() in templates:
@@ -164,9 +174,22 @@ def _template_overlap(
                 f"Writing to {output} would replace the templates in {path}; choose another output "
                 "folder."
             )
-        if results[path] > 1:
+    return None
+
+
+def _nested(scans: Sequence[Scan], targets: Mapping[Path, Path]) -> str | None:
+    """Return why results in DICOM would replace other results; None if they would not."""
+    taken = _places(targets.values())
+    for scan in scans:
+        path = targets[scan.relative]
+        if taken[path] > 1:
             return (
                 f"The result of {scan.relative} would have the same folder {path} as that of "
                 "another scan; give them different names, or run them into different folders."
             )
     return None
+
+
+def _places(paths: Iterable[Path]) -> Counter[Path]:
+    """Count for each path how many of ``paths`` are there or below."""
+    return Counter(place for path in paths for place in (path, *path.parents))

@@ -82,6 +82,8 @@ class ThinVolumeWriter(Callback):
 
     Attributes:
         failures: failures of all ranks, on every rank; complete after ``predict``.
+        disk_full: whether scans failed because the disk was full or the quota used up, on any rank;
+            known on every rank after ``predict``. The same run may succeed later.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class ThinVolumeWriter(Callback):
         self.check = check
         self.progress: Show = progress
         self.failures: list[Failure] = []
+        self.disk_full = False
         self._warnings: list[Failure] = []
         self._check: ConsistencyCheck | None = None
         self._progress = Progress(0, "scan", show="none")
@@ -138,7 +141,8 @@ class ThinVolumeWriter(Callback):
         datamodule.predict_scans = todo
         done = {scan.relative for scan in scans} - {scan.relative for scan in todo}
         self.failures, self._warnings, self._written = [], [], 0
-        self._disk_full, self._checkpoint, self._check = False, None, None
+        self.disk_full = self._disk_full = False
+        self._checkpoint = self._check = None
         self._skipped = [scan for scan in scans if scan.relative in done]
         self._manifest = Manifest(Path(str(self.output_dir)), trainer.global_rank)
         if trainer.is_global_zero:
@@ -207,6 +211,7 @@ class ThinVolumeWriter(Callback):
                 warning = "; ".join(filter(None, [warning, *outputs.warnings()])) or None
         except Exception as error:  # other volumes may succeed, whatever the error is
             reason = one_line(error)
+            self.disk_full |= self._disk_full
         record = new_record(  # now, as tiles may have become smaller
             batch.scan,
             pl_module,
@@ -235,6 +240,7 @@ class ThinVolumeWriter(Callback):
         summary = self._check.summary if self._check else None
         results = gather((self._written, self.failures, self._warnings, complete, summary))
         self.failures = sorted(failure for _, failures, *_ in results for failure in failures)
+        self.disk_full = any(gather(self.disk_full))
         if not trainer.is_global_zero:
             return
         self._manifest.merge()

@@ -28,6 +28,8 @@ __all__ = [
     "PredictLoader",
     "Scan",
     "find_scans",
+    "has_result",
+    "input_places",
     "opened",
     "output_path",
     "scan_name",
@@ -68,17 +70,18 @@ class PredictCase(NamedTuple):
 def find_scans(folder: str | Path) -> list[Scan]:
     """List the NIfTI files and DICOM series of a folder and its subfolders, sorted by path.
 
-    A series has the name of its folder, or its UID if the folder has several or is ``folder``
-    itself. A single file gives a list of one; a DICOM file with several frames may be one. Hidden
-    files and folders are skipped; this includes the temporary files of an interrupted
-    :func:`mpunet.io.thin_file.write_slices`. Every other entry with such a name is listed, readable
-    or not, so that a broken link is reported as a failure instead of being ignored.
+    A series has the name of its folder, or FOLDER/UID if the folder has several, has another in a
+    subfolder, or is ``folder`` itself. A single file gives a list of one; a DICOM file with several
+    frames may be one. Links to folders are followed. Hidden files and folders are skipped; this
+    includes the temporary files of an interrupted :func:`mpunet.io.thin_file.write_slices`. Every
+    other entry with such a name is listed, readable or not, and so are folders that cannot be read,
+    so that a broken link is reported as a failure instead of being ignored.
 
     Args:
         folder: folder, or one file; a file DICOMDIR stands for its folder.
 
     Raises:
-        ValueError: if there is no scan.
+        ValueError: if there is no scan, or the folder cannot be read.
     """
     folder = Path(folder)
     if folder.name == "DICOMDIR" and folder.is_file():
@@ -92,8 +95,10 @@ def find_scans(folder: str | Path) -> list[Scan]:
             )
         files, root, scans = [folder], folder.parent, []
     elif folder.is_dir():
-        root, shown = folder, visible(folder)
+        root, closed = folder, list[OSError]()
+        shown = visible(folder, closed.append)
         scans = [Scan(path, path.relative_to(root)) for path in shown if nifti_suffix(path)]
+        scans += [_closed(error, root) for error in closed]
         files = dicom_files([path for path in shown if nifti_suffix(path) is None])
     else:
         raise ValueError(f"Expected a folder of scans, found nothing at {folder}.")
@@ -106,6 +111,36 @@ def find_scans(folder: str | Path) -> list[Scan]:
             "found none."
         )
     return sorted(scans, key=lambda scan: scan.relative)
+
+
+def _closed(error: OSError, root: Path) -> Scan:
+    """Return the entry of a folder that cannot be read."""
+    path, reason = Path(error.filename), f"folder cannot be read: {(error.strerror or '').lower()}"
+    if path == root:
+        raise ValueError(f"{path}: {reason}") from error
+    return Scan(path, path.relative_to(root), problem=reason)
+
+
+def input_places(scans: Sequence[Scan]) -> dict[Path, Scan]:
+    """Map the real paths of all files of scans, and of all folders above them, to a scan there.
+
+    What replaces one of these paths destroys input.
+    """
+    places: dict[Path, Scan] = {}
+    for scan in scans:
+        files = {header.path for header in scan.series.slices} if scan.series else set()
+        for file in (scan.path, *files):
+            path = file.resolve()
+            for place in (path, *path.parents):
+                if place in places:
+                    break
+                places[place] = scan
+    return places
+
+
+def has_result(path: Path) -> bool:
+    """Return whether a result is at a path: a file, or a folder with ``.dcm`` files in itself."""
+    return path.is_file() or any(path.glob("*.dcm"))
 
 
 def share_out(scans: Sequence[Scan], ranks: int) -> list[list[Scan]]:

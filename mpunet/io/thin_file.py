@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from isal import igzip
+from nibabel.spatialimages import HeaderDataError
 
 from mpunet.geometry import Affine, thin_affine, thin_depth
 from mpunet.intensity import round_hu
@@ -75,13 +76,21 @@ def regridded_header(
     # Each transform is changed separately because the two may refer to different spaces. A code of
     # 0 stays 0, so that a file without a position does not gain one. The qform comes last because
     # it sets the spacing in pixdim, which is part of it.
-    for get, set_form in (
-        (like.header.get_sform, header.set_sform),
-        (like.header.get_qform, header.set_qform),
+    for (form, code), set_form in (
+        (like.header.get_sform(coded=True), header.set_sform),
+        (_qform(like.header), header.set_qform),
     ):
-        form, code = get(coded=True)
         set_form(regrid(like.affine if form is None else form), int(code))
     return header
+
+
+def _qform(header: nib.Nifti1Header) -> tuple[Affine | None, int]:
+    """Return the qform and its code; one that cannot be computed counts as absent."""
+    with suppress(ValueError, HeaderDataError):
+        form, code = header.get_qform(coded=True)
+        if form is not None and np.isfinite(form).all():
+            return form, int(code)
+    return None, 0
 
 
 def thin_image(

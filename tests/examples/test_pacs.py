@@ -313,9 +313,10 @@ def test_late_slices_failures_and_an_archive_that_is_away(tmp_path, bash):
     first, bad = node / "incoming" / "first", node / "incoming" / "bad"
     first.mkdir(parents=True)
     (first / "1").touch()
+    (tmp_path / "full").write_text("for the first tries")
     (tmp_path / "predict.sh").write_text(
-        'echo "$1" >> tries; mkdir -p "$2/series"; cp "$1"/* "$2/series"; '
-        "case $1 in *bad) exit 2;; *) exit 1;; esac\n"
+        'echo "$1" >> tries; [[ -s full ]] && exit 3; mkdir -p "$2/series"; '
+        'cp "$1"/* "$2/series"; case $1 in *bad) exit 2;; *) exit 1;; esac\n'
     )
     bash(
         f"bash {PROCESS} node cp -rt archive > process.log 2>&1 &",
@@ -326,6 +327,9 @@ def test_late_slices_failures_and_an_archive_that_is_away(tmp_path, bash):
     def logged(text):
         wait(lambda: text in log.read_text(), log.read_text)
 
+    logged("first: the disk is full, another try follows")
+    assert [path.name for path in (node / "thin" / "first").iterdir()] == ["begun"]
+    (tmp_path / "full").unlink()
     logged("first: could not be sent, another try follows")
     assert not (node / "thin" / "first" / "sent").exists()
     archive.mkdir()

@@ -142,6 +142,7 @@ def test_a_failing_write_does_not_stop_the_others(scans, output, monkeypatch):
     [failure] = writer.failures
     assert failure.relative == "sub/b.nii"
     assert failure.reason == f"cannot write {output}/sub/b.nii: Input/output error"
+    assert not writer.disk_full
 
 
 def test_a_failing_network_does_not_stop_the_others(scans, output):
@@ -176,6 +177,7 @@ class TestFullDisk:
         writer = ThinVolumeWriter(str(output))
         predict(scans, writer)
         assert names(output) == expected
+        assert writer.disk_full
         reasons = [failure.reason for failure in writer.failures]
         assert reasons[0].endswith(
             "b.nii: No space left on device; "

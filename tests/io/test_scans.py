@@ -1,5 +1,7 @@
 """Finding scans in folders, and reading them without stopping at broken ones."""
 
+import errno
+import os
 import threading
 from pathlib import Path
 
@@ -36,6 +38,39 @@ def test_recursive_sorted_and_without_what_is_hidden(tmp_path):
         "sub/deep/c.NII.GZ",
     ]
     assert all(scan.path == tmp_path / scan.relative for scan in scans)
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    """Also in circles; what has a place in the folder has that name, and others their link's."""
+    touch(tmp_path, "scans/z/a.nii", "scans/.kept/b.nii", "away/deep/c.nii", "beside.nii")
+    for link, target in {
+        "again": "z", "hidden": ".kept", "far": "../away", "twice": "../away/deep", "up": "..",
+        "z/circle": "..",
+    }.items():  # fmt: skip
+        (tmp_path / "scans" / link).symlink_to(target)
+    (tmp_path / "away" / "deep" / "back").symlink_to("..")
+    scans = find_scans(tmp_path / "scans")
+    names = [scan.relative.as_posix() for scan in scans]
+    assert names == ["far/deep/c.nii", "hidden/b.nii", "z/a.nii"]
+
+
+def test_folders_that_cannot_be_read_are_cases_with_a_reason(tmp_path, monkeypatch):
+    save(tmp_path / "a.nii.gz")
+    touch(tmp_path, "closed/b.nii.gz")
+    scandir = os.scandir
+
+    def closed(path):
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    good, bad = PredictLoader(find_scans(tmp_path))
+    assert good.error is None
+    assert bad.scan.relative == Path("closed")
+    assert bad.error == "folder cannot be read: permission denied"
+    with pytest.raises(ValueError, match=r"closed: folder cannot be read: permission denied"):
+        find_scans(tmp_path / "closed")
 
 
 def test_hidden_parents_of_the_folder_do_not_matter(tmp_path):

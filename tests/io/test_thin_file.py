@@ -125,6 +125,20 @@ class TestWrite:
                 written.affine, turn @ AXIAL @ np.diag([1, 1, 1 / RATIO, 1]), atol=1e-4
             )
 
+    @pytest.mark.parametrize("damage", [1.2, np.nan])
+    def test_a_damaged_qform_counts_as_absent(self, tmp_path, damage):
+        image = nib.Nifti1Image(ct(), AXIAL)
+        image.set_sform(AXIAL, 1)
+        image.set_qform(AXIAL, 1)
+        image.header["quatern_b"] = damage  # b² + c² + d² is at most 1
+        nib.save(image, tmp_path / "thick.nii")
+        volume = read_volume(tmp_path / "thick.nii")
+        write_volume(tmp_path / "thin.nii", thin(volume), volume, RATIO)
+        written = nib.load(tmp_path / "thin.nii")
+        assert (written.header["sform_code"], written.header["qform_code"]) == (1, 0)
+        np.testing.assert_allclose(written.affine, AXIAL @ np.diag([1, 1, 1 / RATIO, 1]))
+        np.testing.assert_allclose(written.header.get_zooms(), (0.8, 0.8, 1.25), rtol=1e-6)
+
     def test_given_slice_axis_goes_both_ways(self, tmp_path):
         volume = read_volume(save(tmp_path / "thick.nii"), slice_axis=0)
         write_volume(tmp_path / "thin.nii", thin(volume), volume, RATIO)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,17 +32,53 @@ class NamedSeries(NamedTuple):
     problem: str | None
 
 
-def visible(folder: Path) -> list[Path]:
-    """List what is in a folder and its subfolders, sorted, without hidden files and folders."""
-    relatives = sorted(path.relative_to(folder) for path in folder.rglob("*"))
-    return [
-        folder / path for path in relatives if not any(part.startswith(".") for part in path.parts)
-    ]
+def visible(folder: Path, failed: Callable[[OSError], None] | None = None) -> list[Path]:
+    """List what is in a folder and its subfolders, sorted, without hidden files and folders.
+
+    Linked folders are followed, each folder once and none that has ``folder`` in it.
+
+    Args:
+        folder: the folder.
+        failed: called with the error of each folder that cannot be read, of which ``filename`` is
+            the path.
+    """
+    found: list[Path] = []
+    waiting = [folder]
+    seen = set(map(str, Path(os.path.realpath(folder)).parents))
+    while waiting:  # linked folders wait until all others were seen under their own names
+        for place, folders, files in os.walk(waiting.pop(0), onerror=failed):
+            if (real := os.path.realpath(place)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            shown = [name for name in files if not name.startswith(".")]
+            found += (Path(place, name) for name in (*folders, *shown))
+            waiting += (Path(place, name) for name in folders if Path(place, name).is_symlink())
+    return sorted(found)
 
 
 def dicom_files(paths: Sequence[Path]) -> list[Path]:
-    """Select the DICOM files among paths; a DICOMDIR only lists others and is left out."""
-    return [path for path in paths if path.name != "DICOMDIR" and is_dicom(path)]
+    """Select the DICOM files among paths, and those beside them that may be broken slices.
+
+    These are other files ``*.dcm``, and files that are empty or cannot be read and whose names end
+    as that of a DICOM file in their folder. A DICOMDIR only lists others and is left out.
+    """
+    kinds = {path: is_dicom(path) for path in paths if path.name != "DICOMDIR"}
+    endings = {(path.parent, _ending(path)) for path, kind in kinds.items() if kind}
+    folders = {folder for folder, _ in endings}
+
+    def may_be_slice(path: Path) -> bool:
+        if _ending(path) == ".dcm":
+            return path.parent in folders and not path.is_dir()
+        return kinds[path] is None and (path.parent, _ending(path)) in endings
+
+    return [path for path, kind in kinds.items() if kind or may_be_slice(path)]
+
+
+def _ending(path: Path) -> str:
+    """Return the suffix in lower case; none for names that end with numbers, such as UIDs."""
+    return "" if path.suffix[1:].isdigit() else path.suffix.lower()
 
 
 def name_series(
@@ -49,8 +86,8 @@ def name_series(
 ) -> list[NamedSeries]:
     """Find the series of files in a folder. Log those that are left out because of their kind.
 
-    A series has the name of its folder, or FOLDER/UID if the folder has several or is ``folder``
-    itself.
+    A series has the name of its folder, or FOLDER/UID if the folder has several, has another in a
+    subfolder, or is ``folder`` itself. So no name is that of a folder with another series.
 
     Args:
         folder: the folder.
@@ -119,12 +156,13 @@ def _named(
         *((None, item, item.folder, item.uid) for item in rejected if item.failed),
     ]
     in_folder = Counter(place for _, _, place, _ in found)
+    above = {parent for place in in_folder for parent in place.parents}
     used: Counter[Path] = Counter()
     named = []
     for item, problem, place, uid in found:
         name = place.relative_to(folder)
         beside = name.with_name(f"{name.name}.nii.gz") if name.name else name
-        if not name.name or in_folder[place] > 1 or beside in taken:
+        if not name.name or in_folder[place] > 1 or place in above or beside in taken:
             # A damaged UID may hold anything, and must not lead out of the folder.
             name = name / (re.sub(r"[^0-9A-Za-z.]", "_", uid).strip(".") or "unreadable")
         used[name] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -81,15 +82,19 @@ def pydicom() -> Any:
     return module
 
 
-def is_dicom(path: Path) -> bool:
-    """Return whether a file has the prefix of DICOM files, "DICM" after 128 bytes."""
+def is_dicom(path: Path) -> bool | None:
+    """Return whether a file has the prefix of DICOM files, "DICM" after 128 bytes.
+
+    None if nobody can tell, as the file is empty or cannot be read.
+    """
     try:
-        if not path.is_file():  # opening a pipe would wait forever
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait forever
             return False
         with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
+            start = file.read(132)
     except OSError:
-        return False
+        return None
+    return start[128:] == b"DICM" if start else None
 
 
 def read_headers(
@@ -115,6 +120,8 @@ def _clean(text: str) -> str:
 
 def _read(path: Path) -> list[SliceHeader] | ValueError:
     try:
+        if not path.stat().st_size:
+            raise ValueError("it is empty")
         dataset = pydicom().dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
         elements = _elements(dataset)
         # A DICOMDIR has its class in the file's meta information only.

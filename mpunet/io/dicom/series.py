@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -78,7 +78,9 @@ def find_series(paths: Sequence[Path]) -> tuple[list[Series], list[Rejected]]:
 
     Slices belong to one series by their SeriesInstanceUID, whatever folder they are in. A series
     with at least two slices in each of several orientations is divided by orientation. If several
-    slices are at one position, it is also divided by acquisition and convolution kernel.
+    slices are at one position, it is also divided by acquisition and convolution kernel. A file that
+    cannot be read may be a slice of the series in its folder, which is no volume then. Where there
+    are several, the file is rejected alone, as it must not cost all of them (our choice).
 
     Returns:
         The series, sorted by folder and UID, and what is not a volume, with the reason.
@@ -87,24 +89,39 @@ def find_series(paths: Sequence[Path]) -> tuple[list[Series], list[Rejected]]:
         ValueError: if pydicom is not installed.
     """
     by_uid: dict[tuple[str, str | None], list[SliceHeader]] = defaultdict(list)
-    rejected = []
+    rejected: list[Rejected] = []
+    broken: dict[Path, list[Rejected]] = defaultdict(list)
     for path, found in read_headers(paths):
         if isinstance(found, ValueError):
-            rejected.append(Rejected("", path.parent, str(found), True))
+            broken[path.parent].append(Rejected("", path.parent, str(found), True))
             continue
         for header in found:
             by_uid[header.series, _other_kind(header)].append(header)
-    series = []
+    series: list[Series] = []
+    in_folder = Counter(
+        folder
+        for (_, kind), slices in by_uid.items()
+        if kind is None
+        for folder in {header.path.parent for header in slices}
+    )
+    told: set[Path] = set()  # folders whose broken files are the reason why a series is rejected
     for (uid, kind), slices in by_uid.items():
-        place = Path(os.path.commonpath({header.path.parent for header in slices}))
+        folders = {header.path.parent for header in slices}
+        place = Path(os.path.commonpath(folders))
         if kind is not None:
             rejected.append(Rejected(uid, place, f"left out: {kind}", False))
+            continue
+        if spoiled := {one for one in folders & broken.keys() if in_folder[one] == 1}:
+            reason = f"{broken[min(spoiled)][0].reason}; it may be a slice: copy or remove it"
+            rejected.append(Rejected(uid, place, reason, True))
+            told |= spoiled
             continue
         for part in _divided(slices):
             try:
                 series.append(Series(uid, place, sort_slices(part)))
             except ValueError as error:
                 rejected.append(Rejected(uid, place, str(error), True))
+    rejected += (item for folder in broken.keys() - told for item in broken[folder])
     return sorted(series, key=lambda s: (s.folder, s.uid)), rejected
 
 

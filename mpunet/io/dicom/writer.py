@@ -318,6 +318,8 @@ class _Templates:
         slices = self.scan.series.slices
         source = [self.scan.series.uid, slices[0].instance, slices[-1].instance, str(len(slices))]
         grid = [f"{value:.6g}" for value in self.grid]
+        # Several volumes may have all of their slices in one multi-frame file.
+        source += [str(h.frame) for h in (slices[0], slices[-1]) if h.frame is not None]
         entropy = [*source, *grid, *self.derivation.entropy, __version__, what]
         return str(pydicom().uid.generate_uid(entropy_srcs=entropy))
 

@@ -11,6 +11,7 @@ import torch
 from mpunet.inference import Reconstructor
 from mpunet.inference.errors import ErrorModel
 from mpunet.inference.errors.file import ErrorFile
+from mpunet.inference.output_folder import plan_output
 from mpunet.inference.writer import ThinVolumeWriter
 from mpunet.io.scan_file import open_scan, read_volume
 from mpunet.io.scans import PredictLoader, find_scans
@@ -153,6 +154,15 @@ def test_a_failure_leaves_the_earlier_result_with_its_map(scan, tmp_path):
     _, record = predict(scan, tmp_path, broken, existing="overwrite")
     assert record["status"] == "failed"
     assert [path.read_bytes() for path in paths] == before
+
+
+def test_maps_of_two_scans_are_two_files(scan, tmp_path):
+    nib.save(nib.load(scan), scan.with_name("a.nii"))
+    scans = find_scans(scan.parent)
+    assert plan_output(str(tmp_path / "thin"), scans, "skip") == (scans, None)
+    todo, problem = plan_output(str(tmp_path / "thin"), scans, "skip", error_maps=True)
+    assert todo == []
+    assert "a_error.nii.gz, which is that of another scan or result; rename" in problem
 
 
 def test_unlike_scans_are_told(scan, tmp_path):

@@ -211,6 +211,51 @@ def test_damaged_files(tmp_path):
     assert all("\n" not in case.error for case in cases.values() if case.error)
 
 
+@pytest.mark.parametrize(
+    ("name", "spoil", "reason"),
+    [
+        ("005.dcm", lambda path: path.write_bytes(b""), "it is empty"),
+        ("005.dcm", lambda path: path.write_bytes(bytes(500)), "DICM"),
+        ("005.dcm", lambda path: path.symlink_to("gone"), "No such file"),
+        ("1.2.35", lambda path: path.write_bytes(b""), "it is empty"),
+        ("005", lambda path: path.write_bytes(b""), "it is empty"),
+    ],
+)
+def test_a_broken_end_slice_does_not_shorten_the_scan(tmp_path, name, spoil, reason):
+    folder, suffix = tmp_path / "a", name.removeprefix("005")
+    paths = write_series(folder, suffix=".dcm" if suffix == ".dcm" else "")
+    paths[-1].unlink()
+    spoil(folder / name)
+    (folder / "notes.txt").touch()
+    (folder / "thumb.jpg").touch()
+    write_series(tmp_path / "b", uid="1.2.3.4")
+    broken, whole = find_scans(tmp_path)
+    assert broken.relative.as_posix() == "a"
+    assert broken.problem.startswith(f"{name}: not a readable DICOM file: ")
+    assert reason in broken.problem
+    assert broken.problem.endswith("; it may be a slice: copy or remove it")
+    assert len(whole.series.slices) == 6
+    (folder / name).unlink()
+    assert [scan.problem for scan in find_scans(tmp_path)] == [None, None]
+
+
+def test_a_broken_file_does_not_cost_all_series_of_its_folder(tmp_path):
+    for number in (1, 2):
+        for path in write_series(tmp_path / str(number), uid=f"1.2.{number}"):
+            path.rename(tmp_path / f"{number}_{path.name}")
+    (tmp_path / "3_000.dcm").touch()
+    *whole, broken = find_scans(tmp_path)
+    assert [scan.relative.as_posix() for scan in whole] == ["1.2.1", "1.2.2"]
+    assert [scan.problem for scan in whole] == [None, None]
+    assert broken.problem == "3_000.dcm: not a readable DICOM file: it is empty"
+
+
+def test_names_are_not_those_of_folders_with_other_series(tmp_path):
+    write_series(tmp_path / "a", uid="1.2.1")
+    write_series(tmp_path / "a" / "b" / "c", uid="1.2.2")
+    assert [scan.relative.as_posix() for scan in find_scans(tmp_path)] == ["a/1.2.1", "a/b/c"]
+
+
 def test_names_of_scans(tmp_path, caplog):
     write_series(tmp_path / "p1" / "chest", uid="1.2.1")
     write_series(tmp_path / "p2", uid="1.2.2")

@@ -10,11 +10,13 @@ from made import SERIES, voxels, write_enhanced, write_series
 
 from mpunet.__main__ import main
 from mpunet.inference.errors import ErrorModel
+from mpunet.inference.output_folder import plan_output
 from mpunet.io.dicom.scan import open_series
 from mpunet.io.dicom.series import find_series
 from mpunet.io.dicom.writer import Origin, series_uid
 from mpunet.io.dicom.writer import write_series as write_thin
 from mpunet.io.partial_file import remove_partials
+from mpunet.io.scans import find_scans
 from mpunet.phantom import chest_phantom
 from mpunet.weights import read_weights, write_weights
 
@@ -136,6 +138,82 @@ def test_an_enhanced_file_becomes_classic_images(tmp_path):
     dataset = datasets(tmp_path / "thin")[7]
     assert dataset.SOPClassUID == pydicom.uid.CTImageStorage
     assert [s.ReferencedFrameNumber for s in dataset.SourceImageSequence] == [2, 3]
+
+
+def test_volumes_of_one_enhanced_file_have_uids_of_their_own(tmp_path):
+    """Two acquisitions at the same positions: as many frames, of the same instance."""
+
+    def two_acquisitions(dataset):
+        frames = dataset.PerFrameFunctionalGroupsSequence
+        for index, frame in enumerate(frames):
+            content = pydicom.Dataset()
+            content.FrameAcquisitionNumber = 1 + index // 6
+            frame.FrameContentSequence = [content]
+            frame.PlanePositionSequence = frames[index % 6].PlanePositionSequence
+
+    path = write_enhanced(tmp_path / "one.dcm", voxels(shape=(12, 8, 10)), change=two_acquisitions)
+    series, _ = find_series([path])
+    assert len(series) == 2
+    assert len({series_uid(open_series(part), 5, ORIGIN) for part in series}) == 2
+
+
+def test_only_series_are_replaced(tmp_path):
+    """A folder with another result, or with anything else, stays as it is."""
+    write_series(tmp_path / "a")
+    scan, _ = opened(tmp_path / "a")
+    for _ in range(2):
+        write_thin(tmp_path / "thin", [THIN], scan, 5, origin=ORIGIN)
+    for other in ("b/00001.dcm", "notes.txt"):
+        (tmp_path / "thin" / other).parent.mkdir(exist_ok=True)
+        (tmp_path / "thin" / other).touch()
+        before = sorted(tmp_path.rglob("*"))
+        match = (
+            rf"nothing but the \.dcm files of one series in .*thin.*, got {other.split('/')[0]};"
+        )
+        with pytest.raises(ValueError, match=match):
+            write_thin(tmp_path / "thin", [THIN], scan, 5, origin=ORIGIN)
+        assert sorted(tmp_path.rglob("*")) == before
+        if (tmp_path / "thin" / "b").exists():
+            shutil.rmtree(tmp_path / "thin" / "b")
+
+
+def plan(scans, output):
+    return plan_output(str(output), find_scans(scans), "skip")
+
+
+def test_folders_with_input_are_not_replaced(tmp_path):
+    """A result's folder may be that of a scan, or hold it, itself or by a link."""
+    data = tmp_path / "data" / "CT"
+    write_series(data / "CT", uid="1.2.1")
+    write_series(data / "other", uid="1.2.2")
+    (tmp_path / "links" / "data").mkdir(parents=True)
+    (tmp_path / "links" / "data" / "other").symlink_to(data / "other")
+    for scans, output in (
+        (data, tmp_path / "data"),
+        (data, data),
+        (tmp_path / "links" / "data", data),
+    ):
+        todo, problem = plan(scans, output)
+        assert todo == []
+        assert "would overwrite the scan" in problem
+    words = ["simulate", str(data), str(data.parent), "--ratio", "2", "--existing", "overwrite"]
+    assert main(words) == 2
+    assert len(list(data.rglob("*.dcm"))) == 12
+
+
+def test_a_file_of_the_input_is_not_replaced(tmp_path):
+    """A multi-frame file may have the name of its series, which is that of the result's folder."""
+    path = write_enhanced(tmp_path / "one", voxels())
+    path = path.rename(tmp_path / pydicom.dcmread(path).SeriesInstanceUID)
+    assert "would overwrite the scan" in plan(path, tmp_path)[1]
+
+
+def test_a_folder_with_a_result_below_is_no_result(tmp_path):
+    write_series(tmp_path / "scans" / "a")
+    write_series(tmp_path / "thin" / "a" / "b")
+    assert plan(tmp_path / "scans", tmp_path / "thin")[0] == find_scans(tmp_path / "scans")
+    write_series(tmp_path / "thin" / "a")
+    assert plan(tmp_path / "scans", tmp_path / "thin") == ([], None)
 
 
 def test_all_or_nothing(tmp_path):
