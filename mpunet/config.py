@@ -6,6 +6,7 @@ read it.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import sys
 from importlib import import_module
@@ -14,7 +15,7 @@ from typing import Any
 from torch import nn
 from typing_extensions import Self
 
-__all__ = ["Configurable", "from_config", "public_path", "to_config"]
+__all__ = ["Configurable", "from_config", "import_class", "public_path", "to_config"]
 
 
 class Configurable:
@@ -80,23 +81,41 @@ def from_config(config: dict[str, Any]) -> nn.Module:
     """Build the module of a configuration ``{"class_path": ..., "init_args": {...}}``.
 
     Raises:
-        ValueError: if the class cannot be imported or is not a ``torch.nn.Module``.
+        ValueError: if the class cannot be imported or is not a ``torch.nn.Module``, or the
+            arguments are not those of the class.
     """
     if "class_path" not in config:
+        given = ", ".join(f"{name} = {value!r}" for name, value in config.items())
         raise ValueError(
-            f"Expected class_path and init_args of a module, got {', '.join(map(str, config))}: "
-            "one of these is no argument of the class."
+            f"Expected class_path and init_args of a module, got {given}: one of these is no "
+            "argument of the class, or its value has another type."
         )
-    module_name, _, class_name = str(config.get("class_path")).rpartition(".")
+    cls = import_class(config["class_path"])
+    arguments = config.get("init_args") or {}
+    signature = inspect.signature(cls.__init__)
+    try:
+        signature.bind(None, **arguments)
+    except TypeError as error:
+        known = list(signature.parameters)[1:]
+        unknown = next((name for name in arguments if name not in known), "")
+        near = difflib.get_close_matches(unknown, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; its arguments: {', '.join(known)}."
+        raise ValueError(f"The init_args do not fit {cls.__name__}: {error}{hint}") from error
+    module: nn.Module = cls(**arguments)
+    return module
+
+
+def import_class(path: str) -> type[nn.Module]:
+    """Import a class by its path, for example ``mpunet.MPUNet``.
+
+    Raises:
+        ValueError: if it cannot be imported or is not a ``torch.nn.Module``.
+    """
+    module_name, _, class_name = str(path).rpartition(".")
     try:
         cls = getattr(import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"Cannot import the class {config.get('class_path')!r}: {error}"
-        ) from error
+        raise ValueError(f"Cannot import the class {path!r}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise ValueError(
-            f"Expected the class path of a torch.nn.Module, got {config['class_path']!r}."
-        )
-    module: nn.Module = cls(**(config.get("init_args") or {}))
-    return module
+        raise ValueError(f"Expected the class path of a torch.nn.Module, got {path!r}.")
+    return cls

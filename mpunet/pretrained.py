@@ -117,10 +117,8 @@ class Pretrained(Configurable):
         stored = read_stored(_locate(str(source), revision))
         try:
             network: Any = from_config({"class_path": public_path(cls), **stored.net})
-        except TypeError as error:
-            raise ValueError(
-                f"{source}: the arguments do not fit {cls.__name__} ({error})."
-            ) from error
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
         load_tensors(network, stored.tensors, stored.source)
         if not isinstance(network, cls):
             raise ValueError(

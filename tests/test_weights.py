@@ -217,7 +217,7 @@ def test_export_changes_what_has_no_weights(
     assert main(["export", str(file), str(out), "--net.widths", "[4,4,4,4,4,4]"]) == 2
     assert "do not fit" in capsys.readouterr().err
     assert main(["export", str(file), str(out), "--net.colour", "red"]) == 2
-    assert "Expected arguments of mpunet" in capsys.readouterr().err
+    assert "unexpected keyword argument 'colour'" in capsys.readouterr().err
     assert read_weights(out).net == after.net
 
 

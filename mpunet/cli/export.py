@@ -80,12 +80,7 @@ def export(
     if net:
         init_args = {**(weights.net.get("init_args") or {}), **net}
         weights = replace(weights, net={**weights.net, "init_args": init_args})
-    try:
-        weights.network()  # raises if the weights do not fit the arguments
-    except TypeError as error:
-        raise ValueError(
-            f"Expected arguments of {weights.net['class_path']} in net, got {net}: {error}"
-        ) from error
+    weights.network()  # raises if there are no such arguments, or the weights do not fit them
     record = Record(**weights.record)
     if notes is not None:
         added: Any = yaml.safe_load(Path(notes).read_text(encoding="utf-8"))

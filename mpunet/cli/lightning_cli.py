@@ -12,10 +12,12 @@ import sys
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch.distributed
-from jsonargparse import ArgumentError
+import yaml
+from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -23,7 +25,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from mpunet.cli.options import closest, translate
-from mpunet.config import Configurable
+from mpunet.config import Configurable, import_class
 from mpunet.data.datamodule import ThickThinDataModule
 from mpunet.inference.options import InferenceOptions
 from mpunet.inference.writer import ThinVolumeWriter
@@ -70,7 +72,7 @@ class MPUNetCLI(LightningCLI):
     """``mpunet fit | validate | test | predict``."""
 
     def __init__(self, args: Sequence[str]) -> None:
-        self.words = list(args)
+        self.words = _with_replaced_classes(args)
         self._weights: Weights | None = None
         super().__init__(
             MPUNetModule,
@@ -116,8 +118,8 @@ class MPUNetCLI(LightningCLI):
                 "--init_from",
                 type=str | None,
                 help="Weights to start from: 'packaged' (ratio 5), 'packaged_r3' (ratio 3), a "
-                "checkpoint or a weights file. Unless model.net is given, the network of these "
-                "weights is used.",
+                "checkpoint or a weights file. Their network is used, with the options of model.net "
+                "on the command line.",
             )
         parser.set_defaults(
             {
@@ -145,11 +147,6 @@ class MPUNetCLI(LightningCLI):
         fit without validation data saves no best checkpoint, only the last.
         """
         config = self.config[self.subcommand]
-        given = self._given_net
-        if given and given.get("class_path") not in (None, "mpunet.MPUNet"):
-            # For another class, jsonargparse keeps arguments of the default network that have the
-            # same name, such as widths.
-            config["model.net"] = given
         if (
             self.subcommand == "fit"
             and config["data.val_dir"] is None
@@ -214,7 +211,7 @@ class MPUNetCLI(LightningCLI):
         elif path is None and not self._given_net:
             self._set_network(read_weights())
         if path and path not in ("best", "last", "hpc", "registry"):
-            self._check_geometry(path, inside=(weights := read_weights(path)).net)
+            self._check_network(path, inside=(weights := read_weights(path)).net)
             if weights.source.suffix == SUFFIX:
                 if subcommand == "fit":
                     raise ValueError(
@@ -223,7 +220,14 @@ class MPUNetCLI(LightningCLI):
                     )
                 config["ckpt_path"] = None
                 self._set_network(weights)
+            else:
+                # A network of another class would keep arguments of the same name.
+                config["model.net"] = None
         super()._parse_ckpt_path()
+        if subcommand == "fit" and path:
+            stored = self.config[subcommand]["model"].clone()
+            self._apply_options("--model")
+            self._check_resumable(path, stored, self.config[subcommand]["model"])
 
     def _initialize_from(self, path: str | None, init_from: str | None) -> None:
         if init_from is None:
@@ -236,18 +240,71 @@ class MPUNetCLI(LightningCLI):
         self._weights = read_weights(init_from)
         if not self._given_net:
             self._set_network(self._weights)
+        # config.yaml of a training has both, and its network is the one that was trained.
+        elif f"--init_from={init_from}" in self.words and _same_class(
+            self._given_net.get("class_path"), self._weights.net["class_path"]
+        ):
+            self._set_network(self._weights)
+            self._apply_options("--model.net")
+            self._tell_overridden()
+
+    def _tell_overridden(self) -> None:
+        """Print what the configuration files say about the network and does not count."""
+        used = self.config[self.config["subcommand"]]["model.net.init_args"]
+        different = [
+            f"{name} = {used[name]} instead of {value}"
+            for name, value in (self._given_net.get("init_args") or {}).items()
+            if used[name] != value
+        ]
+        if different:
+            rank_zero_info(
+                f"The network is that of --init_from, not of --config: {', '.join(different)}."
+            )
 
     def _set_network(self, weights: Weights) -> None:
         """Use these weights and their network."""
         self._weights = weights
+        subcommand = self.config["subcommand"]
+        self.config[subcommand]["model.net"] = None  # or its arguments would stay
         self.config = self.parser.parse_object(
-            {self.config["subcommand"]: {"model": {"net": weights.net}}}, self.config
+            {subcommand: {"model": {"net": weights.net}}}, self.config
         )
 
-    def _check_geometry(self, path: str, inside: dict[str, Any]) -> None:
+    def _apply_options(self, start: str) -> None:
+        """Let options of the command line win over values from a checkpoint or weights file."""
+        words = [w for w in self.words if w.startswith(start) and w != "--model.net=null"]
+        if words:
+            self.config = self.parser.parse_args(
+                [self.config["subcommand"], *words], namespace=self.config
+            )
+
+    def _check_resumable(self, path: str, stored: Namespace, wanted: Namespace) -> None:
+        """Refuse options that the states of the optimisers in a checkpoint are not for."""
+        for key in ("muon_lr", "critic"):
+            old, new = stored[key], wanted[key]
+            if None in (old, new) or key == "muon_lr":
+                fits = (old is None) == (new is None)
+            else:
+                fits = old.get("init_args") == new.get("init_args")
+            if not fits:
+                raise ValueError(
+                    f"{path} is a checkpoint for {key} = {old}, but {key} = {new} was asked for. "
+                    f"Leave model.{key} out, or start a new training with --init_from {path}."
+                )
+
+    def _check_network(self, path: str, inside: dict[str, Any]) -> None:
+        """Refuse another geometry, and options of the command line for another network."""
         given = self._given_net.get("init_args") or {}
         known = inside.get("init_args", {})
-        for key in ("n_thick", "ratio"):
+        named = any(re.match(r"--model\.net(\.class_path)?=(?!null$)", w) for w in self.words)
+        wanted = self._given_net.get("class_path")
+        if named and not _same_class(wanted, inside["class_path"]):
+            raise ValueError(
+                f"{path} is a checkpoint of {inside['class_path']}, but {wanted} was asked for. "
+                "Leave model.net out, or train such a network."
+            )
+        options = re.findall(r"^--model\.net\.(?:init_args\.)?(\w+)", "\n".join(self.words), re.M)
+        for key in ("n_thick", "ratio", *options):
             if key in given and key in known and given[key] != known[key]:
                 raise ValueError(
                     f"{path} is a checkpoint for {key} = {known[key]}, "
@@ -260,7 +317,7 @@ def run(args: Sequence[str]) -> int:
     """Run fit, validate, test or predict.
 
     Returns:
-        Exit status: 1 if volumes failed in predict (on rank 0 only), else 0.
+        Exit status: 0; of predict, on rank 0 only, 1 if volumes failed, or 3 if the disk was full.
     """
     words = translate(args)
     if words[0] == "predict":
@@ -282,12 +339,59 @@ def run(args: Sequence[str]) -> int:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     callbacks: Any = cli.trainer.callbacks  # type: ignore[attr-defined]
-    failed = any(
-        callback.failures for callback in callbacks if isinstance(callback, ThinVolumeWriter)
-    )
+    writers = [callback for callback in callbacks if isinstance(callback, ThinVolumeWriter)]
     # Only rank 0 returns a failure: Lightning treats a non-zero status of a process that it started
     # as a crash and kills the others.
-    return int(failed and cli.trainer.is_global_zero)
+    if not cli.trainer.is_global_zero:
+        return 0
+    if any(writer.disk_full for writer in writers):
+        return 3
+    return int(any(writer.failures for writer in writers))
+
+
+def _with_replaced_classes(words: Sequence[str]) -> list[str]:
+    """Insert ``--model.net=null`` before each word that changes the class of the network.
+
+    Otherwise jsonargparse keeps arguments of the earlier class whose names the new one has too,
+    such as widths. The same goes for the objective and the critic.
+    """
+    classes = {"net": "mpunet.MPUNet", "objective": "mpunet.losses.Objective"}
+    out = []
+    for word in words:
+        for part, path in _classes_in(word).items():
+            if part in classes and not _same_class(classes[part], path):
+                out.append(f"--model.{part}=null")
+            classes[part] = path
+        out.append(word)
+    return out
+
+
+def _classes_in(word: str) -> dict[str, str]:
+    """Return the class paths in an option or configuration file, such as ``{"net": ...}``."""
+    option, _, value = word.partition("=")
+    part = re.fullmatch(r"--model\.(net|objective|critic)(\.class_path)?", option)
+    if option != "--config" and part is None:
+        return {}
+    try:
+        section = yaml.safe_load(value if part else Path(value).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}  # the parser tells what is wrong
+    if part:
+        section = {"model": {part[1]: section}}
+    model = section.get("model") if isinstance(section, dict) else None
+    paths = {
+        name: value.get("class_path") if isinstance(value, dict) else value
+        for name, value in (model if isinstance(model, dict) else {}).items()
+    }
+    return {name: path for name, path in paths.items() if isinstance(path, str)}
+
+
+def _same_class(one: str | None, other: str | None) -> bool:
+    """Whether two paths, such as mpunet.MPUNet and mpunet.models.MPUNet, name the same class."""
+    try:
+        return import_class(str(one)) is import_class(str(other))
+    except ValueError:
+        return one == other
 
 
 def _no_advertisement(record: logging.LogRecord) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
 from mpunet.data.volumes import VolumeCase
@@ -72,14 +74,17 @@ class CoronalSamples(L.Callback):
 
 
 class Checkpoints(ModelCheckpoint):
-    """Lightning's checkpoints, with ``last.ckpt`` also saved at the end of every epoch.
+    """Lightning's checkpoints, with the best chosen at validations only.
 
-    Thus ``last.ckpt`` includes the last training step. Lightning's own callback misses it if
-    checkpoints are saved every few steps. If none is saved during training, Lightning writes
-    ``last.ckpt`` afterwards; with averaged weights (EMA), the average has then replaced the weights
-    that a resumed training needs.
+    ``last.ckpt`` is saved after each validation, at the end of every epoch, and as often as
+    ``every_n_train_steps`` or ``train_time_interval`` says. Lightning's own callback would also
+    choose the best between validations, by the metrics of earlier weights, and save ``last.ckpt``
+    only with a new best. If none is saved during training, Lightning writes ``last.ckpt``
+    afterwards; with averaged weights (EMA), the average has then replaced the weights that a
+    resumed training needs.
 
-    Without validation cases there is no best checkpoint; only ``last.ckpt`` is saved.
+    Without validation cases there is no best checkpoint; only ``last.ckpt`` is saved. With
+    ``monitor=None``, checkpoints are saved as by Lightning.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -88,8 +93,46 @@ class Checkpoints(ModelCheckpoint):
         if self.monitor is not None and not sum(trainer.num_val_batches):
             self.monitor, self.save_top_k = None, 0
 
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save ``last.ckpt`` if the number of steps or the time says so."""
+        if self.monitor is None:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            return
+        due = self._every_n_train_steps > 0 and trainer.global_step % self._every_n_train_steps == 0
+        if self._train_time_interval is not None and self._last_time_checked is not None:
+            waited = time.monotonic() - self._last_time_checked
+            # All ranks save together, so they follow the clock of the first.
+            due = trainer.strategy.broadcast(waited >= self._train_time_interval.total_seconds())
+        if due:
+            self._last_time_checked = time.monotonic()
+            self._save_last(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the weights if they are among the best, and then ``last.ckpt``."""
+        if self.monitor is None:
+            super().on_validation_end(trainer, pl_module)
+            return
+        debugged = trainer.fast_dev_run  # type: ignore[attr-defined] # Lightning sets it
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or debugged:
+            return
+        if (trainer.current_epoch + 1) % max(1, self._every_n_epochs) == 0:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save Lightning's checkpoints, and ``last.ckpt``."""
-        super().on_train_epoch_end(trainer, pl_module)
-        if self.save_last and not self._should_skip_saving_checkpoint(trainer):
+        """Save ``last.ckpt``, and without a monitor Lightning's checkpoints."""
+        if self.monitor is None:
+            super().on_train_epoch_end(trainer, pl_module)
+        self._save_last(trainer)
+
+    def _save_last(self, trainer: L.Trainer) -> None:
+        """Save ``last.ckpt`` unless a checkpoint of this step exists."""
+        if not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

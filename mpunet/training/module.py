@@ -137,6 +137,7 @@ class MPUNetModule(RecordedModule):
         self.val_metrics = CaseMetrics()
         self.test_metrics = CaseMetrics()
         self._consistency: dict[int, float] = {}
+        self._rates: list[dict[str, Any]] = []  # options of the optimiser's groups
 
     def setup(self, stage: str) -> None:
         """Check the options and load VGG-16 for feature matching before the data are read."""
@@ -252,10 +253,25 @@ class MPUNetModule(RecordedModule):
                 step, total, warmup_steps=self.warmup_steps, floor=self.lr_floor
             ),
         )
+        self._rates = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
+        ]
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def on_train_start(self) -> None:
+        """Set the rates of this training: resuming has restored those of the checkpoint."""
+        if not self._rates:  # a subclass has its own optimiser
+            return
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        scheduler: Any = self.lr_schedulers()
+        scheduler.base_lrs = [rates["initial_lr"] for rates in self._rates]
+        factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+        for group, rates, factor in zip(optimizer.param_groups, self._rates, factors, strict=True):
+            group.update({**rates, "lr": rates["initial_lr"] * factor})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the record, and the state of the critic's optimiser if the network's is saved."""

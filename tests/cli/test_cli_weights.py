@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 import mpunet.pretrained
 import mpunet.weights
 from mpunet.__main__ import main
+from mpunet.cli.lightning_cli import MPUNetCLI
 from mpunet.config import from_config
 from mpunet.inference import spacing
 from mpunet.io.thick_file import write_thick
@@ -273,6 +275,39 @@ def test_fit_begins_with_weights(
         == 0
     )
     assert read_weights(tmp_path / "last.ckpt").record["training"]["began_with"] == before
+
+
+def given_network(monkeypatch: pytest.MonkeyPatch, *words: str) -> dict[str, Any]:
+    """Arguments of the network that `mpunet fit` would train."""
+    nets = []
+    monkeypatch.setattr(MPUNetCLI, "_run_subcommand", lambda cli, _: nets.append(cli.model.net))
+    assert main(["fit", "--trainer.accelerator", "cpu", *words]) == 0
+    return dict(nets[0].init_args)
+
+
+def test_a_recipe_begins_with_the_network_of_the_weights(
+    file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its data consistency and ratio; options of the command line change it."""
+    weights = read_weights(file)
+    net = {**weights.net, "init_args": {**weights.net["init_args"], "consistency": 0.85}}
+    start = tmp_path / "start.safetensors"
+    write_weights(start, replace(weights, net=net))
+    recipe = tmp_path / "recipe.yaml"
+    section = "net: {class_path: mpunet.models.MPUNet, init_args: {ratio: 3, stem_width: 5}}"
+    recipe.write_text(f"model: {{{section}}}")
+    words = ["--config", str(recipe), "--init_from", str(start)]
+    assert given_network(monkeypatch, *words) == net["init_args"]
+    assert "not of --config: ratio = 5 instead of 3, stem_width = None instead of 5." in caplog.text
+    changed = given_network(monkeypatch, *words, "--model.net.ratio", "4")
+    assert changed == {**net["init_args"], "ratio": 4}
+    assert given_network(monkeypatch, *words, "--model.net.consistency", "null") == {
+        **net["init_args"],
+        "consistency": None,
+    }
+    # A file that names both, as config.yaml of a training does, has the network that it says.
+    recipe.write_text(f"init_from: {start}\nmodel: {{{section}}}")
+    assert given_network(monkeypatch, "--config", str(recipe))["ratio"] == 3
 
 
 def test_a_network_for_another_ratio_begins_with_what_fits(

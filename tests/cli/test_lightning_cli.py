@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import yaml
 
 import mpunet
 from mpunet.__main__ import main
+from mpunet.cli.lightning_cli import MPUNetCLI
 from mpunet.geometry import slice_positions
+from mpunet.inference import result as result_module
 from mpunet.io.thick_file import write_thick
 from mpunet.phantom.chest import phantom_image
 
@@ -357,6 +360,19 @@ def test_broken_scans_are_told_and_do_not_stop_the_others(
     assert [p.name for p in (tmp_path / "thin").glob("*.nii.gz")] == ["good.nii.gz"]
 
 
+def test_a_full_disk_has_an_exit_status_of_its_own(
+    run: Path, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(result_module, "write_slices", full)
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    assert predict(checkpoint, folders["scans"], tmp_path / "thin") == 3
+    monkeypatch.undo()
+    assert predict(checkpoint, folders["scans"], tmp_path / "thin") == 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -536,6 +552,49 @@ def test_another_network_keeps_its_own_defaults(folders: dict[str, Path], tmp_pa
     assert hparams["net"]["init_args"]["layers"] == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "widths"),
+    [
+        (["--model.net", "mpunet.models.SRCNN"], [64, 32]),
+        (["--model.net", "mpunet.models.VNet"], [16, 32, 64, 128, 256]),
+        (["--config", "vnet.yaml"], [16, 32, 64, 128, 256]),
+        (["--model.net", "mpunet.models.MPUNet"], [8, 24, 48, 32, 32, 32]),
+    ],
+)
+def test_another_network_replaces_that_of_a_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], widths: list[int]
+) -> None:
+    """It keeps no widths of the recipe; the same class keeps them."""
+    monkeypatch.chdir(tmp_path)
+    nets = []
+    monkeypatch.setattr(MPUNetCLI, "_run_subcommand", lambda cli, _: nets.append(cli.model.net))
+    Path("vnet.yaml").write_text("model: {net: {class_path: mpunet.models.VNet}}")
+    recipe = ["--config", str(EXAMPLES / "mpunet_cpu.yaml"), "--trainer.logger", "false"]
+    assert main(["fit", *recipe, *words, "--trainer.accelerator", "cpu"]) == 0
+    assert nets[0].init_args["widths"] == widths
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("net: {class_path: mpunet.MPUNet, init_args: {width: [2]}}",
+         "The init_args do not fit MPUNet: got an unexpected keyword argument 'width'; "
+         "did you mean widths?"),
+        ("objective: {class_path: mpunet.losses.Objective, init_args: {imag: 1}}",
+         "fit Objective: got an unexpected keyword argument 'imag'; did you mean image?"),
+        ("net: {class_path: helpers.OthersNetwork, init_args: {zzz: 1}}", "; its arguments: chan"),
+    ],
+)  # fmt: skip
+def test_a_typo_in_a_configuration_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], section: str, message: str
+) -> None:
+    (tmp_path / "typo.yaml").write_text(f"model: {{{section}}}")
+    assert main(["fit", "--config", str(tmp_path / "typo.yaml")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("mpunet: error: ")
+    assert message in error
+
+
 def test_missing_vgg_weights_are_told_before_training(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -572,6 +631,42 @@ def test_resume_goes_on_where_it_stopped(
         "params"
     ]  # Muon's kernels do not count their steps
     assert {checkpoint["optimizer_states"][0]["state"][i]["step"] for i in others} == {4}
+
+
+def test_options_win_over_the_resumed_checkpoint(
+    run: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ["--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--trainer.max_steps", "3"]
+    words += ["--model.lr", "2e-4", "--model.muon_lr", "6e-4", "--model.objective.image", "3"]
+    assert fit(folders, tmp_path, "mpunet_cpu.yaml", *words) == 0
+    checkpoint = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)
+    hparams = checkpoint["hyper_parameters"]
+    assert (hparams["lr"], hparams["muon_lr"]) == (2e-4, 6e-4)
+    assert hparams["objective"]["init_args"]["image"] == 3
+    assert hparams["objective"]["init_args"]["inner"] == 0.2  # of the checkpoint
+    groups = checkpoint["optimizer_states"][0]["param_groups"]
+    assert [group["initial_lr"] for group in groups] == [6e-4, 2e-4]
+    # Warm-up of 200 steps: the rate after three.
+    assert [group["lr"] for group in groups] == pytest.approx([6e-4 * 0.02, 2e-4 * 0.02])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.net.widths", "[3,2,2,2,2,2]"], "checkpoint for widths = [2, 2, 2, 2, 2, 2], but"),
+        (["--model.net", "mpunet.models.VNet"], "but mpunet.models.VNet was asked for"),
+        (["--model.muon_lr", "null"], "muon_lr = 0.003, but muon_lr = None was asked for. Leave"),
+        (["--model.critic", "mpunet.models.Critic"], "checkpoint for critic = None, but"),
+    ],
+)  # fmt: skip
+def test_what_a_resumed_training_cannot_change_is_told(
+    run: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    last = run / "checkpoints" / "last.ckpt"
+    assert main(["fit", "--resume", str(last), *words]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"mpunet: error: {last} is a checkpoint ")
+    assert message in error
 
 
 def test_existing_outputs(
