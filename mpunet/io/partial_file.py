@@ -77,17 +77,8 @@ def partial_file(path: Path) -> Iterator[BufferedIOBase]:
 def partial_folder(path: Path) -> Iterator[Path]:
     """Create a temporary folder beside ``path``; rename it to ``path`` on success, else remove it.
 
-    A folder at ``path`` is replaced if it has nothing but ``.dcm`` and hidden files.
-
-    Raises:
-        ValueError: if there is something else at ``path``.
+    A folder at ``path`` is replaced.
     """
-    for item in path.iterdir() if path.is_dir() else [path] if path.exists() else []:
-        if item.is_dir() or (item.suffix != ".dcm" and not item.name.startswith(".")):
-            raise ValueError(
-                f"Expected nothing but the .dcm files of one series in {path}, which is to be "
-                f"replaced, got {item.name}; move it away."
-            )
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     lock = _lock_of(partial)
     try:

@@ -135,8 +135,8 @@ def paired_difference(
     Raises:
         ValueError: if ``a`` and ``b`` differ in length, or an option is out of range.
 
-    >>> paired_difference([38.0, 40.5, 39.0], [38.0, 40.5, 39.0])
-    Difference(mean=0.0, low=0.0, high=0.0, p=1.0, n=3)
+    >>> paired_difference([38.0, 40.5, 39.0, 42.0], [38.0, 40.5, 39.0, 42.0])
+    Difference(mean=0.0, low=0.0, high=0.0, p=1.0, n=4)
     """
     first, second = complete(a, b)
     with np.errstate(invalid="ignore"):
@@ -168,7 +168,7 @@ def bootstrap_ratio(
     Raises:
         ValueError: if both differ in length, or an option is out of range.
 
-    >>> bootstrap_ratio([2, 3, 1], [2, 3, 1])
+    >>> bootstrap_ratio([2, 3, 1, 4], [2, 3, 1, 4])
     Interval(mean=1.0, low=1.0, high=1.0)
     """
     _check(level, resamples)

@@ -178,6 +178,7 @@ def _write(
     depth = templates.grid.depth
     parts = in_file_order(chunks, templates.scan, depth, dtype="int16", last_first=last_first)
     index = 0
+    _check_replaceable(folder)
     with partial_folder(folder) as partial:
         for part in parts:
             for plane in np.moveaxis(part, -1, 0):
@@ -185,6 +186,16 @@ def _write(
                 dataset.save_as(partial / f"{index + 1:05d}.dcm", enforce_file_format=True)
                 index += 1
     return templates.uid
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise ValueError if there is anything but ``.dcm`` and hidden files in a folder."""
+    for item in path.iterdir() if path.is_dir() else [path] if path.exists() else []:
+        if item.is_dir() or (item.suffix != ".dcm" and not item.name.startswith(".")):
+            raise ValueError(
+                f"Expected nothing but the .dcm files of one series in {path}, which is to be "
+                f"replaced, got {item.name}; move it away."
+            )
 
 
 class _Templates:
