@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 from typing_extensions import Self
 
-__all__ = ["Configurable", "from_config", "import_class", "public_path", "to_config"]
+__all__ = ["Configurable", "from_config", "import_class", "public_path", "same_class", "to_config"]
 
 
 class Configurable:
@@ -119,3 +119,11 @@ def import_class(path: str) -> type[nn.Module]:
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise ValueError(f"Expected the class path of a torch.nn.Module, got {path!r}.")
     return cls
+
+
+def same_class(one: str | None, other: str | None) -> bool:
+    """Return whether two paths, such as mpunet.MPUNet and mpunet.models.MPUNet, name one class."""
+    try:
+        return import_class(str(one)) is import_class(str(other))
+    except ValueError:
+        return one == other

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mpunet.config import same_class
+
 __all__ = ["OF_TEST_CASES", "check_same", "flat", "merged_net"]
 
 # Arguments of the data module that concern test cases, but for their source.
@@ -66,7 +68,7 @@ def merged_net(
         {"class_path": net} if isinstance(net, str) else {**(net or {})} for net in (base, row)
     ]
     first, own = nets
-    if own.get("class_path", first.get("class_path")) != first.get("class_path"):
+    if not same_class(own.get("class_path", first.get("class_path")), first.get("class_path")):
         return own
     arguments = {**(first.get("init_args") or {}), **(own.get("init_args") or {})}
     return {**first, **own, "init_args": arguments}

@@ -25,7 +25,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from mpunet.cli.options import closest, translate
-from mpunet.config import Configurable, import_class
+from mpunet.config import Configurable, same_class
 from mpunet.data.datamodule import ThickThinDataModule
 from mpunet.inference.options import InferenceOptions
 from mpunet.inference.writer import ThinVolumeWriter
@@ -241,7 +241,7 @@ class MPUNetCLI(LightningCLI):
         if not self._given_net:
             self._set_network(self._weights)
         # config.yaml of a training has both, and its network is the one that was trained.
-        elif f"--init_from={init_from}" in self.words and _same_class(
+        elif f"--init_from={init_from}" in self.words and same_class(
             self._given_net.get("class_path"), self._weights.net["class_path"]
         ):
             self._set_network(self._weights)
@@ -298,7 +298,7 @@ class MPUNetCLI(LightningCLI):
         known = inside.get("init_args", {})
         named = any(re.match(r"--model\.net(\.class_path)?=(?!null$)", w) for w in self.words)
         wanted = self._given_net.get("class_path")
-        if named and not _same_class(wanted, inside["class_path"]):
+        if named and not same_class(wanted, inside["class_path"]):
             raise ValueError(
                 f"{path} is a checkpoint of {inside['class_path']}, but {wanted} was asked for. "
                 "Leave model.net out, or train such a network."
@@ -359,7 +359,7 @@ def _with_replaced_classes(words: Sequence[str]) -> list[str]:
     out = []
     for word in words:
         for part, path in _classes_in(word).items():
-            if part in classes and not _same_class(classes[part], path):
+            if part in classes and not same_class(classes[part], path):
                 out.append(f"--model.{part}=null")
             classes[part] = path
         out.append(word)
@@ -384,14 +384,6 @@ def _classes_in(word: str) -> dict[str, str]:
         for name, value in (model if isinstance(model, dict) else {}).items()
     }
     return {name: path for name, path in paths.items() if isinstance(path, str)}
-
-
-def _same_class(one: str | None, other: str | None) -> bool:
-    """Whether two paths, such as mpunet.MPUNet and mpunet.models.MPUNet, name the same class."""
-    try:
-        return import_class(str(one)) is import_class(str(other))
-    except ValueError:
-        return one == other
 
 
 def _no_advertisement(record: logging.LogRecord) -> bool:

@@ -64,8 +64,8 @@ def study(
         radius: largest distance in mm between a finding and the centre of the nodule that it hits;
             the radius of the nodule is used instead if it is larger.
         reference: condition that the others are compared with; by default the first one.
-        coordinates: coordinate system of all CSV files, read and written: RAS as in NIfTI, or LPS as in
-            DICOM.
+        coordinates: coordinate system of all CSV files, read and written: RAS as in NIfTI, or LPS
+            as in DICOM.
         min_score: lowest score in HU of the findings that the automatic reader reports.
         error_maps: CONDITION=FOLDER, where FOLDER is that of `mpunet predict --error_map`, to
             compare the findings of this condition with the error maps; writes error_places.csv.

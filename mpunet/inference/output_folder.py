@@ -75,11 +75,12 @@ def plan_output(
         for scan in (scans if error_maps else ())
     }
     folders = [scan for scan in scans if writes_dicom(scan, file_format)]
+    inputs = input_places(scans)
     problem = (
-        _overlap(output, scans, targets)
+        _overlap(output, scans, targets, inputs)
         or _template_overlap(output, scans, targets, dicom_from)
         or _nested(folders, targets)
-        or _error_overlap(scans, targets, maps)
+        or _error_overlap(targets, maps, inputs)
     )
     if problem is not None:
         return [], problem
@@ -119,9 +120,13 @@ def _with_templates(scans: Sequence[Scan], folder: str) -> list[Scan]:
     return [by_path.get(scan.relative, scan) for scan in scans]
 
 
-def _overlap(output: Path, scans: Sequence[Scan], targets: Mapping[Path, Path]) -> str | None:
+def _overlap(
+    output: Path,
+    scans: Sequence[Scan],
+    targets: Mapping[Path, Path],
+    inputs: Mapping[Path, Scan],
+) -> str | None:
     """Return why results in ``output`` would damage the input; None if they would not."""
-    inputs = input_places(scans)
     for scan in scans:
         if (lost := inputs.get(targets[scan.relative].resolve())) is not None:
             return (
@@ -139,10 +144,9 @@ def _overlap(output: Path, scans: Sequence[Scan], targets: Mapping[Path, Path]) 
 
 
 def _error_overlap(
-    scans: Sequence[Scan], targets: Mapping[Path, Path], maps: Mapping[Path, Path]
+    targets: Mapping[Path, Path], maps: Mapping[Path, Path], inputs: Mapping[Path, Scan]
 ) -> str | None:
     """Return why error maps would replace scans or results; None if they would not."""
-    inputs = input_places(scans) if maps else {}
     taken = _places([*targets.values(), *maps.values()])
     for name, path in maps.items():
         if path.resolve() in inputs or taken[path] > 1:
@@ -165,8 +169,9 @@ def _template_overlap(
             f"The output folder {output} is in the folder of templates {dicom_from}, where a later "
             "run would read results as templates."
         )
-    folders = {scan.template.folder.resolve() for scan in scans if scan.template is not None}
-    templates = {place for folder in folders for place in (folder, *folder.parents)}
+    templates = _places(
+        {scan.template.folder.resolve() for scan in scans if scan.template is not None}
+    )
     for scan in scans:
         path = targets[scan.relative]
         if path.resolve() in templates:

@@ -238,9 +238,10 @@ class ThinVolumeWriter(Callback):
         self._progress.close()
         complete = self._manifest.flush()
         summary = self._check.summary if self._check else None
-        results = gather((self._written, self.failures, self._warnings, complete, summary))
+        counts = (self._written, self.failures, self._warnings)
+        results = gather((*counts, complete, self.disk_full, summary))
         self.failures = sorted(failure for _, failures, *_ in results for failure in failures)
-        self.disk_full = any(gather(self.disk_full))
+        self.disk_full = any(r[4] for r in results)
         if not trainer.is_global_zero:
             return
         self._manifest.merge()
